@@ -1,0 +1,39 @@
+# Targets set up what they need; every environment lives in a folder that git ignores.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CPU_TORCH := torch==2.13.0
+
+.PHONY: demo test lint test-js test-npu comfyui clean
+
+demo: $(VENV)/base
+	$(BIN)/glm-image demo -o out/demo.png
+
+test: $(VENV)/test lint test-js
+	$(BIN)/python -m pytest -q
+
+lint: $(VENV)/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+test-js:
+	node --test tests/js/*.test.mjs
+
+test-npu:
+	$(PYTHON) tests/npu/run.py
+
+comfyui:
+	$(PYTHON) tools/comfyui.py
+
+$(VENV)/base: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q $(CPU_TORCH)
+	$(BIN)/python -m pip install -q -e .
+	touch $@
+
+$(VENV)/test: $(VENV)/base
+	$(BIN)/python -m pip install -q -e ".[test]"
+	touch $@
+
+clean:
+	rm -rf .venv .venv-npu .comfyui out
