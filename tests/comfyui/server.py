@@ -1,0 +1,117 @@
+"""A running ComfyUI and the few requests the tests make of it."""
+
+import json
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+from comfyui_glm_image.tools.comfyui import Install, make_base
+
+START_SECONDS = 180
+RUN_SECONDS = 600
+
+
+class PromptError(Exception):
+    """What ComfyUI said about a prompt: `text`, and the id of the node it said it at (None: the whole graph)."""
+
+    def __init__(self, text: str, node: str | None = None):
+        super().__init__(f"node {node}: {text}")
+        self.text = text
+        self.node = node
+
+
+class Server:
+    """ComfyUI on a free loopback port with this pack in it; `log` is everything it printed."""
+
+    def __init__(self, install: Install, base: Path):
+        self.version = install.version
+        self.base = make_base(base)
+        self.url = f"http://127.0.0.1:{_free_port()}"
+        self.log_file = base / "server.log"
+        command = install.command(base, int(self.url.rsplit(":", 1)[1]), "--cpu")
+        with self.log_file.open("w") as log:
+            self.process = subprocess.Popen(command, cwd=base, stdout=log, stderr=subprocess.STDOUT)
+        self._wait_until_up()
+
+    @property
+    def log(self) -> str:
+        return self.log_file.read_text()
+
+    def _wait_until_up(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline and self.process.poll() is None:
+            try:
+                self.get("/system_stats")
+                return
+            except urllib.error.URLError:
+                time.sleep(0.2)
+        self.stop()
+        raise RuntimeError(f"ComfyUI {self.version} did not start:\n{self.log[-3000:]}")
+
+    def stop(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+
+    def get(self, path: str):
+        return json.loads(self.fetch(path))
+
+    def fetch(self, path: str) -> bytes:
+        with urllib.request.urlopen(self.url + path, timeout=60) as response:
+            return response.read()
+
+    def post(self, path: str, body: dict) -> bytes:
+        data = json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return response.read()
+
+    def queue(self, prompt: dict, client: str = "tests") -> str:
+        """Queue a graph in API form; returns its id. A graph that ComfyUI refuses is a `PromptError`."""
+        try:
+            return json.loads(self.post("/prompt", {"prompt": prompt, "client_id": client}))["prompt_id"]
+        except urllib.error.HTTPError as error:
+            answer = json.loads(error.read())
+        for node, found in answer.get("node_errors", {}).items():
+            raise PromptError("; ".join(f"{e['message']}: {e['details']}" for e in found["errors"]), node)
+        raise PromptError(answer["error"]["message"])
+
+    def wait(self, prompt_id: str) -> dict:
+        """Outputs by node id of a queued prompt once it is done; an error or an interruption is a `PromptError`."""
+        deadline = time.monotonic() + RUN_SECONDS
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"ComfyUI ended:\n{self.log[-3000:]}")
+            entry = self.get(f"/history/{prompt_id}").get(prompt_id)
+            if entry:
+                return _outputs(entry)
+            time.sleep(0.1)
+        raise TimeoutError(f"prompt {prompt_id} is still running after {RUN_SECONDS} s")
+
+    def run(self, prompt: dict) -> dict:
+        return self.wait(self.queue(prompt))
+
+    def files(self, outputs: dict, node: str, kind: str = "images") -> list[Path]:
+        """Paths of what a save or preview node wrote."""
+        return [self.base / item["type"] / item["subfolder"] / item["filename"] for item in outputs[node][kind]]
+
+
+def _outputs(entry: dict) -> dict:
+    for event, data in entry["status"]["messages"]:
+        if event == "execution_error":
+            raise PromptError(data["exception_message"].strip(), data["node_id"])
+        if event == "execution_interrupted":
+            raise PromptError("interrupted", data["node_id"])
+    return entry["outputs"]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
