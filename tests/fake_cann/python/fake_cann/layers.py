@@ -1,0 +1,81 @@
+"""Matrix products, convolutions, normalisations and the fused operators of transformers."""
+
+import torch
+import torch.nn.functional as F
+
+from .table import Table, flag, optional, put, wide
+
+table = Table()
+kernel = table.kernel
+
+
+@kernel("Matmul", "Mm", "BatchMatMul", "Dot", "Mv")
+def matmul(x, y, out, *_):
+    put(out, wide(x) @ wide(y))
+
+
+@kernel("Addmm", "Baddbmm")
+def addmm(bias, x, y, beta, alpha, out, *_):
+    put(out, beta * wide(bias) + alpha * (wide(x) @ wide(y)))
+
+
+@kernel("Convolution")
+def convolution(x, weight, bias, stride, padding, dilation, transposed, output_padding, groups, out, *_):
+    bias = wide(optional(bias))
+    value = torch.convolution(
+        wide(x), wide(weight), bias, stride, padding, dilation, flag(transposed), output_padding, groups
+    )
+    put(out, value)
+
+
+@kernel("LayerNorm", "LayerNormWithImplMode", "FastLayerNorm", reals=True)
+def layer_norm(reals, x, shape, weight, bias, out, mean, deviation, *_):
+    y, m, r = torch.native_layer_norm(wide(x), shape, wide(optional(weight)), wide(optional(bias)), reals[0])
+    put(out, y)
+    if optional(mean) is not None:
+        put(mean, m)
+        put(deviation, r)
+
+
+@kernel("RmsNorm", reals=True)
+def rms_norm(reals, x, weight, out, deviation, *_):
+    r = (x.float().pow(2).mean(-1, keepdim=True) + reals[0]).rsqrt()
+    put(out, x.float() * r * weight.float())
+    put(deviation, r)
+
+
+@kernel("AddRmsNorm", reals=True)
+def add_rms_norm(reals, x, residual, weight, out, deviation, total, *_):
+    s = x.float() + residual.float()
+    r = (s.pow(2).mean(-1, keepdim=True) + reals[0]).rsqrt()
+    put(out, s * r * weight.float())
+    put(deviation, r)
+    put(total, s)
+
+
+@kernel("GroupNorm", reals=True)
+def group_norm(reals, x, weight, bias, batch, channels, size, groups, out, mean, deviation, *_):
+    y, m, r = torch.native_group_norm(
+        wide(x).contiguous(), wide(optional(weight)), wide(optional(bias)), batch, channels, size, groups, reals[0]
+    )
+    put(out, y)
+    put(mean, m)
+    put(deviation, r)
+
+
+@kernel("SwiGlu")
+def swiglu(x, dim, out, *_):
+    gate, up = wide(x).chunk(2, dim)
+    put(out, F.silu(gate) * up)
+
+
+@kernel("RotaryPositionEmbedding", "RotaryPositionEmbeddingV2")
+def rotary(x, cos, sin, mode, *rest):
+    """mode 0: the two halves are rotated against each other; mode 1: neighbouring elements."""
+    x32 = wide(x)
+    if mode & 0xFF == 0:
+        first, second = x32.chunk(2, -1)
+        turned = torch.cat([-second, first], -1)
+    else:
+        turned = torch.stack([-x32[..., 1::2], x32[..., ::2]], -1).flatten(-2)
+    put(rest[-1], x32 * wide(cos) + turned * wide(sin))
