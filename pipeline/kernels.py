@@ -1,0 +1,96 @@
+"""The tensor functions every model of this package is made of; the only home of attention, norm and rotary kernels.
+
+Each has a plain torch form. A device that has something faster registers it once with `use_forms`, and the models
+never know. Letters: `B` batch, `H` heads, `L` tokens, `D` head dim, `C` channels.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+_FORMS: dict[str, dict[str, Callable]] = {}  # device type -> public name -> that device's form
+_PLAIN: dict[str, Callable] = {}
+
+
+def use_forms(device_type: str, **forms: Callable) -> None:
+    """From now on run these functions of this module with `forms` for tensors of `device_type`; none resets it."""
+    unknown = forms.keys() - {"attention", "rms_norm", "rope", "swiglu", "gelu_tanh", "modulated_norm"}
+    if unknown:
+        raise ValueError(f"kernels have no function named {', '.join(sorted(unknown))}")
+    _FORMS[device_type] = forms
+
+
+def _form(name: str, x: torch.Tensor, plain: Callable) -> Callable:
+    return _FORMS.get(x.device.type, _PLAIN).get(name, plain)
+
+
+def attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None, scale: float | None = None
+) -> torch.Tensor:
+    """(B, H, L, D) queries over (B, H or fewer, Lk, D) keys and values -> (B, H, L, D).
+
+    `mask` is boolean, True where a key may be seen, and broadcasts to (B, H, L, Lk); None sees all. T5 passes its
+    float position bias there. `scale` defaults to 1/sqrt(D). Query heads share keys in consecutive groups.
+    """
+    return _form("attention", q, _attention)(q, k, v, mask, scale)
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """(..., C) -> (..., C) of unit root mean square times `weight` (C,)."""
+    return _form("rms_norm", x, _rms_norm)(x, weight, eps)
+
+
+def rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate channel i of (B, H, L, D) against channel i + R/2 by the float32 tables (..., L, R); R..D stay."""
+    form, rotary = _form("rope", x, _rope), cos.shape[-1]
+    if rotary == x.shape[-1]:
+        return form(x, cos, sin)
+    return torch.cat((form(x[..., :rotary], cos, sin), x[..., rotary:]), dim=-1)
+
+
+def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
+    """(..., 2C) fused gate and up projections -> (..., C) as silu(gate) * up."""
+    return _form("swiglu", gate_up, _swiglu)(gate_up)
+
+
+def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
+    """GELU by its tanh approximation."""
+    return _form("gelu_tanh", x, _gelu_tanh)(x)
+
+
+def modulated_norm(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, eps: float) -> torch.Tensor:
+    """Layer norm of (B, L, C) times `scale` plus `shift`, both (B or 1, C)."""
+    return _form("modulated_norm", x, _modulated_norm)(x, scale, shift, eps)
+
+
+def _attention(q, k, v, mask, scale):
+    grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped)
+
+
+def _rms_norm(x, weight, eps):
+    # Half types overflow when squared and lose digits in the mean; only the result is rounded.
+    wide = x.float()
+    return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+def _rope(x, cos, sin):
+    wide = x.float()  # positions in the thousands need float32 angles
+    low, high = wide.chunk(2, dim=-1)
+    return torch.addcmul(wide * cos, torch.cat((-high, low), dim=-1), sin).to(x.dtype)
+
+
+def _swiglu(gate_up):
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+def _gelu_tanh(x):
+    return F.gelu(x, approximate="tanh")
+
+
+def _modulated_norm(x, scale, shift, eps):
+    if scale.shape[0] == 1:  # one modulation for the batch is the norm's own affine part: one kernel, one rounding
+        return F.layer_norm(x, x.shape[-1:], scale[0], shift[0], eps)
+    return torch.addcmul(shift[:, None], F.layer_norm(x, x.shape[-1:], eps=eps), scale[:, None])
