@@ -1,0 +1,94 @@
+"""Reference images -> pixels for the vision tokenizer and for the VAE, of sizes that always agree.
+
+Follows transformers 5.23 `image_processing_pil_glm_image.py`: the ViT sees the image at half size in 16 px patches,
+so a token is 32 px of the (limited) image. What differs: the VAE's pixels are resized to exactly 32 px a token,
+where diffusers rounds them by another rule and fails; 16-bit images are scaled, not clipped; camera images are
+turned upright; tiny images are enlarged.
+Letters: h w grid of a reference.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from .config import ProcessorConfig
+from .errors import InputError
+from .geometry import TOKEN
+
+MAX_REFERENCE_ASPECT = 4
+
+
+@dataclass(frozen=True)
+class PreparedReference:
+    """`pixels` uint8 (32h, 32w, 3) for the VAE, `vit_pixels` float32 (3, 16h, 16w) normalised for the ViT."""
+
+    pixels: torch.Tensor
+    vit_pixels: torch.Tensor
+    grid: tuple[int, int]
+
+
+def prepare_reference(image: Image.Image, config: ProcessorConfig) -> PreparedReference:
+    """An image of any mode and size up to 4:1 -> its pixels for both encoders."""
+    if not isinstance(image, Image.Image):
+        raise InputError(f"a reference image must be a PIL image, got {type(image).__name__}")
+    image = to_rgb(image)
+    h, w = reference_grid(image.height, image.width, config)
+    patch = config.patch_size
+    half = image.resize((w * patch, h * patch), Image.Resampling(config.resample))
+    full = image.resize((w * TOKEN, h * TOKEN), Image.Resampling.LANCZOS)  # diffusers' filter
+    return PreparedReference(torch.from_numpy(np.array(full)), _normalise(half, config), (h, w))
+
+
+def reference_grid(height: int, width: int, config: ProcessorConfig) -> tuple[int, int]:
+    """Pixels of a reference -> (h, w) tokens, by the processor's rule."""
+    if max(height, width) > MAX_REFERENCE_ASPECT * min(height, width):
+        ratio = max(height, width) / min(height, width)
+        raise InputError(
+            f"reference image {width}x{height} is {ratio:.1f}:1, at most {MAX_REFERENCE_ASPECT}:1 is accepted; crop it"
+        )
+    patch = config.patch_size
+    shortest, longest = round(math.sqrt(config.min_pixels)), round(math.sqrt(config.max_pixels))
+    scale = max(1.0, shortest / min(height, width))
+    if max(height, width) * scale > longest:
+        scale = longest / max(height, width)
+    sides = [max(patch, round(side // 2 * scale / patch) * patch) for side in (height, width)]
+    if max(sides) > longest:  # unreachable at the release's limits; kept for a processor with narrow ones
+        shrink = max(sides) / longest
+        sides = [max(patch, math.floor(side / shrink / patch) * patch) for side in sides]
+    return sides[0] // patch, sides[1] // patch
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any PIL mode -> RGB: upright, transparency over white, 16 and 32 bits scaled to 8."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _to_eight_bits(image)
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """Greyscale of 16 or 32 bits, or floats in 0..1 or 0..255, -> 8 bits; the values tell their range."""
+    values = np.asarray(image).astype(np.float64)
+    if not np.isfinite(values).all():
+        raise InputError(f"a reference image of mode {image.mode} holds NaN or infinite pixels")
+    peak = values.max()
+    if image.mode == "F" and peak <= 1:
+        scale = 255.0
+    elif peak > 255 or image.mode.startswith("I;16"):
+        scale = 255 / 65535
+    else:
+        scale = 1.0
+    return Image.fromarray((values * scale).round().clip(0, 255).astype(np.uint8))
+
+
+def _normalise(image: Image.Image, config: ProcessorConfig) -> torch.Tensor:
+    values = np.asarray(image).astype(np.float32) * np.float32(config.rescale_factor)
+    values = (values - np.float32(config.image_mean)) / np.float32(config.image_std)
+    return torch.from_numpy(values.transpose(2, 0, 1).copy())

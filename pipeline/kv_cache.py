@@ -1,0 +1,64 @@
+"""The planner's keys and values, allocated once and written in place.
+
+Nothing is ever concatenated or moved: a step writes its token's keys at its own slot and reads the slots in use.
+A position is a Python int (eager: the read covers exactly the used slots) or a one-element tensor on the cache's
+device (captured graphs: the read covers a fixed length, and the caller masks the slots not written yet).
+Letters: B batch, L slots, D head dim.
+"""
+
+import torch
+
+from .config import TextConfig
+
+BUCKET = 256  # slots; a captured step exists once for every multiple of this that a plan passes through
+
+
+def bucket_length(used: int, capacity: int) -> int:
+    """The smallest multiple of `BUCKET` that holds `used` slots, or the whole capacity."""
+    return min(-(-used // BUCKET) * BUCKET, capacity)
+
+
+def cache_nbytes(config: TextConfig, batch: int, capacity: int, dtype: torch.dtype) -> int:
+    """Bytes that a cache of this size takes, for an estimate before anything is allocated."""
+    return (
+        2 * config.num_hidden_layers * batch * config.num_key_value_heads * capacity * config.head_dim * dtype.itemsize
+    )
+
+
+class KVCache:
+    """`keys` and `values` are (layers, B, kv_heads, L, D); slots from `length` on are free to be overwritten."""
+
+    def __init__(self, config: TextConfig, batch: int, capacity: int, *, dtype: torch.dtype, device: torch.device):
+        shape = (config.num_hidden_layers, batch, config.num_key_value_heads, capacity, config.head_dim)
+        # Zeros, not empty: a captured step reads masked slots, and 0 * NaN would leave the mask.
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+
+    @property
+    def batch(self) -> int:
+        return self.keys.shape[1]
+
+    @property
+    def capacity(self) -> int:
+        return self.keys.shape[3]
+
+    @property
+    def nbytes(self) -> int:
+        return self.keys.nbytes + self.values.nbytes
+
+    def update(
+        self, layer: int, keys: torch.Tensor, values: torch.Tensor, position: int | torch.Tensor, read: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write (B, kv_heads, n, D) from slot `position` on -> that layer's first `read` slots, as views."""
+        cached = self.keys[layer], self.values[layer]
+        for slots, new in zip(cached, (keys, values)):
+            if isinstance(position, int):
+                slots.narrow(2, position, new.shape[2]).copy_(new)
+            else:
+                slots.index_copy_(2, position, new)
+        return cached[0].narrow(2, 0, read), cached[1].narrow(2, 0, read)
+
+    def take_prefix(self, other: "KVCache", length: int) -> None:
+        """Copy the first `length` slots of another cache, repeating its one row over the batch if it has only one."""
+        self.keys[..., :length, :] = other.keys[..., :length, :]
+        self.values[..., :length, :] = other.values[..., :length, :]

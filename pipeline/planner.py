@@ -1,0 +1,196 @@
+"""The planner: a GLM language model over text and image tokens that lays an image out token by token.
+
+Follows transformers 5.23 `modeling_glm_image.py`; attribute names are the checkpoint's keys. What differs: keys and
+values live in a preallocated cache, one step of decoding is a function of its own without shapes or values read
+back, and q, k and v can share one product (`Planner.fuse`).
+Letters: B batch, L tokens, S cache slots read, H hidden size, D head dim, R rotary channels of a head.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from . import kernels
+from .config import RopeConfig, TextConfig, VisionLanguageConfig
+from .kv_cache import KVCache
+from .vision import VisionModel, VQModel
+
+
+class Attention(nn.Module):
+    def __init__(self, config: TextConfig, *, operations=nn, **factory):
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = (
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+        )
+        width, kv_width, bias = self.heads * self.head_dim, self.kv_heads * self.head_dim, config.attention_bias
+        self.q_proj = operations.Linear(config.hidden_size, width, bias=bias, **factory)
+        self.k_proj = operations.Linear(config.hidden_size, kv_width, bias=bias, **factory)
+        self.v_proj = operations.Linear(config.hidden_size, kv_width, bias=bias, **factory)
+        self.o_proj = operations.Linear(width, config.hidden_size, bias=False, **factory)
+        self._fused: tuple[torch.Tensor, torch.Tensor | None] | None = None
+
+    def forward(self, x, cos, sin, mask, cache: KVCache, layer: int, position, read: int) -> torch.Tensor:
+        """(B, L, H) -> (B, L, H); keys and values go into the cache from slot `position` on, `read` slots are seen."""
+        batch, length, _ = x.shape
+        qk, v = self._project(x)
+        qk = _partial_rope(qk.view(batch, length, -1, self.head_dim).transpose(1, 2), cos, sin)
+        v = v.view(batch, length, self.kv_heads, self.head_dim).transpose(1, 2)
+        q, k = qk.split((self.heads, self.kv_heads), dim=1)
+        k, v = cache.update(layer, k, v, position, read)
+        if length == 1:
+            # Query heads that share a key head become queries of one head: keys are read once and never repeated.
+            q = q.reshape(batch, self.kv_heads, -1, self.head_dim)
+            return self.o_proj(kernels.attention(q, k, v, mask).reshape(batch, 1, -1))
+        out = kernels.attention(q, k, v, mask)
+        return self.o_proj(out.transpose(1, 2).reshape(batch, length, -1))
+
+    def _project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, L, H) -> queries and keys side by side, values."""
+        kv_width = self.kv_heads * self.head_dim
+        if self._fused is not None:
+            qkv = F.linear(x, *self._fused)
+            return qkv.split((qkv.shape[-1] - kv_width, kv_width), dim=-1)
+        return torch.cat((self.q_proj(x), self.k_proj(x)), dim=-1), self.v_proj(x)
+
+    def fuse(self) -> None:
+        """Join the three projections' weights; the layers' own parameters become views, so no memory is added."""
+        layers = (self.q_proj, self.k_proj, self.v_proj)
+        joined = {}
+        for name in ("weight", "bias"):
+            parts = [getattr(layer, name) for layer in layers]
+            joined[name] = None if parts[0] is None else torch.cat([part.detach() for part in parts])
+            if parts[0] is None:
+                continue
+            for layer, view in zip(layers, joined[name].split([len(part) for part in parts])):
+                setattr(layer, name, nn.Parameter(view, requires_grad=False))
+        self._fused = joined["weight"], joined["bias"]
+
+    def _apply(self, function, recurse=True):
+        self._fused = None  # moving or casting gives the layers weights of their own again
+        return super()._apply(function, recurse)
+
+
+class MLP(nn.Module):
+    def __init__(self, config: TextConfig, *, operations=nn, **factory):
+        super().__init__()
+        self.gate_up_proj = operations.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False, **factory)
+        self.down_proj = operations.Linear(config.intermediate_size, config.hidden_size, bias=False, **factory)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(kernels.swiglu(self.gate_up_proj(x)))
+
+
+class DecoderLayer(nn.Module):
+    """Norms before and after both halves (a sandwich)."""
+
+    def __init__(self, config: TextConfig, *, operations=nn, **factory):
+        super().__init__()
+        self.self_attn = Attention(config, operations=operations, **factory)
+        self.mlp = MLP(config, operations=operations, **factory)
+        self.input_layernorm = _norm(config, operations, factory)
+        self.post_attention_layernorm = _norm(config, operations, factory)
+        self.post_self_attn_layernorm = _norm(config, operations, factory)
+        self.post_mlp_layernorm = _norm(config, operations, factory)
+
+    def forward(self, x: torch.Tensor, *attention_arguments) -> torch.Tensor:
+        x = x + self.post_self_attn_layernorm(self.self_attn(self.input_layernorm(x), *attention_arguments))
+        return x + self.post_mlp_layernorm(self.mlp(self.post_attention_layernorm(x)))
+
+
+class LanguageModel(nn.Module):
+    def __init__(self, config: TextConfig, *, operations=nn, **factory):
+        super().__init__()
+        self.embed_tokens = operations.Embedding(config.vocab_size, config.hidden_size, **factory)
+        self.layers = nn.ModuleList(
+            DecoderLayer(config, operations=operations, **factory) for _ in range(config.num_hidden_layers)
+        )
+        self.norm = _norm(config, operations, factory)
+
+    def forward(self, ids, cos, sin, mask, cache: KVCache, position: int | torch.Tensor, read: int) -> torch.Tensor:
+        """(B, L) token ids, rotary tables (B, 1, L, R) -> (B, L, H) hidden states."""
+        x = self.embed_tokens(ids)
+        for i, layer in enumerate(self.layers):
+            x = layer(x, cos, sin, mask, cache, i, position, read)
+        return self.norm(x)
+
+
+class PlannerModel(nn.Module):
+    def __init__(self, config: VisionLanguageConfig, *, operations=nn, **factory):
+        super().__init__()
+        self.visual = VisionModel(config.vision_config, operations=operations, **factory)
+        self.language_model = LanguageModel(config.text_config, operations=operations, **factory)
+        self.vqmodel = VQModel(config.vq_config, operations=operations, **factory)
+
+
+class Planner(nn.Module):
+    """`vision_language_encoder/` as a whole: language model, vision tokenizer and the head over image tokens."""
+
+    def __init__(self, config: VisionLanguageConfig, *, operations=nn, dtype=None, device=None):
+        super().__init__()
+        self.config = config
+        factory = {"dtype": dtype, "device": device}
+        text = config.text_config
+        self.model = PlannerModel(config, operations=operations, **factory)
+        self.lm_head = operations.Linear(text.hidden_size, text.vision_vocab_size, bias=False, **factory)
+
+    def forward(
+        self,
+        ids: torch.Tensor,
+        tables: tuple[torch.Tensor, torch.Tensor],
+        mask: torch.Tensor | None,
+        cache: KVCache,
+        position: int | torch.Tensor,
+        read: int,
+    ) -> torch.Tensor:
+        """(B, L) ids at slots from `position` on -> (B, vision vocabulary) logits after the last of them.
+
+        `mask` is boolean and broadcasts to (B, heads, L, read); None sees all `read` slots. `tables` come from
+        `rope_tables`. One token with a tensor `position` has static shapes and no host sync.
+        """
+        hidden = self.model.language_model(ids, *tables, mask, cache, position, read)
+        return self.lm_head(hidden[:, -1])
+
+    def new_cache(self, batch: int, capacity: int, device: torch.device | str) -> KVCache:
+        """An empty cache in the dtype of the hidden states, which is the norms' (never a quantised one)."""
+        dtype = self.model.language_model.norm.weight.dtype
+        return KVCache(self.config.text_config, batch, capacity, dtype=dtype, device=device)
+
+    def rope_tables(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(3, B, L) positions -> cos and sin (B, 1, L, R) on the positions' device."""
+        return rope_tables(positions, self.config.text_config.head_dim, self.config.text_config.rope_parameters)
+
+    def tokenize_image(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(3, 16h, 16w) normalised pixels -> (h*w,) codebook ids."""
+        return self.model.vqmodel(self.model.visual(pixels))
+
+    def fuse(self) -> bool:
+        """Compute q, k and v in one product from now on; False where layers are not plain torch ones."""
+        blocks = [layer.self_attn for layer in self.model.language_model.layers]
+        plain = all(type(p) is nn.Linear for block in blocks for p in (block.q_proj, block.k_proj, block.v_proj))
+        if plain:
+            for block in blocks:
+                block.fuse()
+        return plain
+
+
+def rope_tables(positions: torch.Tensor, head_dim: int, rope: RopeConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """(3, B, L) positions in time, row and column -> float32 cos and sin (B, 1, L, R), each section from its axis."""
+    rotary = int(head_dim * rope.partial_rotary_factor)
+    exponents = torch.arange(0, rotary, 2, dtype=torch.float32, device=positions.device) / rotary
+    angles = positions[..., None].float() * (1.0 / rope.rope_theta**exponents)
+    sections = angles.split(rope.mrope_section, dim=-1)
+    angles = torch.cat([section[axis] for axis, section in enumerate(sections)], dim=-1)
+    angles = torch.cat((angles, angles), dim=-1)[:, None]
+    return angles.cos(), angles.sin()
+
+
+def _partial_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate the first R channels of (B, heads, L, D), pass the others."""
+    rotary = cos.shape[-1]
+    return torch.cat((kernels.rope(x[..., :rotary], cos, sin), x[..., rotary:]), dim=-1)
+
+
+def _norm(config: TextConfig, operations, factory: dict) -> nn.Module:
+    return operations.RMSNorm(config.hidden_size, eps=config.rms_norm_eps, **factory)

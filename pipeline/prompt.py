@@ -1,0 +1,326 @@
+"""Prompt -> token ids and positions for the planner, quoted texts -> byte ids for the glyph encoder.
+
+Follows transformers 5.23 `processing_glm_image.py` and diffusers 0.42.1 `pipeline_glm_image.py`.
+Letters: L prompt tokens, h w full grid, ph pw preview grid, p next free position.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+import jinja2.ext
+import jinja2.sandbox
+import torch
+from tokenizers import Tokenizer
+
+from .config import VisionLanguageConfig, read_json
+from .errors import CheckpointError, InputError
+
+Grid = tuple[int, int]
+CONTROL_TOKENS = ("image_token", "grid_bos_token", "grid_eos_token", "bos_token", "eos_token")
+
+BYTE_OFFSET = 3  # ByT5: 0 pad, 1 end, 2 unknown, then the bytes
+GLYPH_PAD, GLYPH_END = 0, 1
+MAX_GLYPH_IDS = 2048  # the reference cuts every text here
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """One prompt: `ids` (L,) int64 with the image token wherever a reference's token goes, `positions` (3, L)."""
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    next_position: int
+
+
+class PromptEncoder:
+    """The checkpoint's `processor/` without its image half: chat template, tokenizer and the names of control tokens.
+
+    `control` holds the spelling of each of `CONTROL_TOKENS`; "bos_token" starts an image.
+    """
+
+    def __init__(self, folder: Path, config: VisionLanguageConfig):
+        self.config = config
+        self.tokenizer = _read_tokenizer(folder / "tokenizer.json")
+        path = folder / "tokenizer_config.json"
+        settings = read_json(path)
+        self.names = _token_names(settings)
+        missing = [name for name in CONTROL_TOKENS if name not in self.names]
+        if missing:
+            raise CheckpointError(f"{path}: key {', '.join(map(repr, missing))} is missing")
+        self.control = {name: self.names[name] for name in CONTROL_TOKENS}
+        self.template_path, source = _find_template(folder, settings)
+        self.template = _compile_template(source, self.template_path)
+
+    def render(self, prompt: str, references: int = 0) -> str:
+        """The chat template around a prompt and its reference images, one image token each."""
+        content = [{"type": "image"}] * references + [{"type": "text", "text": prompt}]
+        try:
+            return self.template.render(
+                messages=[{"role": "user", "content": content}],
+                tools=None,
+                documents=None,
+                add_generation_prompt=False,
+                **self.names,
+            )
+        except jinja2.TemplateError as error:
+            raise CheckpointError(f"{self.template_path} cannot be rendered: {error}") from None
+
+    def encode(
+        self, prompt: str, grid: Grid, preview: Grid | None = None, references: Sequence[Grid] = ()
+    ) -> EncodedPrompt:
+        """Prompt, target grid and reference grids -> ids up to the image start token, after which planning begins."""
+        self.check(prompt)
+        text = self.render(prompt, len(references))
+        special = not text.startswith(self.control["bos_token"])
+        text += self._grid_tag(grid) + (self._grid_tag(preview) if preview else "") + self.control["bos_token"]
+        ids = self.tokenizer.encode(text, add_special_tokens=special).ids
+        if ids.count(self.config.image_token_id) != len(references):
+            raise CheckpointError(
+                f"{self.template_path} renders {ids.count(self.config.image_token_id)} image tokens for "
+                f"{len(references)} reference images; is processor/ of this checkpoint complete?"
+            )
+        return _place(ids, references, self.config.image_token_id)
+
+    def check(self, prompt: str) -> None:
+        """Refuse what cannot be a prompt: other types, control tokens of the model, text that is not Unicode."""
+        if not isinstance(prompt, str):
+            raise InputError(f"a prompt must be a string, got {type(prompt).__name__}")
+        found = [name for name in self.control.values() if name in prompt]
+        if found:
+            raise InputError(f"the prompt contains {found[0]}, a control token of the model; remove it")
+        _utf8(prompt)
+
+    def _grid_tag(self, grid: Grid) -> str:
+        return f"{self.control['grid_bos_token']}{grid[0]} {grid[1]}{self.control['grid_eos_token']}"
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """Prompts padded on the left to one length, ready for `generate.prefill`.
+
+    `ids` (B, L) int64; `mask` (B, L) bool, False on padding; `positions` (3, B, L); `decode_positions` (3, B, N) of
+    the N tokens to plan, grid after grid; `grids` in the order they are planned: preview first, the full grid last.
+    """
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+    positions: torch.Tensor
+    decode_positions: torch.Tensor
+    grids: tuple[Grid, ...]
+
+    @property
+    def padded(self) -> bool:
+        return not bool(self.mask.all())
+
+
+def collate(
+    prompts: Sequence[EncodedPrompt],
+    grid: Grid,
+    preview: Grid | None,
+    config: VisionLanguageConfig,
+    reference_ids: Sequence[torch.Tensor] = (),
+) -> PromptBatch:
+    """Encoded prompts of one target -> a batch on the CPU; `reference_ids` (h*w,) take the image tokens' places."""
+    grids = (preview, grid) if preview else (grid,)
+    length = max(len(prompt.ids) for prompt in prompts)
+    _check_length(length, grids, config.text_config.max_position_embeddings)
+    ids = torch.full((len(prompts), length), config.text_config.pad_token_id)
+    mask = torch.zeros(ids.shape, dtype=torch.bool)
+    positions = torch.zeros((3, *ids.shape), dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        start = length - len(prompt.ids)
+        ids[row, start:] = _fill_references(prompt.ids, reference_ids, config.image_token_id)
+        mask[row, start:] = True
+        positions[:, row, start:] = prompt.positions
+    decode = torch.stack([_decode_positions(prompt.next_position, grids) for prompt in prompts], dim=1)
+    return PromptBatch(ids, mask, positions, decode, grids)
+
+
+def _check_length(length: int, grids: Sequence[Grid], limit: int) -> None:
+    planned = sum(h * w for h, w in grids)
+    if length + planned > limit:
+        raise InputError(
+            f"the prompt has {length} tokens and the image {planned}, the planner takes {limit} in all; "
+            "shorten the prompt, use fewer or smaller reference images, or a smaller size"
+        )
+
+
+def _place(ids: list[int], references: Sequence[Grid], image_token_id: int) -> EncodedPrompt:
+    """Expand each image token to its grid and count positions: text on all three axes, a grid at (p, p+row, p+col)."""
+    out, positions, p, remaining = [], [], 0, iter(references)
+    for token in ids:
+        if token == image_token_id:
+            h, w = next(remaining)
+            out.append(torch.full((h * w,), image_token_id))
+            positions.append(grid_positions(p, (h, w)))
+            p += max(h, w)
+        else:
+            out.append(torch.tensor([token]))
+            positions.append(torch.full((3, 1), p))
+            p += 1
+    return EncodedPrompt(torch.cat(out), torch.cat(positions, dim=1), p)
+
+
+def grid_positions(start: int, grid: Grid) -> torch.Tensor:
+    """(3, h*w) positions of a grid's tokens in time, row and column."""
+    h, w = grid
+    rows, columns = torch.arange(h).repeat_interleave(w), torch.arange(w).repeat(h)
+    return start + torch.stack((torch.zeros_like(rows), rows, columns))
+
+
+def _decode_positions(start: int, grids: Sequence[Grid]) -> torch.Tensor:
+    parts = []
+    for grid in grids:
+        parts.append(grid_positions(start, grid))
+        start += max(grid)
+    return torch.cat(parts, dim=1)
+
+
+def _fill_references(ids: torch.Tensor, reference_ids: Sequence[torch.Tensor], image_token_id: int) -> torch.Tensor:
+    if not reference_ids:
+        return ids
+    return ids.masked_scatter(ids == image_token_id, torch.cat(list(reference_ids)))
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        bad = text[error.start]
+        raise InputError(f"character {error.start} ({bad!r}) is half of a surrogate pair; enter it again") from None
+
+
+def _read_tokenizer(path: Path) -> Tokenizer:
+    if "model" not in read_json(path):  # the library's own errors do not name the file
+        raise CheckpointError(f"{path}: key 'model' is missing; is this a tokenizer?")
+    return Tokenizer.from_file(str(path))
+
+
+def _token_names(settings: dict) -> dict[str, str]:
+    """Named special tokens of `tokenizer_config.json`, at its top level or in the dictionaries some releases use."""
+    found = {}
+    for key in ("model_specific_special_tokens", "extra_special_tokens"):
+        if isinstance(settings.get(key), dict):
+            found |= settings[key]
+    found |= {key: value for key, value in settings.items() if key.endswith("_token")}
+    texts = {key: value["content"] if isinstance(value, dict) else value for key, value in found.items()}
+    return {key: value for key, value in texts.items() if isinstance(value, str)}
+
+
+def _find_template(folder: Path, settings: dict) -> tuple[Path, str]:
+    path = folder / "chat_template.jinja"
+    if path.exists():
+        return path, path.read_text(encoding="utf-8")
+    for name in ("chat_template.json", "processor_config.json"):
+        if (folder / name).exists() and "chat_template" in read_json(folder / name):
+            return folder / name, read_json(folder / name)["chat_template"]
+    if "chat_template" in settings:
+        return folder / "tokenizer_config.json", settings["chat_template"]
+    raise CheckpointError(f"{path} is missing; is the download complete?")
+
+
+def _compile_template(source: str, path: Path) -> jinja2.Template:
+    """Templates come with checkpoints and are untrusted: sandboxed, and set up as transformers sets them up."""
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_template_error
+    try:
+        return environment.from_string(source)
+    except jinja2.TemplateError as error:
+        raise CheckpointError(f"{path} is not a template: {error}") from None
+
+
+def _to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_template_error(message: str):
+    raise jinja2.TemplateError(message)
+
+
+# Texts to draw ---------------------------------------------------------------------------------------------------
+
+# In this order, and only these styles: diffusers' `get_glyph_texts`, with which the decoder's texts must agree.
+REFERENCE_QUOTES = (r"'([^']*)'", "\u201c([^\u201c\u201d]*)\u201d", r'"([^"]*)"', "「([^「」]*)」")
+QUOTES = {"'": "'", '"': '"', "‘": "’", "“": "”", "„": "“”", "「": "」", "『": "』", "«": "»"}
+LAST_SPACED_SCRIPT = "\u0590"  # Latin, Greek, Cyrillic and Armenian lie below: only they have apostrophes
+
+
+def glyph_texts(prompt: str, mode: str = "reference") -> list[str]:
+    """The quoted strings of a prompt, which are the texts to draw.
+
+    "reference" is what diffusers does, faults included: an apostrophe opens a string, ‘’ 『』 «» are not read, and
+    strings come style by style. "prompt_order" reads apostrophes and all quote styles, in the prompt's order.
+    """
+    if mode == "reference":
+        return [text for pattern in REFERENCE_QUOTES for text in re.findall(pattern, prompt)]
+    if mode == "prompt_order":
+        return _quoted(prompt)
+    raise InputError(f"glyph_mode {mode!r} is not known; use 'reference' or 'prompt_order'")
+
+
+def _quoted(prompt: str) -> list[str]:
+    """Outermost quoted strings from left to right; a quote that never closes is read as plain text."""
+    texts, i = [], 0
+    while i < len(prompt):
+        end = _closing(prompt, i) if _opens(prompt, i) else None
+        if end is None:
+            i += 1
+            continue
+        texts.append(prompt[i + 1 : end])
+        i = end + 1
+    return [text for text in texts if text.strip()]
+
+
+def _opens(prompt: str, i: int) -> bool:
+    quote, before = prompt[i], prompt[i - 1 : i]
+    if quote == "'":
+        return not _in_word(before)
+    if quote == '"':
+        return not before.isdigit()  # 5" is five inches
+    return quote in QUOTES
+
+
+def _closing(prompt: str, start: int) -> int | None:
+    """Index of the quote that closes the one at `start`; quotes of the same style may nest."""
+    opener, closers, depth = prompt[start], QUOTES[prompt[start]], 1
+    for i in range(start + 1, len(prompt)):
+        if prompt[i] in closers and not _is_apostrophe(prompt, i):
+            depth -= 1
+        elif prompt[i] == opener and opener not in closers:
+            depth += 1
+        if depth == 0:
+            return i
+    return None
+
+
+def _is_apostrophe(prompt: str, i: int) -> bool:
+    """Whether the mark at `i` belongs to a word: it's, rock 'n roll, the '90s."""
+    return prompt[i] in "'’" and _in_word(prompt[i + 1 : i + 2])
+
+
+def _in_word(character: str) -> bool:
+    return character.isalnum() and character < LAST_SPACED_SCRIPT
+
+
+def glyph_ids(text: str) -> list[int]:
+    """UTF-8 bytes + 3 and the end id, cut as the reference cuts."""
+    return [byte + BYTE_OFFSET for byte in _utf8(text)[: MAX_GLYPH_IDS - 1]] + [GLYPH_END]
+
+
+def glyph_batch(texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Texts of one image -> (n, L) ids and boolean mask for the glyph encoder; no text is one empty text.
+
+    The reference puts (n + 1) % 2 pad ids before every text, and lets the encoder see them.
+    """
+    texts = list(texts) or [""]
+    rows = [torch.tensor([GLYPH_PAD] * ((len(texts) + 1) % 2) + glyph_ids(text)) for text in texts]
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=GLYPH_PAD)
+    mask = torch.arange(ids.shape[1]) < torch.tensor([[len(row)] for row in rows])
+    return ids, mask
