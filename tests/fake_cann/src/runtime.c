@@ -120,14 +120,14 @@ int aclrtDeviceCanAccessPeer(int32_t *can, int32_t device, int32_t peer) {
 
 /* ---- memory ---- */
 
-/* Precedes every allocation; a list of them finds the device that owns an address. */
-struct block {
+/* A range of addresses of one device. */
+struct range {
+    char *start;
     size_t bytes;
     int device;
-    struct block *next;
-    char padding[512 - sizeof(size_t) - 2 * sizeof(void *)];
+    struct range *next;
 };
-static struct block *blocks;
+static struct range *ranges;
 
 static size_t device_bytes(void) {
     return (size_t)env_int("FAKE_CANN_MEMORY_MB", 65536) << 20;
@@ -150,22 +150,45 @@ static void *lazy_pages(size_t bytes) {
     return address == MAP_FAILED ? NULL : address;
 }
 
+/* Address space of the current device, without an account; NULL when there is none. */
+static void *add_range(size_t bytes) {
+    struct range *range = malloc(sizeof *range);
+    *range = (struct range){lazy_pages(bytes), bytes, device_or_first(), NULL};
+    if (!range->start) {
+        free(range);
+        return NULL;
+    }
+    pthread_mutex_lock(&memory_lock);
+    range->next = ranges;
+    ranges = range;
+    pthread_mutex_unlock(&memory_lock);
+    return range->start;
+}
+
+/* Gives the addresses back; `accounted` bytes of them were taken from the device's memory. */
+static void remove_range(void *start, int accounted) {
+    struct range *range, **link;
+    pthread_mutex_lock(&memory_lock);
+    for (link = &ranges; *link && (*link)->start != start; link = &(*link)->next)
+        ;
+    range = *link;
+    if (range) {
+        *link = range->next;
+        if (accounted)
+            used_bytes[range->device] -= range->bytes;
+    }
+    pthread_mutex_unlock(&memory_lock);
+    if (range)
+        munmap(range->start, range->bytes);
+    free(range);
+}
+
 int aclrtMalloc(void **address, size_t bytes, int policy) {
-    struct block *block;
     (void)policy;
     if (!reserve(bytes))
         return ACL_ERROR_RT_MEMORY_ALLOCATION;
-    block = lazy_pages(bytes + sizeof *block);
-    if (!block)
-        return ACL_ERROR_RT_MEMORY_ALLOCATION;
-    block->bytes = bytes;
-    block->device = device_or_first();
-    pthread_mutex_lock(&memory_lock);
-    block->next = blocks;
-    blocks = block;
-    pthread_mutex_unlock(&memory_lock);
-    *address = block + 1;
-    return ACL_OK;
+    *address = add_range(bytes);
+    return *address ? ACL_OK : ACL_ERROR_RT_MEMORY_ALLOCATION;
 }
 
 int aclrtMallocAlign32(void **address, size_t bytes, int policy) {
@@ -173,28 +196,18 @@ int aclrtMallocAlign32(void **address, size_t bytes, int policy) {
 }
 
 int aclrtFree(void *address) {
-    struct block *block = (struct block *)address - 1, **link;
-    if (!address)
-        return ACL_OK;
-    pthread_mutex_lock(&memory_lock);
-    for (link = &blocks; *link && *link != block; link = &(*link)->next)
-        ;
-    if (*link)
-        *link = block->next;
-    used_bytes[block->device] -= block->bytes;
-    pthread_mutex_unlock(&memory_lock);
-    munmap(block, block->bytes + sizeof *block);
+    remove_range(address, 1);
     return ACL_OK;
 }
 
 /* The device whose memory holds the address, or -1 for host memory. */
 int fake_cann_owner(const char *address) {
     int device = -1;
-    struct block *block;
+    struct range *range;
     pthread_mutex_lock(&memory_lock);
-    for (block = blocks; block && device < 0; block = block->next)
-        if (address >= (char *)(block + 1) && address < (char *)(block + 1) + block->bytes)
-            device = block->device;
+    for (range = ranges; range && device < 0; range = range->next)
+        if (address >= range->start && address < range->start + range->bytes)
+            device = range->device;
     pthread_mutex_unlock(&memory_lock);
     return device;
 }
@@ -215,11 +228,41 @@ int aclrtFreeHost(void *address) {
     return ACL_OK;
 }
 
-/* Virtual memory (expandable segments): not offered; torch_npu then uses aclrtMalloc. */
+/* Virtual memory (expandable segments): addresses are reserved at once, the account is charged for physical memory. */
 int aclrtReserveMemAddress(void **address, size_t bytes, size_t alignment, void *expected, uint64_t flags) {
-    (void)address, (void)bytes, (void)alignment, (void)expected, (void)flags;
-    set_error("the stand-in has no virtual memory: leave expandable_segments off");
-    return ACL_ERROR_RT_FEATURE_NOT_SUPPORT;
+    (void)alignment, (void)expected, (void)flags;
+    *address = add_range(bytes);
+    return *address ? ACL_OK : ACL_ERROR_RT_MEMORY_ALLOCATION;
+}
+
+int aclrtReleaseMemAddress(void *address) {
+    remove_range(address, 0);
+    return ACL_OK;
+}
+
+struct physical {
+    size_t bytes;
+    int device;
+};
+
+int aclrtMallocPhysical(void **handle, size_t bytes, const void *properties, uint64_t flags) {
+    struct physical *physical;
+    (void)properties, (void)flags;
+    if (!reserve(bytes))
+        return ACL_ERROR_RT_MEMORY_ALLOCATION;
+    physical = malloc(sizeof *physical);
+    *physical = (struct physical){bytes, device_or_first()};
+    *handle = physical;
+    return ACL_OK;
+}
+
+int aclrtFreePhysical(void *handle) {
+    struct physical *physical = handle;
+    pthread_mutex_lock(&memory_lock);
+    used_bytes[physical->device] -= physical->bytes;
+    pthread_mutex_unlock(&memory_lock);
+    free(physical);
+    return ACL_OK;
 }
 
 /* ---- copies ---- */
@@ -393,6 +436,8 @@ int aclrtGetStreamOverflowSwitch(void *stream, uint32_t *flag) {
 /* In the x86-64 ABI a function may ignore its arguments, so one definition does for all of these. */
 #define ACCEPT(name) int name(void) { return ACL_OK; }
 ACCEPT(aclFinalize)
+ACCEPT(aclrtMapMem)
+ACCEPT(aclrtUnmapMem)
 ACCEPT(aclrtResetDevice)
 ACCEPT(aclrtDeviceEnablePeerAccess)
 ACCEPT(aclrtDestroyStream)
