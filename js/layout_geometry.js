@@ -237,6 +237,8 @@ export function regionSize(region, pageWidth, pageHeight) {
   return fittingSize(text.replace(/\s+/g, ""), height, width, (line) => LINE_HEIGHT * [...line].length)
 }
 
+export const isColor = (text) => /^#[0-9a-f]{6}$/i.test(text)
+
 // ---- what is wrong with a layout: [{ index, why }], index -1 for the whole ----
 
 export function problems(regions, pageWidth, pageHeight) {
