@@ -1,0 +1,512 @@
+"""The diffusion transformer: latents, glyphs and prior tokens -> the velocity of the latents.
+
+Follows diffusers `transformer_glm_image.py` v0.42.1. It differs in when things are computed: `prepare` does once a
+run what does not depend on the step (glyph and prior projections, rotary tables, masks), `modulations` does once a
+schedule what depends on the timestep only, `step` does the rest. Masks are boolean. Text and image tokens share one
+matrix product wherever they share weights.
+Letters: B batch, L glyph tokens, N image tokens (patches), H heads, D head dim, C = H*D channels, h w patch grid.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .config import DitConfig
+from .geometry import LATENT
+from .kernels import attention, gelu_tanh, modulated_norm, rope
+
+EPS = 1e-5  # of every norm here; the reference fixes it in code
+THETA = 10000.0
+
+
+@dataclass(frozen=True)
+class ReferenceCache:
+    """Keys and values of reference images, a (B, H, tokens, D) pair a layer; B is 1 where all rows share them.
+
+    `mask` is boolean (B, tokens), False where a row has no token; None when every row has all.
+    """
+
+    keys: list[torch.Tensor]
+    values: list[torch.Tensor]
+    mask: torch.Tensor | None = None
+
+    @property
+    def tokens(self) -> int:
+        return self.keys[0].shape[2]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for t in (*self.keys, *self.values))
+
+    @property
+    def shown(self) -> torch.Tensor:
+        """`mask`, spelled out when it is None."""
+        keys = self.keys[0]
+        return keys.new_ones(keys.shape[0], self.tokens, dtype=torch.bool) if self.mask is None else self.mask
+
+    @classmethod
+    def join(cls, caches: list["ReferenceCache"]) -> "ReferenceCache":
+        """Several references of the same rows, one after the other."""
+        keys = [torch.cat(layer, dim=2) for layer in zip(*(c.keys for c in caches))]
+        values = [torch.cat(layer, dim=2) for layer in zip(*(c.values for c in caches))]
+        unmasked = all(c.mask is None for c in caches)
+        return cls(keys, values, None if unmasked else torch.cat([c.shown for c in caches], dim=1))
+
+    @classmethod
+    def stack(cls, caches: list["ReferenceCache"]) -> "ReferenceCache":
+        """One cache a row -> the cache of a batch, padded and masked where rows differ in length."""
+        pads = [max(c.tokens for c in caches) - c.tokens for c in caches]
+
+        def stacked(layer):
+            return torch.cat([F.pad(t, (0, 0, 0, pad)) for t, pad in zip(layer, pads)])
+
+        keys = [stacked(layer) for layer in zip(*(c.keys for c in caches))]
+        values = [stacked(layer) for layer in zip(*(c.values for c in caches))]
+        if not any(pads) and all(c.mask is None for c in caches):
+            return cls(keys, values)
+        return cls(keys, values, torch.cat([F.pad(c.shown, (0, pad)) for c, pad in zip(caches, pads)]))
+
+
+@dataclass(frozen=True)
+class Context:
+    """What one run of the decoder keeps between steps; made by `Dit.prepare`.
+
+    `glyphs` (B, L, C) and `prior` (B or 1, N or 1, C) are projected; `cos`, `sin` are float32 (L + N, D), the
+    identity for glyph tokens; `mask` is boolean and broadcasts to (B, 1, L + N, keys), None when all see all.
+    """
+
+    glyphs: torch.Tensor
+    prior: torch.Tensor
+    grid: tuple[int, int]
+    cos: torch.Tensor
+    sin: torch.Tensor
+    mask: torch.Tensor | None = None
+    glyph_mask: torch.Tensor | None = None
+    glyph_visible: torch.Tensor | None = None
+    references: ReferenceCache | None = None
+
+    def reference(self, layer: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        return self.references and (self.references.keys[layer], self.references.values[layer])
+
+
+@dataclass(frozen=True)
+class Modulations:
+    """Scales, shifts and gates of every layer for S timesteps: `layers[i]` (S, 12, C), `out` (S, 2, C)."""
+
+    layers: list[torch.Tensor]
+    out: torch.Tensor
+
+    def __getitem__(self, step: int) -> "Modulations":
+        """The row of one step, shared by the whole batch."""
+        return Modulations([t[step : step + 1] for t in self.layers], self.out[step : step + 1])
+
+
+@dataclass
+class StepCache:
+    """First-block cache of one pass: repeats the later blocks' change while the first block's barely moves.
+
+    `threshold` bounds the mean absolute change of the first block's residual relative to its size. Inexact, and
+    reads one number back from the device a step.
+    """
+
+    threshold: float
+    first: torch.Tensor | None = None
+    rest: torch.Tensor | None = None
+    reused: int = 0
+
+    def may_reuse(self, residual: torch.Tensor) -> bool:
+        if self.rest is None:
+            return False
+        moved = (residual - self.first).abs().mean() / self.first.abs().mean()
+        return bool(moved < self.threshold)
+
+
+class FeedForward(nn.Module):
+    """Two linear layers under diffusers' keys `net.0.proj` and `net.2`; `net.1` is its dropout's empty slot."""
+
+    def __init__(self, channels, inner, out, activation, operations, **place):
+        super().__init__()
+        self.activation = activation
+        first = nn.Module()
+        first.proj = operations.Linear(channels, inner, **place)
+        self.net = nn.ModuleList([first, nn.Identity(), operations.Linear(inner, out, **place)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net[2](self.activation(self.net[0].proj(x)))
+
+
+class SizeTimeEmbedding(nn.Module):
+    """Sines of timestep, crop and size -> the conditioning vector of every modulation."""
+
+    def __init__(self, config: DitConfig, operations, **place):
+        super().__init__()
+        self.time_channels, self.size_channels = config.time_embed_dim, config.condition_dim
+        width = config.time_embed_dim
+        self.timestep_embedder = nn.Module()
+        self.timestep_embedder.linear_1 = operations.Linear(width, width, **place)
+        self.timestep_embedder.linear_2 = operations.Linear(width, width, **place)
+        self.condition_embedder = nn.Module()
+        self.condition_embedder.linear_1 = operations.Linear(4 * config.condition_dim, width, **place)
+        self.condition_embedder.linear_2 = operations.Linear(width, width, **place)
+
+    def forward(self, timestep, target_size, crop_coords, dtype) -> torch.Tensor:
+        """(S,) times, (S or 1, 2) pixels (h, w) twice -> (S, time_embed_dim)."""
+        sizes = torch.cat((crop_coords, target_size), dim=1)
+        sizes = sinusoid(sizes.flatten(), self.size_channels).view(sizes.shape[0], -1)
+        time = _two_layers(self.timestep_embedder, sinusoid(timestep, self.time_channels).to(dtype))
+        return F.silu(time + _two_layers(self.condition_embedder, sizes.to(dtype)))
+
+
+class Attention(nn.Module):
+    """Joint attention over glyph and image tokens; q and k are layer-normed per head without weights."""
+
+    def __init__(self, config: DitConfig, operations, **place):
+        super().__init__()
+        self.heads = config.num_attention_heads
+        channels = config.inner_dim
+        self.to_q = operations.Linear(channels, channels, **place)
+        self.to_k = operations.Linear(channels, channels, **place)
+        self.to_v = operations.Linear(channels, channels, **place)
+        self.to_out = nn.ModuleList([operations.Linear(channels, channels, **place), nn.Identity()])
+
+    def keys_values(self, x: torch.Tensor, context: Context) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, L + N, C) -> keys with positions and values, (B, H, L + N, D) each."""
+        return self._turned(self.to_k(x), context), self._split(self.to_v(x))
+
+    def forward(self, x, keys, values, context: Context) -> torch.Tensor:
+        """Queries from `x` (B, L + N, C) over keys and values that may be longer -> (B, L + N, C)."""
+        out = attention(self._turned(self.to_q(x), context), keys, values, context.mask)
+        return self.to_out[0](out.transpose(1, 2).flatten(2))
+
+    def _split(self, x: torch.Tensor) -> torch.Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def _turned(self, x: torch.Tensor, context: Context) -> torch.Tensor:
+        x = x.unflatten(-1, (self.heads, -1))
+        return rope(F.layer_norm(x, x.shape[-1:], eps=EPS).transpose(1, 2), context.cos, context.sin)
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each modulated for image and glyph tokens apart."""
+
+    def __init__(self, config: DitConfig, operations, **place):
+        super().__init__()
+        channels = config.inner_dim
+        self.norm1 = nn.Module()
+        self.norm1.linear = operations.Linear(config.time_embed_dim, 12 * channels, **place)
+        self.attn1 = Attention(config, operations, **place)
+        self.ff = FeedForward(channels, 4 * channels, channels, gelu_tanh, operations, **place)
+
+    def modulation(self, embedding: torch.Tensor) -> torch.Tensor:
+        """(S, time_embed_dim) -> (S, 12, C): shift, scale, gate of attention, then of feed-forward, image before glyph.
+
+        One is added to the scales here, once.
+        """
+        table = self.norm1.linear(embedding).unflatten(-1, (12, -1))
+        table[:, 2:4] += 1
+        table[:, 8:10] += 1
+        return table
+
+    def normed(self, glyphs, image, modulation, first: int) -> torch.Tensor:
+        """Normed and modulated tokens, glyphs then image: (B, L + N, C). `first` is 0 (attention) or 6."""
+        image = modulated_norm(image, modulation[:, first + 2], modulation[:, first], EPS)
+        if not glyphs.shape[1]:
+            return image
+        glyphs = modulated_norm(glyphs, modulation[:, first + 3], modulation[:, first + 1], EPS)
+        return torch.cat((glyphs, image), dim=1)
+
+    def forward(
+        self, glyphs, image, modulation, context: Context, reference=None, record: ReferenceCache | None = None
+    ):
+        """(B, L, C), (B, N, C) -> the same; sees the `reference` keys and values, adds its own to `record`."""
+        x = self.normed(glyphs, image, modulation, 0)
+        keys, values = self.attn1.keys_values(x, context)
+        if record is not None:
+            record.keys.append(keys)
+            record.values.append(values)
+        if reference is not None:
+            keys, values = (_prepend(r, own) for r, own in zip(reference, (keys, values)))
+        glyphs, image = _add_gated(glyphs, image, self.attn1(x, keys, values, context), modulation, 4)
+        change = self.ff(self.normed(glyphs, image, modulation, 6))
+        return _add_gated(glyphs, image, change, modulation, 10)
+
+
+class Dit(nn.Module):
+    """GLM-Image's decoder. `forward` is one whole pass; a run calls `prepare`, `modulations`, then `step`s."""
+
+    def __init__(self, config: DitConfig, *, operations=nn, dtype=None, device=None):
+        super().__init__()
+        place = {"dtype": dtype, "device": device}
+        self.config = config
+        channels, patch = config.inner_dim, config.patch_size**2
+        self.image_projector = nn.Module()
+        self.image_projector.proj = operations.Linear(config.in_channels * patch, channels, **place)
+        self.glyph_projector = FeedForward(config.text_embed_dim, channels, channels, F.gelu, operations, **place)
+        self.prior_token_embedding = operations.Embedding(config.prior_vq_quantizer_codebook_size, channels, **place)
+        self.prior_projector = FeedForward(channels, channels, channels, F.silu, operations, **place)
+        self.time_condition_embed = SizeTimeEmbedding(config, operations, **place)
+        self.transformer_blocks = nn.ModuleList([Block(config, operations, **place) for _ in range(config.num_layers)])
+        self.norm_out = nn.Module()
+        self.norm_out.linear = operations.Linear(config.time_embed_dim, 2 * channels, **place)
+        self.proj_out = operations.Linear(channels, patch * config.out_channels, **place)
+
+    def forward(
+        self,
+        latents: torch.Tensor,
+        glyph_embeds: torch.Tensor,
+        prior_token_ids: torch.Tensor,
+        prior_token_drop: torch.Tensor | bool,
+        timestep: torch.Tensor,
+        target_size: torch.Tensor,
+        crop_coords: torch.Tensor,
+        *,
+        glyph_mask: torch.Tensor | None = None,
+        glyph_visible: torch.Tensor | None = None,
+        references: ReferenceCache | None = None,
+    ) -> torch.Tensor:
+        """(B, in_channels, H/8, W/8) latents at (B,) times -> velocity of the same shape, all in one call.
+
+        `target_size` and `crop_coords` are (B, 2) pixels (h, w); the rest is as in `prepare`.
+        """
+        context = self.prepare(
+            glyph_embeds,
+            prior_token_ids,
+            self.grid(latents),
+            prior_token_drop=prior_token_drop,
+            glyph_mask=glyph_mask,
+            glyph_visible=glyph_visible,
+            references=references,
+        )
+        return self.step(latents, self.modulations(timestep, target_size, crop_coords, latents.dtype), context)
+
+    def grid(self, latents: torch.Tensor) -> tuple[int, int]:
+        """(h, w) patches of latents."""
+        return latents.shape[-2] // self.config.patch_size, latents.shape[-1] // self.config.patch_size
+
+    def prepare(
+        self,
+        glyph_embeds: torch.Tensor,
+        prior_token_ids: torch.Tensor,
+        grid: tuple[int, int],
+        *,
+        prior_token_drop: torch.Tensor | bool = False,
+        glyph_mask: torch.Tensor | None = None,
+        glyph_visible: torch.Tensor | None = None,
+        references: ReferenceCache | None = None,
+    ) -> Context:
+        """Everything of a run that no step changes.
+
+        `glyph_embeds` (B, L, text_embed_dim); `prior_token_ids` (B, h*w), one a patch; `prior_token_drop`, like the
+        ids or one bool for all, zeroes the prior (the unconditional pass). `glyph_mask` (B, L) is True for real
+        tokens. `glyph_visible` (B or 1, h*w, L) is True where an image token may see a glyph token.
+        """
+        cos, sin = rotary_tables(self.config.attention_head_dim, grid, glyph_embeds.shape[1])
+        context = Context(
+            self.glyph_projector(glyph_embeds),
+            self._prior(prior_token_ids, prior_token_drop, glyph_embeds.dtype),
+            grid,
+            cos.to(glyph_embeds.device),
+            sin.to(glyph_embeds.device),
+            glyph_mask=glyph_mask,
+            glyph_visible=glyph_visible,
+            references=references,
+        )
+        return replace(context, mask=_joint_mask(context))
+
+    def modulations(self, timesteps, target_size, crop_coords, dtype) -> Modulations:
+        """(S,) times, (S or 1, 2) sizes and crops -> the modulations of S steps (or of S rows of a batch)."""
+        embedding = self.time_condition_embed(timesteps, target_size, crop_coords, dtype)
+        out = self.norm_out.linear(embedding).unflatten(-1, (2, -1))
+        out[:, 0] += 1
+        return Modulations([block.modulation(embedding) for block in self.transformer_blocks], out)
+
+    def step(
+        self, latents: torch.Tensor, modulations: Modulations, context: Context, cache: StepCache | None = None
+    ) -> torch.Tensor:
+        """(B, in_channels, H/8, W/8) -> velocity of the same shape. `modulations` has one row, or one a sample."""
+        image = self._image_tokens(latents, context)
+        glyphs, first = self.transformer_blocks[0](
+            context.glyphs, image, modulations.layers[0], context, context.reference(0)
+        )
+        if cache is None:
+            image = self._later_blocks(glyphs, first, modulations, context)
+        else:
+            image = self._cached_blocks(cache, glyphs, image, first, modulations, context)
+        image = modulated_norm(image, modulations.out[:, 0], modulations.out[:, 1], EPS)
+        return unpatchify(self.proj_out(image), context.grid, self.config.patch_size)
+
+    def write_reference(self, latents: torch.Tensor, prior_token_ids: torch.Tensor) -> ReferenceCache:
+        """Keys and values of one reference: (B, in_channels, h, w) normalised latents with their own (B, N) tokens.
+
+        Runs at timestep 0 with no glyphs. Several references of a picture: write each, then `ReferenceCache.join`.
+        """
+        no_glyphs = latents.new_zeros(latents.shape[0], 0, self.config.text_embed_dim)
+        context = self.prepare(no_glyphs, prior_token_ids, self.grid(latents))
+        size = torch.tensor([[float(LATENT * side) for side in latents.shape[-2:]]], device=latents.device)
+        zero = torch.zeros_like(size)
+        modulations = self.modulations(zero[:, 0], size, zero, latents.dtype)
+        glyphs, image, record = context.glyphs, self._image_tokens(latents, context), ReferenceCache([], [])
+        for block, modulation in zip(self.transformer_blocks, modulations.layers):
+            glyphs, image = block(glyphs, image, modulation, context, record=record)
+        return record
+
+    def _image_tokens(self, latents: torch.Tensor, context: Context) -> torch.Tensor:
+        return self.image_projector.proj(patchify(latents, self.config.patch_size)) + context.prior
+
+    def _prior(self, ids: torch.Tensor, drop: torch.Tensor | bool, dtype: torch.dtype) -> torch.Tensor:
+        if drop is True:  # every token projects the same zeros: one row stands for all
+            zeros = torch.zeros(1, 1, self.config.inner_dim, dtype=dtype, device=ids.device)
+            return self.prior_projector(zeros)
+        embedding = self.prior_token_embedding(ids).to(dtype)
+        if drop is not False:
+            embedding = embedding.masked_fill(drop.unsqueeze(-1), 0)
+        return self.prior_projector(embedding)
+
+    def _later_blocks(self, glyphs, image, modulations: Modulations, context: Context) -> torch.Tensor:
+        for layer, block in enumerate(self.transformer_blocks[1:], start=1):
+            glyphs, image = block(glyphs, image, modulations.layers[layer], context, context.reference(layer))
+        return image
+
+    def _cached_blocks(self, cache: StepCache, glyphs, image, first, modulations, context) -> torch.Tensor:
+        residual = first - image
+        if cache.may_reuse(residual):
+            cache.reused += 1
+            return first + cache.rest
+        out = self._later_blocks(glyphs, first, modulations, context)
+        cache.first, cache.rest = residual, out - first
+        return out
+
+
+def join_guidance(conditional: Context, unconditional: Context) -> Context:
+    """Both passes of guidance as one batch, conditional rows first; shorter glyphs are padded and masked.
+
+    References are shown to the conditional rows only.
+    """
+    assert unconditional.references is None, "the unconditional pass never sees references"
+    longest = max(conditional.glyphs.shape[1], unconditional.glyphs.shape[1])
+    longer = conditional if conditional.glyphs.shape[1] == longest else unconditional
+    halves = [_pad_glyphs(context, longest) for context in (conditional, unconditional)]
+    batch, tokens = conditional.glyphs.shape[0], conditional.grid[0] * conditional.grid[1]
+    joined = Context(
+        torch.cat([half.glyphs for half in halves]),
+        torch.cat([half.prior.expand(batch, tokens, -1) for half in halves]),
+        conditional.grid,
+        longer.cos,
+        longer.sin,
+        glyph_mask=_stack_masks([half.glyph_mask for half in halves], batch),
+        glyph_visible=_stack_masks([half.glyph_visible for half in halves], batch),
+        references=_hide_from_second_half(conditional.references, batch),
+    )
+    return replace(joined, mask=_joint_mask(joined))
+
+
+def _pad_glyphs(context: Context, longest: int) -> Context:
+    """Pad on the left, as glyph batches are."""
+    batch, length, _ = context.glyphs.shape
+    missing = longest - length
+    if not missing:
+        return context
+    mask, visible = context.glyph_mask, context.glyph_visible
+    if mask is None:
+        mask = context.glyphs.new_ones(batch, length, dtype=torch.bool)
+    return replace(
+        context,
+        glyphs=F.pad(context.glyphs, (0, 0, missing, 0)),
+        glyph_mask=F.pad(mask, (missing, 0)),
+        glyph_visible=None if visible is None else F.pad(visible, (missing, 0)),
+    )
+
+
+def _stack_masks(masks: list[torch.Tensor | None], batch: int) -> torch.Tensor | None:
+    """(B or 1, ...) masks of both halves -> (2B, ...); an absent one hides nothing."""
+    given = next((mask for mask in masks if mask is not None), None)
+    if given is None:
+        return None
+    filled = [torch.ones_like(given) if mask is None else mask for mask in masks]
+    return torch.cat([mask.expand(batch, *mask.shape[1:]) for mask in filled])
+
+
+def _hide_from_second_half(references: ReferenceCache | None, batch: int) -> ReferenceCache | None:
+    if references is None:
+        return None
+    shown = references.shown.expand(batch, -1)
+    mask = torch.cat((shown, torch.zeros_like(shown)))
+    if references.keys[0].shape[0] == 1:
+        return replace(references, mask=mask)
+    keys, values = ([t.repeat(2, 1, 1, 1) for t in layers] for layers in (references.keys, references.values))
+    return ReferenceCache(keys, values, mask)
+
+
+def _joint_mask(context: Context) -> torch.Tensor | None:
+    """What each token may see among (references, glyphs, image), or None when everything."""
+    references, visible = context.references, context.glyph_visible
+    reference_mask = None if references is None else references.mask
+    if context.glyph_mask is None and visible is None and reference_mask is None:
+        return None
+    batch, length = context.glyphs.shape[:2]
+    image, before = context.grid[0] * context.grid[1], 0 if references is None else references.tokens
+    mask = context.glyphs.new_ones(batch, 1, 1, before + length + image, dtype=torch.bool)
+    if reference_mask is not None:
+        mask[:, 0, 0, :before] = reference_mask
+    if context.glyph_mask is not None:
+        mask[:, 0, 0, before : before + length] = context.glyph_mask
+    if visible is None:
+        return mask
+    mask = mask.repeat(1, 1, length + image, 1)
+    mask[:, 0, length:, before : before + length] &= visible
+    return mask
+
+
+def _prepend(reference: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    return torch.cat((reference.expand(own.shape[0], -1, -1, -1), own), dim=2)
+
+
+def _add_gated(glyphs, image, change, modulation, gate: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Add the (B, L + N, C) change, gated by rows `gate` (image) and `gate` + 1 (glyphs) of the modulation."""
+    length = glyphs.shape[1]
+    image = torch.addcmul(image, change[:, length:], modulation[:, gate, None])
+    if length:
+        glyphs = torch.addcmul(glyphs, change[:, :length], modulation[:, gate + 1, None])
+    return glyphs, image
+
+
+def _two_layers(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return module.linear_2(F.silu(module.linear_1(x)))
+
+
+def sinusoid(values: torch.Tensor, channels: int) -> torch.Tensor:
+    """(n,) numbers -> float32 (n, channels): cosines, then sines, of falling frequency."""
+    half = channels // 2
+    exponent = -math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=values.device) / half
+    angles = values.float()[:, None] * exponent.exp()
+    return torch.cat((angles.cos(), angles.sin()), dim=1)
+
+
+def rotary_tables(head_dim: int, grid: tuple[int, int], glyph_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """float32 cos and sin (glyph_tokens + h*w, head_dim) on the CPU; glyph tokens have no position, so do not turn.
+
+    Of each half of the channels, the first half turns with the row, the second with the column.
+    """
+    (h, w), axis = grid, head_dim // 2
+    frequency = 1.0 / THETA ** (torch.arange(0, axis, 2, dtype=torch.float32) / axis)
+    rows = torch.outer(torch.arange(h), frequency)[:, None].expand(h, w, -1)
+    columns = torch.outer(torch.arange(w), frequency)[None].expand(h, w, -1)
+    angles = torch.cat((rows, columns, rows, columns), dim=-1).reshape(h * w, head_dim)
+    angles = F.pad(angles, (0, 0, glyph_tokens, 0))
+    return angles.cos(), angles.sin()
+
+
+def patchify(latents: torch.Tensor, patch: int) -> torch.Tensor:
+    """(B, C, h*p, w*p) -> (B, h*w, C*p*p)."""
+    batch, channels, height, width = latents.shape
+    x = latents.reshape(batch, channels, height // patch, patch, width // patch, patch)
+    return x.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * patch * patch)
+
+
+def unpatchify(tokens: torch.Tensor, grid: tuple[int, int], patch: int) -> torch.Tensor:
+    """(B, h*w, C*p*p) -> (B, C, h*p, w*p)."""
+    x = tokens.reshape(tokens.shape[0], *grid, -1, patch, patch)
+    return x.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
