@@ -66,6 +66,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         image = _to_eight_bits(image)
+    if image.mode == "La":
+        image = image.convert("LA")  # the only mode Pillow turns premultiplied grey into
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")

@@ -1,0 +1,220 @@
+"""Prompt ids and positions against transformers' processor, glyph texts and ids against diffusers."""
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+from comfyui_glm_image.pipeline.config import ProcessorConfig, VisionLanguageConfig
+from comfyui_glm_image.pipeline.errors import CheckpointError, InputError
+from comfyui_glm_image.pipeline.geometry import preview_grid
+from comfyui_glm_image.pipeline.images import prepare_reference
+from comfyui_glm_image.pipeline.prompt import PromptEncoder, collate, glyph_batch, glyph_texts
+from PIL import Image
+from torch.testing import assert_close
+
+PROMPTS = [
+    "a poster",
+    "",
+    "  two  spaces\nand a line ",
+    "猫と『本』、emoji 🐈‍⬛ and ümlauts",
+    'say "HELLO", 7x5',
+    "{{ 1 + 1 }} {% raw %}",
+]
+# prompt -> its texts in prompt order, apostrophes read; the reference's answer comes from diffusers itself
+QUOTED = {
+    "no text at all": [],
+    "a sign 'STOP' here": ["STOP"],
+    "Don't stop, it's late": [],
+    "it's a sign 'don't stop' and \"go\"": ["don't stop", "go"],
+    "\"first\" then 'second' then “third”": ["first", "second", "third"],
+    "「一」と『二』と«trois»と‘vier’": ["一", "二", "trois", "vier"],
+    "‘don’t’ and don’t": ["don’t"],
+    "海报写着'你好'和“再见”。": ["你好", "再见"],
+    "the '90s called": [],
+    'a 5" x 7" card saying "HI"': ["HI"],
+    "unpaired ' here and \" there and “ this": [],
+    "unpaired “ but 'still' read": ["still"],
+    "empty '' and \"\" and “ ”": [],
+    "nested 「外『内』」 text": ["外『内』"],
+    "„Guten Tag“ and “outer “inner” outer”": ["Guten Tag", "outer “inner” outer"],
+    'two lines "one\ntwo"': ["one\ntwo"],
+    "emoji '🐈‍⬛ cat' 'é'": ["🐈‍⬛ cat", "é"],
+    "dogs' toys and cats' toys": [],
+}
+
+
+@pytest.fixture(scope="module")
+def plain(references):
+    folder, pipeline = references("plain")
+    config = VisionLanguageConfig.from_json(folder / "vision_language_encoder" / "config.json")
+    return folder, pipeline, PromptEncoder(folder / "processor", config)
+
+
+def processor_inputs(pipeline, prompts, grid, images=()):
+    content = [{"type": "image", "image": image} for image in images]
+    messages = [[{"role": "user", "content": [*content, {"type": "text", "text": prompt}]}] for prompt in prompts]
+    settings = {"padding": True, "return_tensors": "pt", "target_h": grid[0] * 32, "target_w": grid[1] * 32}
+    return pipeline.processor.apply_chat_template(messages, tokenize=True, return_dict=True, processor_kwargs=settings)
+
+
+@pytest.mark.parametrize("grid", [(5, 7), (32, 32), (11, 3)])
+def test_ids_mask_and_positions_equal_the_processors(plain, grid):
+    _, pipeline, encoder = plain
+    preview = preview_grid(*grid)
+    batch = collate([encoder.encode(prompt, grid, preview) for prompt in PROMPTS], grid, preview, encoder.config)
+    wanted = processor_inputs(pipeline, PROMPTS, grid)
+    assert_close(batch.ids, wanted["input_ids"])
+    assert_close(batch.mask, wanted["attention_mask"].bool())
+    assert_positions_equal(pipeline, batch, wanted)
+
+
+@pytest.mark.parametrize("sizes", [[(128, 160)], [(160, 128), (256, 64), (96, 96)]])
+def test_ids_and_positions_with_references_equal_the_processors(plain, sizes):
+    folder, pipeline, encoder = plain
+    images = [Image.new("RGB", size, "teal") for size in sizes]
+    settings = ProcessorConfig.from_folder(folder / "processor")
+    grids = [prepare_reference(image, settings).grid for image in images]
+    batch = collate([encoder.encode("mix them", (6, 4), None, grids)], (6, 4), None, encoder.config)
+    wanted = processor_inputs(pipeline, ["mix them"], (6, 4), images)
+    assert_close(batch.ids, wanted["input_ids"])
+    assert_positions_equal(pipeline, batch, wanted)
+
+
+def assert_positions_equal(pipeline, batch, wanted):
+    model = pipeline.vision_language_encoder.model
+    positions, _ = model.get_rope_index(
+        wanted["input_ids"], wanted["image_grid_thw"], wanted["images_per_sample"], wanted["attention_mask"]
+    )
+    assert_close(batch.positions[:, batch.mask], positions[:, batch.mask])
+    decode = model._cached_decode_position_ids.permute(1, 0, 2)
+    assert_close(batch.decode_positions, decode[:, :, :-1])  # theirs ends with the end token, which we never draw
+
+
+def test_reference_tokens_take_the_image_tokens_places(plain):
+    _, _, encoder = plain
+    encoded = encoder.encode("edit", (2, 2), None, [(1, 2), (2, 2)])
+    tokens = [torch.tensor([3, 1]), torch.tensor([4, 1, 5, 9])]
+    batch = collate([encoded], (2, 2), None, encoder.config, tokens)
+    places = encoded.ids == encoder.config.image_token_id
+    assert batch.ids[0, places].tolist() == [3, 1, 4, 1, 5, 9]
+
+
+def test_a_prompt_of_10000_characters_is_encoded(plain):
+    _, _, encoder = plain
+    encoded = encoder.encode("long " * 1000, (32, 32), (16, 16))
+    assert collate([encoded], (32, 32), (16, 16), encoder.config).ids.shape[1] > 5000
+
+
+def test_a_prompt_beyond_the_planners_positions_is_refused_with_its_length(plain):
+    _, _, encoder = plain
+    encoded = encoder.encode("x" * 10_000, (32, 32), (16, 16))
+    with pytest.raises(InputError, match=r"the prompt has 100\d\d tokens and the image 1280, the planner takes 8192"):
+        collate([encoded], (32, 32), (16, 16), encoder.config)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        (None, "must be a string, got NoneType"),
+        (["a"], "must be a string, got list"),
+        ("draw <|image|>", r"contains <\|image\|>, a control token"),
+        ("size <sop>1 1<eop>", "contains <sop>"),
+        ("half \ud83d", "character 5 .* is half of a surrogate pair"),
+    ],
+)
+def test_bad_prompts_are_refused(plain, prompt, message):
+    with pytest.raises(InputError, match=message):
+        plain[2].encode(prompt, (2, 2))
+
+
+@pytest.mark.parametrize("prompt", QUOTED)
+def test_reference_mode_equals_diffusers(plain, prompt):
+    assert glyph_texts(prompt) == plain[1].get_glyph_texts(prompt)[0]
+
+
+@pytest.mark.parametrize(("prompt", "texts"), QUOTED.items())
+def test_prompt_order_reads_all_quotes_and_apostrophes(prompt, texts):
+    assert glyph_texts(prompt, mode="prompt_order") == texts
+
+
+def test_an_unknown_glyph_mode_is_refused():
+    with pytest.raises(InputError, match="'reference' or 'prompt_order'"):
+        glyph_texts("x", mode="best")
+
+
+@pytest.mark.parametrize("texts", [[], ["ONE"], ["one", "two words"], ["日本", "é", "🐈"], ["x" * 5000]])
+def test_glyph_ids_and_mask_equal_what_diffusers_gives_the_encoder(plain, texts):
+    _, pipeline, _ = plain
+    seen = {}
+
+    def record(ids, attention_mask):
+        seen.update(ids=ids, mask=attention_mask.bool())
+        return SimpleNamespace(last_hidden_state=torch.zeros(*ids.shape, 1))
+
+    stub = SimpleNamespace(get_glyph_texts=lambda _: [texts], tokenizer=pipeline.tokenizer, text_encoder=record)
+    type(pipeline)._get_glyph_embeds(stub, "x", device=torch.device("cpu"), dtype=torch.float32)
+    ids, mask = glyph_batch(texts)
+    assert_close(ids, seen["ids"])
+    assert_close(mask, seen["mask"])
+
+
+@pytest.fixture
+def processor_copy(plain, tmp_path):
+    return shutil.copytree(plain[0] / "processor", tmp_path / "processor"), plain[2].config
+
+
+def test_special_tokens_may_be_objects_or_in_a_dictionary(processor_copy, plain):
+    folder, config = processor_copy
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    image = settings.pop("image_token")
+    settings["extra_special_tokens"] = {"image_token": image}
+    settings["bos_token"] = {"content": settings["bos_token"], "special": True}
+    path.write_text(json.dumps(settings))
+    assert PromptEncoder(folder, config).control == plain[2].control
+
+
+def test_a_template_inside_the_tokenizers_configuration_is_read(processor_copy, plain):
+    folder, config = processor_copy
+    source = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(CheckpointError, match="chat_template.jinja is missing"):
+        PromptEncoder(folder, config)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": source}))
+    assert PromptEncoder(folder, config).render("x", 1) == plain[2].render("x", 1)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{% for %}", "is not a template"),
+        ("{{ ''.__class__.__mro__ }}", "cannot be rendered"),
+        ("{{ raise_exception('no images') }}", "cannot be rendered: no images"),
+        ("plain", "renders 0 image tokens for 1 reference images"),
+    ],
+)
+def test_a_bad_or_hostile_template_is_refused_by_file(processor_copy, template, message):
+    folder, config = processor_copy
+    (folder / "chat_template.jinja").write_text(template)
+    with pytest.raises(CheckpointError, match=f"chat_template.jinja.*{message}"):
+        PromptEncoder(folder, config).encode("x", (2, 2), None, [(1, 1)])
+
+
+def test_a_missing_control_token_is_named_with_its_file(processor_copy):
+    folder, config = processor_copy
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    del settings["grid_bos_token"]
+    path.write_text(json.dumps(settings))
+    with pytest.raises(CheckpointError, match="tokenizer_config.json: key 'grid_bos_token' is missing"):
+        PromptEncoder(folder, config)
+
+
+def test_a_tokenizer_that_is_none_is_refused(processor_copy):
+    folder, config = processor_copy
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="tokenizer.json: key 'model' is missing"):
+        PromptEncoder(folder, config)
