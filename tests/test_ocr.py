@@ -1,0 +1,80 @@
+"""Scores of words read back, and the two engines behind one call."""
+
+import shutil
+
+import pytest
+from comfyui_glm_image.pipeline import ocr, sketch
+from comfyui_glm_image.pipeline.errors import InputError
+from comfyui_glm_image.pipeline.layout import Layout, TextRegion
+from comfyui_glm_image.pipeline.ocr import Word
+
+LAYOUT = Layout((TextRegion("OPEN 24h", 0.1, 0.1, 0.8, 0.25), TextRegion("Fresh bread", 0.1, 0.6, 0.8, 0.2)))
+
+
+def word(text, x=0.2, y=0.15, width=0.2, height=0.1, confidence=90.0):
+    return Word(text, x, y, width, height, confidence)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "distance"), [("", "", 0), ("", "abc", 3), ("kitten", "sitting", 3), ("abc", "abc", 0), ("ab", "ba", 2)]
+)
+def test_edit_distance(a, b, distance):
+    assert ocr.edit_distance(a, b) == distance == ocr.edit_distance(b, a)
+
+
+def test_words_are_lower_case_without_outer_marks_and_wide_characters_stand_alone():
+    assert ocr.split_words('"OPEN," it\'s 营业中! -') == ["open", "it's", "营", "业", "中"]
+
+
+def test_perfect_reading_scores_one():
+    found = [word("Open"), word("24H"), word("fresh", y=0.65), word("bread", y=0.65)]
+    score = ocr.score_layout(LAYOUT, found)
+    assert (score.words, score.correct, score.accuracy, score.ned, score.placement) == (4, 4, 1.0, 1.0, 1.0)
+
+
+def test_nothing_read_scores_zero():
+    assert ocr.score_layout(LAYOUT, []) == ocr.Score(4, 0, 0.0, 0)
+    assert ocr.score_texts([], []).accuracy == 0.0
+
+
+def test_a_word_elsewhere_is_correct_but_not_placed():
+    score = ocr.score_layout(LAYOUT, [word("OPEN", y=0.9)])
+    assert (score.correct, score.placed) == (1, 0)
+
+
+def test_each_word_read_serves_once():
+    assert ocr.score_texts(["yes yes"], [word("yes")]).correct == 1
+
+
+def test_of_equal_words_the_one_in_its_region_is_taken():
+    page = Layout((TextRegion("GO", 0.0, 0.0, 1.0, 0.3), TextRegion("GO", 0.0, 0.7, 1.0, 0.3)))
+    assert ocr.score_layout(page, [word("GO", y=0.8), word("GO", y=0.1)]).placed == 2
+
+
+def test_ned_counts_half_read_words():
+    assert ocr.score_texts(["bread"], [word("brexx")]).ned == pytest.approx(0.6)
+
+
+def test_a_missing_engine_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(ocr.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="no OCR engine is installed; install one: `pip install pytesseract`"):
+        ocr.read_words(sketch.render(LAYOUT, 64, 64))
+    with pytest.raises(InputError, match="the OCR engine rapidocr is not installed"):
+        ocr.available_engine("rapidocr")
+    with pytest.raises(InputError, match="OCR engine 'magic'; use auto"):
+        ocr.available_engine("magic")
+
+
+@pytest.mark.skipif(not shutil.which("tesseract"), reason="the tesseract program is not installed")
+def test_tesseract_reads_a_sketch_where_it_was_drawn():
+    pytest.importorskip("pytesseract")
+    for background, size in (("#ffffff", (512, 512)), ("#102040", (256, 320))):
+        found = ocr.read_words(sketch.render(LAYOUT, *size, background), "tesseract")
+        assert ocr.score_layout(LAYOUT, found) == ocr.Score(4, 4, 4.0, 4), [w.text for w in found]
+
+
+@pytest.mark.skipif(not shutil.which("tesseract"), reason="the tesseract program is not installed")
+def test_a_language_tesseract_lacks_is_named():
+    pytest.importorskip("pytesseract")
+    with pytest.raises(InputError, match="tesseract has no language xx_none"):
+        ocr.read_words(sketch.render(LAYOUT, 64, 64), "tesseract", "eng+xx_none")
