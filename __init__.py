@@ -5,3 +5,9 @@ this file as well, needs no ComfyUI.
 """
 
 WEB_DIRECTORY = "./js"
+
+
+async def comfy_entrypoint():
+    from .nodes import GlmImageExtension
+
+    return GlmImageExtension()

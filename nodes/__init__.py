@@ -1,0 +1,38 @@
+"""The pack's nodes. A new node joins by its class in `NODES`; node ids never change after a release."""
+
+from comfy_api.latest import ComfyExtension
+
+from .conditioner import GLMImageConditioning
+from .loader import (
+    GLMImageDecoderLoader,
+    GLMImageGlyphEncoderLoader,
+    GLMImageLoader,
+    GLMImagePlannerLoader,
+    GLMImageVAELoader,
+)
+from .lora import GLMImageLoRA
+from .planner import GLMImageLoadPlan, GLMImagePlan, GLMImagePlanPreview, GLMImageSavePlan
+from .sampling import EmptyGLMImageLatent, GLMImageDecode, GLMImageSigmas, ModelSamplingGLMImage
+
+NODES = [
+    GLMImageLoader,
+    GLMImagePlannerLoader,
+    GLMImageDecoderLoader,
+    GLMImageGlyphEncoderLoader,
+    GLMImageVAELoader,
+    GLMImagePlan,
+    GLMImagePlanPreview,
+    GLMImageSavePlan,
+    GLMImageLoadPlan,
+    GLMImageConditioning,
+    GLMImageDecode,
+    EmptyGLMImageLatent,
+    GLMImageSigmas,
+    ModelSamplingGLMImage,
+    GLMImageLoRA,
+]
+
+
+class GlmImageExtension(ComfyExtension):
+    async def get_node_list(self):
+        return NODES

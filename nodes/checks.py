@@ -1,0 +1,72 @@
+"""What a graph can get wrong about this model, said in one sentence before the first step."""
+
+from ..pipeline.errors import InputError
+from ..pipeline.geometry import LATENT, TOKEN
+
+
+def check_conditioning(conds: dict[str, list[dict]], latents, model) -> None:
+    """Raise `InputError` unless every conditioning of a sampling fits the model and the latents' shape."""
+    height, width = (side * LATENT for side in latents[-2:])
+    if height % TOKEN or width % TOKEN:
+        raise InputError(
+            f"the latent is {width}x{height} px and GLM-Image takes multiples of {TOKEN}; "
+            "make it with Empty GLM-Image Latent, or resize the image before VAE Encode"
+        )
+    for name, entries in conds.items():
+        for entry in entries:
+            _check_entry(name, entry, height, width, model)
+
+
+def _check_entry(name: str, entry: dict, height: int, width: int, model) -> None:
+    if "prior_token_ids" not in entry:
+        raise InputError(f"the {name} conditioning holds no plan; make it with GLM-Image Conditioning")
+    h, w = entry["plan_grid"]
+    if (h * TOKEN, w * TOKEN) != (height, width):
+        raise InputError(
+            f"the {name} conditioning's plan is {w * TOKEN}x{h * TOKEN} px, the latent {width}x{height} px; "
+            "give both the same size"
+        )
+    _check_model(name, entry, model.dit_config)
+    _check_references(name, entry)
+    _check_batch(name, entry)
+    for key, what in (("area", "an area"), ("control", "a ControlNet"), ("gligen", "GLIGEN boxes")):
+        if key in entry:
+            raise InputError(f"the {name} conditioning has {what}, which GLM-Image cannot follow; remove that node")
+
+
+def _check_model(name: str, entry: dict, config) -> None:
+    if entry["codebook_size"] != config.prior_vq_quantizer_codebook_size:
+        raise InputError(
+            f"the {name} conditioning's plan uses a codebook of {entry['codebook_size']} tokens, this model one of "
+            f"{config.prior_vq_quantizer_codebook_size}; plan with the planner of the same checkpoint"
+        )
+    if entry["cross_attn"].shape[-1] != config.text_embed_dim:
+        raise InputError(
+            f"the {name} conditioning's glyphs have {entry['cross_attn'].shape[-1]} channels, this model takes "
+            f"{config.text_embed_dim}; use the glyph encoder of the same checkpoint"
+        )
+
+
+def _check_references(name: str, entry: dict) -> None:
+    latents, tokens = entry.get("reference_latents") or [], entry.get("reference_token_ids") or []
+    if len(latents) != len(tokens):
+        raise InputError(
+            f"the {name} conditioning has {len(latents)} reference latents and {len(tokens)} planned references; "
+            "give reference images to GLM-Image Plan, which every reference must pass"
+        )
+    for i, (latent, ids) in enumerate(zip(latents, tokens)):
+        patches = (latent.shape[-2] // 2) * (latent.shape[-1] // 2)
+        if patches != ids.shape[-1]:
+            raise InputError(
+                f"reference {i + 1} of the {name} conditioning has a latent of {patches} patches and "
+                f"{ids.shape[-1]} tokens; both must come from one GLM-Image Conditioning"
+            )
+
+
+def _check_batch(name: str, entry: dict) -> None:
+    mask = entry.get("glyph_mask")
+    if mask is not None and mask.shape[-1] != entry["cross_attn"].shape[1]:
+        raise InputError(
+            f"the {name} conditioning's glyphs were changed in length ({mask.shape[-1]} to "
+            f"{entry['cross_attn'].shape[1]}) after GLM-Image Conditioning; put all texts into one such node"
+        )

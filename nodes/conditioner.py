@@ -1,0 +1,121 @@
+"""GLM-Image Conditioning: a plan and the texts to draw -> what any sampler gives the decoder.
+
+The entries of a CONDITIONING, besides its glyph embeddings (B, L, C):
+`prior_token_ids` int64 (B, N), one a patch; `prior_token_drop`, True where the plan is ignored; `plan_grid` (h, w)
+tokens; `codebook_size`; `glyph_mask` bool (B, L) unless all texts are equally long; `reference_latents`, the VAE's
+latents (1, 16, h, w) of every reference; `reference_token_ids` int64 (1, patches) of each.
+"""
+
+import comfy.model_management
+import torch
+from comfy_api.latest import io
+
+from ..pipeline.errors import InputError
+from ..pipeline.plan import Plan, upsample_tokens
+from ..pipeline.prompt import glyph_texts
+from . import sockets
+from .parts import GlyphEncoderPart
+
+LIST = "list"
+MODES = ["reference", "prompt_order", LIST]
+
+
+def conditionings(
+    part: GlyphEncoderPart, plan: Plan, texts: list[list[str]], negative_texts: list[str], references: list
+) -> tuple[list, list]:
+    """Glyph texts for each image of the plan, latents for each of its references -> positive, negative."""
+    comfy.model_management.load_models_gpu([part.patcher], force_full_load=True)
+    shared = {
+        "prior_token_ids": plan.prior_token_ids,
+        "plan_grid": plan.grid,
+        "codebook_size": plan.codebook_size,
+    }
+    positive = {**shared, "prior_token_drop": False}
+    if references:
+        positive["reference_latents"] = references
+        positive["reference_token_ids"] = [
+            upsample_tokens(reference.prior_token_ids_d32, reference.grid)[None] for reference in plan.references
+        ]
+    return _conditioning(part, texts, positive), _conditioning(
+        part, [negative_texts], {**shared, "prior_token_drop": True}
+    )
+
+
+def _conditioning(part: GlyphEncoderPart, texts: list[list[str]], entries: dict) -> list:
+    device = comfy.model_management.intermediate_device()
+    if all(row == texts[0] for row in texts):
+        texts = texts[:1]
+    with torch.no_grad():
+        embeds, mask = part.module.embed_batch(texts)
+    if mask is not None:
+        entries = {**entries, "glyph_mask": mask.to(device)}
+    return [[embeds.to(device, torch.float32), entries]]
+
+
+def texts_of(plan: Plan, mode: str, listed: str) -> list[list[str]]:
+    """The texts to draw in each image, by mode."""
+    if mode == LIST:
+        return [lines(listed)] * len(plan)
+    return [glyph_texts(prompt, mode) for prompt in plan.prompts]
+
+
+def lines(text: str) -> list[str]:
+    """One text a line; empty lines are none."""
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def encode_references(vae, plan: Plan) -> list[torch.Tensor]:
+    """The VAE's latents (1, 16, 4h, 4w) of a plan's references."""
+    if plan.references and vae is None:
+        raise InputError(
+            f"the plan has {len(plan.references)} reference images, which the decoder needs as well; "
+            "connect the vae of Load GLM-Image to this node"
+        )
+    return [vae.encode(reference.pixels[None].float() / 255) for reference in plan.references]
+
+
+class GLMImageConditioning(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="GLMImageConditioning",
+            display_name="GLM-Image Conditioning",
+            category="GLM-Image",
+            description="Turns a plan and the texts to draw into conditioning for any sampler.",
+            inputs=[
+                sockets.GlyphEncoder.Input("glyph_encoder"),
+                sockets.Plan.Input("plan"),
+                io.Combo.Input(
+                    "glyph_mode",
+                    options=MODES,
+                    default="reference",
+                    tooltip="Which texts are drawn. reference: quoted texts exactly as the original code finds them "
+                    "(an apostrophe opens a quote). prompt_order: all quote styles, apostrophes understood. "
+                    "list: the lines of glyph_texts.",
+                ),
+                io.String.Input(
+                    "glyph_texts", multiline=True, default="", tooltip="Texts to draw, one a line; read in mode list."
+                ),
+                io.String.Input(
+                    "negative_texts",
+                    multiline=True,
+                    default="",
+                    tooltip="Texts to steer away from, one a line; normally empty.",
+                ),
+                io.Vae.Input(
+                    "vae",
+                    optional=True,
+                    tooltip="Needed for plans with reference images, which the decoder sees too.",
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output(display_name="positive"),
+                io.Conditioning.Output(display_name="negative"),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, glyph_encoder, plan, glyph_mode, glyph_texts, negative_texts, vae=None) -> io.NodeOutput:
+        references = encode_references(vae, plan)
+        texts = texts_of(plan, glyph_mode, glyph_texts)
+        return io.NodeOutput(*conditionings(glyph_encoder, plan, texts, lines(negative_texts), references))

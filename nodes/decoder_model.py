@@ -1,0 +1,227 @@
+"""The diffusion transformer as a ComfyUI MODEL: any sampler, patch, LoRA or offloading node works on it.
+
+`GlmImageModel` is ComfyUI's model around `pipeline.dit.Dit`. An unpatched model has the schedule shift 1, so that
+schedulers lay out plain times in 0..1; `sample_at_size`, which wraps every sampling, shifts them for the latent at
+hand. A model that *ModelSampling GLM-Image* (or another model sampling node) has patched is left as its user chose.
+Either way the decoder is told the plain time, found again from sigma.
+Letters: B batch, L glyph tokens, N patches.
+"""
+
+import math
+from pathlib import Path
+
+import comfy.conds
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_sampling
+import comfy.patcher_extension
+import comfy.supported_models_base
+import torch
+
+from ..pipeline.config import DitConfig, SchedulerConfig, VaeConfig
+from ..pipeline.dit import Context, Dit, ReferenceCache
+from ..pipeline.scheduler import shift_mu
+from .checks import check_conditioning
+from .operations import computing_in
+from .parts import Dtypes, choose_device, choose_dtypes, fill, manage, weights_at
+
+CHANNELS = 16
+RUN = "glm_image_run"  # key in transformer_options
+WRAPPER = "glm_image"
+
+
+class Run:
+    """What one sampling computes once: projected glyphs and priors, and the references' keys and values."""
+
+    def __init__(self):
+        self.contexts: dict[tuple, Context] = {}
+
+
+class ComfyDit(Dit):
+    """`Dit` behind the call that `BaseModel` makes."""
+
+    def __init__(self, config: DitConfig, *, operations, dtype, device, compute_dtype):
+        super().__init__(config, operations=computing_in(compute_dtype, operations), dtype=dtype, device=device)
+        self.dtype = dtype
+
+    def forward(self, latents, timestep, context, transformer_options, prior_token_ids, target_size, **conditions):
+        """(B, 16, H/8, W/8) latents at (B,) times, (B, L, C) glyph embeddings -> velocity of the latents' shape."""
+        run = transformer_options.get(RUN) or Run()
+        key = (*transformer_options.get("uuids", ()), *latents.shape)
+        if key not in run.contexts:
+            run.contexts[key] = self._context(latents, context, prior_token_ids, **conditions)
+        crop = torch.zeros_like(target_size)
+        modulations = self.modulations(timestep, target_size, crop, latents.dtype)
+        return self.step(latents, modulations, run.contexts[key])
+
+    def _context(
+        self,
+        latents,
+        glyph_embeds,
+        prior_token_ids,
+        prior_token_drop,
+        glyph_mask=None,
+        glyph_visible=None,
+        reference_latents=(),
+        reference_token_ids=(),
+        **_,
+    ) -> Context:
+        written = [self.write_reference(*pair) for pair in zip(reference_latents, reference_token_ids)]
+        return self.prepare(
+            glyph_embeds,
+            prior_token_ids,
+            self.grid(latents),
+            prior_token_drop=prior_token_drop,
+            glyph_mask=None if glyph_mask is None else glyph_mask.bool(),
+            glyph_visible=None if glyph_visible is None else glyph_visible.bool(),
+            references=ReferenceCache.join(written) if written else None,
+        )
+
+
+class Latents(comfy.latent_formats.LatentFormat):
+    """Latents outside the model are the VAE's own; inside they are normalised by the checkpoint's figures."""
+
+    latent_channels = CHANNELS
+
+    def __init__(self, config: VaeConfig):
+        self.mean = torch.tensor(config.latents_mean).view(1, -1, 1, 1)
+        self.std = torch.tensor(config.latents_std).view(1, -1, 1, 1)
+
+    def process_in(self, latent):
+        return (latent - self.mean.to(latent)) / self.std.to(latent)
+
+    def process_out(self, latent):
+        return latent * self.std.to(latent) + self.mean.to(latent)
+
+
+class Sampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
+    """Rectified flow with one fixed shift."""
+
+    def __init__(self, shift: float):
+        super().__init__()
+        self.set_parameters(shift=shift, multiplier=1000)
+
+
+class GlmImageModel(comfy.model_base.BaseModel):
+    def __init__(self, config: "ModelConfig", device=None):
+        super().__init__(config, comfy.model_base.ModelType.FLOW, device=device, unet_model=ComfyDit)
+        self.memory_usage_factor_conds = ()  # references are counted in `memory_required`
+
+    @property
+    def dit_config(self) -> DitConfig:
+        return self.diffusion_model.config
+
+    def shift_for(self, latents: torch.Size) -> float:
+        """The schedule's shift for latents of this shape; a patch is 2 latents on a side."""
+        return shift_mu(self.model_config.scheduler, latents[-2] // 2 * (latents[-1] // 2))
+
+    def process_timestep(self, timestep, x, **_):
+        """What the sampling calls time -> the decoder's: the plain time - 1, in 0..999."""
+        sigma = timestep / getattr(self.model_sampling, "multiplier", 1.0)
+        shift = self.shift_for(x.shape)
+        return sigma / (shift - (shift - 1.0) * sigma) * 1000.0 - 1.0
+
+    def extra_conds(self, **conditioning):
+        """Conditioning as `GLMImageConditioning` writes it -> arguments of `ComfyDit.forward`."""
+        noise = conditioning["noise"]
+        size = torch.tensor([[8.0 * side for side in noise.shape[-2:]]])
+        found = {
+            "c_crossattn": comfy.conds.CONDRegular(conditioning["cross_attn"]),
+            "prior_token_ids": comfy.conds.CONDRegular(conditioning["prior_token_ids"]),
+            "prior_token_drop": comfy.conds.CONDConstant(conditioning["prior_token_drop"]),
+            "target_size": comfy.conds.CONDRegular(size),
+        }
+        for name in ("glyph_mask", "glyph_visible"):
+            if name in conditioning:  # int, since ComfyUI casts every other type to the model's
+                found[name] = comfy.conds.CONDRegular(conditioning[name].int())
+        if conditioning.get("reference_latents"):
+            latents = [self.process_latent_in(latent) for latent in conditioning["reference_latents"]]
+            found["reference_latents"] = comfy.conds.CONDList(latents)
+            found["reference_token_ids"] = comfy.conds.CONDList(conditioning["reference_token_ids"])
+        return found
+
+    def extra_conds_shapes(self, reference_latents=(), **_):
+        pixels = sum(latent.shape[-2] * latent.shape[-1] for latent in reference_latents)
+        return {"reference_latents": [1, CHANNELS, pixels]} if pixels else {}
+
+    def memory_required(self, input_shape, cond_shapes=None):
+        """Bytes of one pass, with the keys and values of references that stay for the whole sampling."""
+        shapes = cond_shapes or {}
+        config, dtype = self.dit_config, self.manual_cast_dtype or self.get_dtype()
+        tokens = sum(math.prod(shape) for shape in shapes.get("reference_latents", ())) // CHANNELS // 4
+        kept = 2 * config.num_layers * config.inner_dim * tokens * dtype.itemsize
+        return super().memory_required(input_shape) + kept
+
+
+class ModelConfig(comfy.supported_models_base.BASE):
+    """What `BaseModel` asks about the model, filled from the checkpoint instead of guessed from its weights."""
+
+    unet_extra_config = {}
+    sampling_settings = {"shift": 1.0, "multiplier": 1000}
+    supported_inference_dtypes = [torch.bfloat16, torch.float16, torch.float32]
+    memory_usage_factor = 2.0  # about 24 activations of the layers' width a patch
+
+    def __init__(self, dit: DitConfig, scheduler: SchedulerConfig, vae: VaeConfig):
+        self.latent_format = lambda: Latents(vae)
+        super().__init__({"config": dit})
+        self.scheduler = scheduler
+
+    def set_compute(self, dtypes: Dtypes) -> None:
+        self.set_inference_dtype(dtypes.storage, None if dtypes.storage == dtypes.compute else dtypes.compute)
+        self.unet_config["compute_dtype"] = dtypes.compute
+
+
+def open_decoder(folder: Path, weights: Path, dtype: str = "auto", device: str = "auto", operations=None):
+    """A checkpoint's decoder, its weights from a folder or file -> MODEL; no weight is read yet.
+
+    `operations` replaces ComfyUI's layer classes, as packs for other weight formats do.
+    """
+    config = ModelConfig(
+        DitConfig.from_json(folder / "transformer" / "config.json"),
+        SchedulerConfig.from_json(folder / "scheduler" / "scheduler_config.json"),
+        VaeConfig.from_json(folder / "vae" / "config.json"),
+    )
+    stored, load_device = weights_at(weights), choose_device(device)
+    dtypes = choose_dtypes(dtype, stored, load_device)
+    config.set_compute(dtypes)
+    config.custom_operations = operations
+    model = GlmImageModel(config, device="meta")
+    fill(model.diffusion_model, stored, dtypes.storage)
+    model.device = load_device
+    patcher = manage(model, load_device)
+    patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, WRAPPER, sample_at_size)
+    return patcher
+
+
+def has_own_sampling(patcher) -> bool:
+    """Whether a node has given this model a sampling of its user's choice."""
+    return "model_sampling" in patcher.object_patches
+
+
+def with_shift(patcher, shift: float):
+    """A clone of the MODEL with one fixed shift."""
+    clone = patcher.clone()
+    clone.add_object_patch("model_sampling", Sampling(shift))
+    return clone
+
+
+def shift_times(times: torch.Tensor, shift: float) -> torch.Tensor:
+    """Plain times in 0..1 -> sigmas, in the same float32 steps as `pipeline.scheduler.schedule`."""
+    return shift / (shift + (1 / times - 1))
+
+
+def sample_at_size(executor, noise, latent_image, sampler, sigmas, *arguments, **named):
+    """Wrap one sampling: check its conditioning, keep what its steps share, shift its schedule to its latent."""
+    guider = executor.class_obj
+    patcher = guider.model_patcher
+    check_conditioning(guider.conds, latent_image.shape, patcher.model)
+    if not any("hooks" in cond for conds in guider.conds.values() for cond in conds):  # hooks change weights midway
+        guider.model_options.setdefault("transformer_options", {})[RUN] = Run()
+    if has_own_sampling(patcher):
+        return executor(noise, latent_image, sampler, sigmas, *arguments, **named)
+    shift = patcher.model.shift_for(latent_image.shape)
+    guider.model_patcher = with_shift(patcher, shift)
+    try:
+        return executor(noise, latent_image, sampler, shift_times(sigmas, shift), *arguments, **named)
+    finally:
+        guider.model_patcher = patcher

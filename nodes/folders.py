@@ -1,0 +1,67 @@
+"""Where checkpoints lie: models/glm_image/<name>/ in the hub's layout, and the small one that comes with the pack."""
+
+from pathlib import Path
+
+import folder_paths
+
+from ..pipeline.checkpoint import HUB_ID
+from ..pipeline.errors import CheckpointError
+
+KEY = "glm_image"
+BUNDLED = "small (bundled)"
+RELEASE = "GLM-Image"
+FROM_FOLDER = "from the checkpoint"
+PACK = Path(__file__).resolve().parents[1]
+
+folder_paths.add_model_folder_path(KEY, str(Path(folder_paths.models_dir) / KEY))
+
+
+def model_names() -> list[str]:
+    """What a loader offers: the bundled checkpoint, the release even before it is downloaded, and every other."""
+    roots = [Path(root) for root in folder_paths.get_folder_paths(KEY)]
+    found = {path.parent.name for root in roots for path in root.glob("*/model_index.json")}
+    return [BUNDLED, RELEASE, *sorted(found - {RELEASE})]
+
+
+def find_folder(name: str) -> Path:
+    """Where the checkpoint of a name from `model_names` is, or would be."""
+    if name == BUNDLED:
+        return PACK / "checkpoints" / "small"
+    roots = [Path(root) for root in folder_paths.get_folder_paths(KEY)]
+    return next((root / name for root in roots if _is_checkpoint(root / name)), roots[0] / name)
+
+
+def model_folder(name: str) -> Path:
+    """`find_folder` of a checkpoint that is there; a missing one is an error that tells how to get it."""
+    folder = find_folder(name)
+    if _is_checkpoint(folder):
+        return folder
+    if name == RELEASE:
+        raise CheckpointError(
+            f"the GLM-Image model is not in {folder}; download it (35 GB) with: "
+            f'hf download {HUB_ID} --local-dir "{folder}"'
+        )
+    raise CheckpointError(f"{folder} holds no model_index.json; put the checkpoint there or choose another model")
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    return (folder / "model_index.json").is_file()
+
+
+def weight_names(kind: str) -> list[str]:
+    """`FROM_FOLDER` and the single files in one of ComfyUI's model folders."""
+    return [FROM_FOLDER, *(n for n in folder_paths.get_filename_list(kind) if n.endswith(".safetensors"))]
+
+
+def weight_path(kind: str, name: str, component: Path) -> Path:
+    """The component's own folder, or the single file that replaces its weights."""
+    if name == FROM_FOLDER:
+        return component
+    return Path(folder_paths.get_full_path_or_raise(kind, name))
+
+
+def state_of(path: Path) -> str:
+    """Changes when the files of a folder (or one file) change: names, sizes and times. Nothing there is a state too."""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
+    return repr(stats)

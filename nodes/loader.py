@@ -1,0 +1,200 @@
+"""Load GLM-Image: the whole checkpoint in one node, or part by part with a dtype, a device and a weight file each.
+
+The first node expands into the other four, so that ComfyUI caches each part by its own inputs: changing the dtype of
+one leaves the others loaded.
+"""
+
+import torch
+from comfy_api.latest import io
+from comfy_execution.graph_utils import GraphBuilder
+
+from . import folders, sockets
+from .decoder_model import open_decoder
+from .parts import DTYPES, GlyphEncoderPart, PlannerPart
+from .vae import open_vae
+
+CATEGORY = "GLM-Image/loaders"
+PART_DTYPES = ["auto", *DTYPES]
+VAE_DTYPES = ["auto", "bf16", "fp32"]  # fp16 gives black images
+
+
+def device_names() -> list[str]:
+    """`auto` (ComfyUI's own choice), the CPU and every accelerator."""
+    if not torch.accelerator.is_available():
+        return ["auto", "cpu"]
+    kind = torch.accelerator.current_accelerator().type
+    return ["auto", "cpu", *(f"{kind}:{i}" for i in range(torch.accelerator.device_count()))]
+
+
+def model_input() -> io.Combo.Input:
+    return io.Combo.Input(
+        "model",
+        options=folders.model_names(),
+        default=folders.BUNDLED,
+        tooltip="A checkpoint folder in models/glm_image, or the small one that comes with this pack.",
+    )
+
+
+def dtype_input(name: str = "dtype", what: str = "the weights", options: list[str] | None = None) -> io.Combo.Input:
+    return io.Combo.Input(
+        name,
+        options=options or PART_DTYPES,
+        default="auto",
+        tooltip=f"Type of {what}. auto: the best the device computes in; fp8 halves the memory and costs quality.",
+    )
+
+
+def device_input() -> io.Combo.Input:
+    return io.Combo.Input(
+        "device", options=device_names(), default="auto", tooltip="Where to compute. auto: where ComfyUI does."
+    )
+
+
+def weights_input(kind: str) -> io.Combo.Input:
+    return io.Combo.Input(
+        "weights",
+        options=folders.weight_names(kind),
+        default=folders.FROM_FOLDER,
+        tooltip=f"Weights of the checkpoint, or a single file in models/{kind} of the same architecture.",
+    )
+
+
+class GLMImageLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="GLMImageLoader",
+            display_name="Load GLM-Image",
+            category=CATEGORY,
+            description="Opens a GLM-Image checkpoint. Weights are read when first used.",
+            inputs=[
+                model_input(),
+                dtype_input("decoder_dtype", "the decoder's weights"),
+                dtype_input("planner_dtype", "the planner's weights"),
+                device_input(),
+            ],
+            outputs=[
+                sockets.Planner.Output(display_name="planner"),
+                io.Model.Output(display_name="model"),
+                sockets.GlyphEncoder.Output(display_name="glyph_encoder"),
+                io.Vae.Output(display_name="vae"),
+            ],
+            enable_expand=True,
+        )
+
+    @classmethod
+    def execute(cls, model, decoder_dtype, planner_dtype, device) -> io.NodeOutput:
+        folders.model_folder(model)
+        graph = GraphBuilder()
+        parts = [
+            graph.node("GLMImagePlannerLoader", model=model, dtype=planner_dtype, device=device),
+            graph.node(
+                "GLMImageDecoderLoader", model=model, dtype=decoder_dtype, device=device, weights=folders.FROM_FOLDER
+            ),
+            graph.node(
+                "GLMImageGlyphEncoderLoader", model=model, dtype="auto", device=device, weights=folders.FROM_FOLDER
+            ),
+            graph.node("GLMImageVAELoader", model=model, dtype="auto", device=device, weights=folders.FROM_FOLDER),
+        ]
+        return io.NodeOutput(*(part.out(0) for part in parts), expand=graph.finalize())
+
+    @classmethod
+    def fingerprint_inputs(cls, model, **_):
+        return folders.state_of(folders.find_folder(model))
+
+
+class GLMImagePlannerLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="GLMImagePlannerLoader",
+            display_name="Load GLM-Image Planner",
+            category=CATEGORY,
+            description="Opens the language model that lays an image out as tokens.",
+            inputs=[model_input(), dtype_input(), device_input()],
+            outputs=[sockets.Planner.Output(display_name="planner")],
+        )
+
+    @classmethod
+    def execute(cls, model, dtype, device) -> io.NodeOutput:
+        return io.NodeOutput(PlannerPart(folders.model_folder(model), dtype, device))
+
+    @classmethod
+    def fingerprint_inputs(cls, model, **_):
+        return folders.state_of(folders.find_folder(model) / "vision_language_encoder")
+
+
+class GLMImageDecoderLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="GLMImageDecoderLoader",
+            display_name="Load GLM-Image Decoder",
+            category=CATEGORY,
+            description="Opens the diffusion decoder as a MODEL for any sampler, LoRA or model patch.",
+            inputs=[model_input(), dtype_input(), device_input(), weights_input("diffusion_models")],
+            outputs=[io.Model.Output(display_name="model")],
+        )
+
+    @classmethod
+    def execute(cls, model, dtype, device, weights) -> io.NodeOutput:
+        folder = folders.model_folder(model)
+        return io.NodeOutput(open_decoder(folder, cls.path(model, weights), dtype, device))
+
+    @classmethod
+    def fingerprint_inputs(cls, model, weights, **_):
+        return folders.state_of(cls.path(model, weights))
+
+    @staticmethod
+    def path(model, weights):
+        return folders.weight_path("diffusion_models", weights, folders.find_folder(model) / "transformer")
+
+
+class GLMImageGlyphEncoderLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="GLMImageGlyphEncoderLoader",
+            display_name="Load GLM-Image Glyph Encoder",
+            category=CATEGORY,
+            description="Opens the encoder of the texts to draw.",
+            inputs=[model_input(), dtype_input(), device_input(), weights_input("text_encoders")],
+            outputs=[sockets.GlyphEncoder.Output(display_name="glyph_encoder")],
+        )
+
+    @classmethod
+    def execute(cls, model, dtype, device, weights) -> io.NodeOutput:
+        return io.NodeOutput(GlyphEncoderPart(folders.model_folder(model), cls.path(model, weights), dtype, device))
+
+    @classmethod
+    def fingerprint_inputs(cls, model, weights, **_):
+        return folders.state_of(cls.path(model, weights))
+
+    @staticmethod
+    def path(model, weights):
+        return folders.weight_path("text_encoders", weights, folders.find_folder(model) / "text_encoder")
+
+
+class GLMImageVAELoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="GLMImageVAELoader",
+            display_name="Load GLM-Image VAE",
+            category=CATEGORY,
+            description="Opens the autoencoder for VAE Decode, VAE Encode and their tiled forms.",
+            inputs=[model_input(), dtype_input(options=VAE_DTYPES), device_input(), weights_input("vae")],
+            outputs=[io.Vae.Output(display_name="vae")],
+        )
+
+    @classmethod
+    def execute(cls, model, dtype, device, weights) -> io.NodeOutput:
+        return io.NodeOutput(open_vae(folders.model_folder(model), cls.path(model, weights), dtype, device))
+
+    @classmethod
+    def fingerprint_inputs(cls, model, weights, **_):
+        return folders.state_of(cls.path(model, weights))
+
+    @staticmethod
+    def path(model, weights):
+        return folders.weight_path("vae", weights, folders.find_folder(model) / "vae")

@@ -1,0 +1,195 @@
+"""Opening the parts of a checkpoint for ComfyUI: lazily, in the dtype that fits, under its memory management.
+
+Weights are mapped from disk and read when a layer first runs, unless they have to change their dtype. Layers are
+ComfyUI's, so that parts may be loaded in pieces; what a device cannot hold stays in host memory.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import torch
+
+from ..pipeline.checkpoint import Weights
+from ..pipeline.config import GenerationConfig, GlyphConfig, ProcessorConfig, VisionLanguageConfig
+from ..pipeline.device import resolve_dtype
+from ..pipeline.errors import CheckpointError, InputError
+from ..pipeline.glyph import GlyphEncoder
+from ..pipeline.kv_cache import KVCache
+from ..pipeline.planner import Planner
+from ..pipeline.prompt import PromptEncoder
+from .operations import computing_in
+
+STORED = {
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F32": torch.float32,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+DTYPES = {
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp32": torch.float32,
+    "fp8_e4m3fn": torch.float8_e4m3fn,
+    "fp8_e5m2": torch.float8_e5m2,
+}
+SMALL = 2 << 30  # bytes; below this, weights are stored as they are computed with: casting at every use costs more
+
+
+@dataclass(frozen=True)
+class Dtypes:
+    """How weights lie in memory and what layers compute in."""
+
+    storage: torch.dtype
+    compute: torch.dtype
+
+    @property
+    def operations(self):
+        cast = self.storage != self.compute
+        return computing_in(self.compute, comfy.ops.manual_cast if cast else comfy.ops.disable_weight_init)
+
+
+def choose_device(choice: str) -> torch.device:
+    """ComfyUI's device, or one that the user names."""
+    if choice == "auto":
+        return comfy.model_management.get_torch_device()
+    return torch.device(choice)
+
+
+def choose_dtypes(choice: str, weights: Weights, device: torch.device) -> Dtypes:
+    """`auto` computes in the device's best dtype and stores large weights as their file does where that is smaller.
+
+    A named dtype is used for both; an 8-bit one only stores.
+    """
+    auto = resolve_dtype("auto", device)
+    if choice != "auto":
+        storage = DTYPES[choice]
+        return Dtypes(storage, storage if storage.itemsize > 1 else auto)
+    stored = stored_dtype(weights)
+    numbers = weights.nbytes // stored.itemsize
+    if stored.itemsize == 1 or (stored.itemsize < auto.itemsize and numbers * auto.itemsize > SMALL):
+        return Dtypes(stored, auto)
+    return Dtypes(auto, auto)
+
+
+def stored_dtype(weights: Weights) -> torch.dtype:
+    """The dtype that most bytes of these files have."""
+    sizes: dict[str, int] = {}
+    for _, _, name, nbytes in weights.headers.values():
+        sizes[name] = sizes.get(name, 0) + nbytes
+    name = max(sizes, key=sizes.get)
+    if name not in STORED:
+        raise InputError(f"{weights.folder} stores {name} weights; convert them to one of {', '.join(STORED)}")
+    return STORED[name]
+
+
+class WeightFile(Weights):
+    """One safetensors file instead of a component folder; a prefix that checkpoints of one file have is dropped."""
+
+    prefixes = ("model.diffusion_model.", "diffusion_model.")
+
+    @property
+    def shards(self) -> list[Path]:
+        return [self.folder]
+
+    def tensors(self):
+        for key, tensor in super().tensors():
+            for prefix in self.prefixes:
+                key = key.removeprefix(prefix)
+            yield key, tensor
+
+
+def weights_at(path: Path) -> Weights:
+    return Weights(path) if path.is_dir() else WeightFile(path)
+
+
+def fill(module: torch.nn.Module, weights: Weights, storage: torch.dtype) -> torch.nn.Module:
+    """Give a module of the meta device its weights, all of them and no other."""
+    state = {key: tensor.to(storage) if tensor.is_floating_point() else tensor for key, tensor in weights.tensors()}
+    try:
+        module.load_state_dict(state, strict=True, assign=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"{weights.folder} does not hold this model: {str(error)[:400]}") from None
+    return module.eval().requires_grad_(False)
+
+
+def manage(module: torch.nn.Module, device: torch.device):
+    """Put a module under ComfyUI's memory management."""
+    kind = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    return kind(module, load_device=device, offload_device=comfy.model_management.unet_offload_device())
+
+
+def open_part(build: Callable, config, path: Path, dtype: str, device: str):
+    """A component's folder or file -> (patcher around its module, its dtypes); no weight is read yet."""
+    weights, load_device = weights_at(path), choose_device(device)
+    dtypes = choose_dtypes(dtype, weights, load_device)
+    with torch.device("meta"):
+        module = build(config, operations=dtypes.operations, dtype=dtypes.storage)
+    return manage(fill(module, weights, dtypes.storage), load_device), dtypes
+
+
+class ManagedPlanner(Planner):
+    """A planner whose layers may be elsewhere or in another dtype than its computation."""
+
+    compute_dtype: torch.dtype
+
+    def new_cache(self, batch: int, capacity: int, device: torch.device) -> KVCache:
+        return KVCache(self.config.text_config, batch, capacity, dtype=self.compute_dtype, device=device)
+
+
+class PlannerPart:
+    """Socket value: the planner with its tokenizer and settings."""
+
+    def __init__(self, folder: Path, dtype: str = "auto", device: str = "auto"):
+        self.folder = folder
+        home = folder / "vision_language_encoder"
+        self.config = VisionLanguageConfig.from_json(home / "config.json")
+        self.sampling = GenerationConfig.from_json(home / "generation_config.json")
+        self.processor = ProcessorConfig.from_folder(folder / "processor")
+        self.patcher, dtypes = open_part(ManagedPlanner, self.config, home, dtype, device)
+        self.module.compute_dtype = dtypes.compute
+
+    @property
+    def module(self) -> ManagedPlanner:
+        return self.patcher.model
+
+    @property
+    def codebook_size(self) -> int:
+        return self.config.vq_config.num_embeddings
+
+    @cached_property
+    def codebook_colours(self) -> torch.Tensor:
+        """(V, 3) uint8, a colour for every token. The planner must be loaded."""
+        ids = torch.arange(self.codebook_size, device=self.patcher.load_device)
+        with torch.no_grad():
+            return codebook_colours(self.module.model.vqmodel.quantize.embedding(ids))
+
+    @cached_property
+    def prompts(self) -> PromptEncoder:
+        return PromptEncoder(self.folder / "processor", self.config)
+
+
+def codebook_colours(codebook: torch.Tensor) -> torch.Tensor:
+    """(V, D) codebook -> (V, 3) uint8: its first three principal components as red, green and blue."""
+    entries = codebook.float().cpu()
+    _, directions = torch.linalg.eigh(torch.cov(entries.T))  # ascending
+    parts = (entries - entries.mean(0)) @ directions[:, -3:].flip(1)
+    low, high = torch.quantile(parts, torch.tensor([0.02, 0.98]), dim=0)
+    return ((parts - low) / (high - low).clamp_min(1e-8) * 255).clamp(0, 255).to(torch.uint8)
+
+
+class GlyphEncoderPart:
+    """Socket value: the encoder of the texts to draw."""
+
+    def __init__(self, folder: Path, weights: Path, dtype: str = "auto", device: str = "auto"):
+        config = GlyphConfig.from_json(folder / "text_encoder" / "config.json")
+        self.patcher, _ = open_part(GlyphEncoder, config, weights, dtype, device)
+
+    @property
+    def module(self) -> GlyphEncoder:
+        return self.patcher.model

@@ -1,0 +1,211 @@
+"""GLM-Image Plan, and plans to and from files."""
+
+from pathlib import Path
+
+import folder_paths
+from comfy_api.latest import io, ui
+
+from ..pipeline.errors import InputError
+from ..pipeline.geometry import MAX_SIDE, TOKEN
+from ..pipeline.plan import Plan
+from . import sockets
+from .planning import MAX_COUNT, make_plan, plan_pictures
+
+CATEGORY = "GLM-Image"
+REFERENCES = 4
+MAX_SEED = 0xFFFFFFFFFFFFFFFF
+
+
+def size_inputs(default: int = 1024) -> list[io.Int.Input]:
+    return [
+        io.Int.Input(
+            side, default=default, min=TOKEN, max=MAX_SIDE, step=TOKEN, tooltip=f"{side.capitalize()} in pixels."
+        )
+        for side in ("width", "height")
+    ]
+
+
+class GLMImagePlan(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="GLMImagePlan",
+            display_name="GLM-Image Plan",
+            category=CATEGORY,
+            description="Lays images out as tokens of 32 px with the language model. Quote the texts to draw.",
+            inputs=[
+                sockets.Planner.Input("planner"),
+                io.String.Input(
+                    "prompt",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    tooltip="What to draw; put texts that must appear in quotes.",
+                ),
+                *size_inputs(),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=MAX_SEED - MAX_COUNT,
+                    control_after_generate=True,
+                    tooltip="Seed of the layout; image k of a batch uses seed + k.",
+                ),
+                io.Float.Input(
+                    "temperature",
+                    default=0.9,
+                    min=0.0,
+                    max=2.0,
+                    step=0.05,
+                    tooltip="Spread of the choice; 0 always takes the likeliest token, which this model does badly.",
+                ),
+                io.Float.Input(
+                    "top_p",
+                    default=0.75,
+                    min=0.01,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Only the likeliest tokens whose probabilities add up to this are drawn.",
+                ),
+                io.Int.Input(
+                    "count", default=1, min=1, max=MAX_COUNT, tooltip="Plans to make at once, each with its own seed."
+                ),
+                *(
+                    io.Image.Input(
+                        f"reference_{i + 1}",
+                        optional=True,
+                        tooltip="Image to edit or to take subjects from; any size up to 4:1. A batch is several.",
+                    )
+                    for i in range(REFERENCES)
+                ),
+            ],
+            outputs=[sockets.Plan.Output(display_name="plan")],
+        )
+
+    @classmethod
+    def execute(cls, planner, prompt, width, height, seed, temperature, top_p, count, **references) -> io.NodeOutput:
+        plan = make_plan(
+            planner,
+            prompt,
+            height,
+            width,
+            seed=seed,
+            count=count,
+            temperature=temperature,
+            top_p=top_p,
+            images=reference_images(references),
+        )
+        return io.NodeOutput(plan)
+
+
+def reference_images(inputs: dict) -> list:
+    """Connected `reference_N` inputs in order -> (H, W, 3) images, every one of each batch."""
+    batches = [inputs[name] for name in sorted(inputs) if inputs[name] is not None]
+    return [image[..., :3] for batch in batches for image in batch]
+
+
+class GLMImagePlanPreview(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="GLMImagePlanPreview",
+            display_name="GLM-Image Plan Preview",
+            category=CATEGORY,
+            description="Draws a plan's tokens: one square of 32 px a token, coloured by its place in the codebook.",
+            inputs=[sockets.Planner.Input("planner"), sockets.Plan.Input("plan")],
+            outputs=[io.Image.Output(display_name="image")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, planner, plan) -> io.NodeOutput:
+        check_same_codebook(planner, plan)
+        images = plan_pictures(planner, plan)
+        return io.NodeOutput(images, ui=ui.PreviewImage(images, cls=cls))
+
+
+class GLMImageSavePlan(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="GLMImageSavePlan",
+            display_name="Save GLM-Image Plan",
+            category=CATEGORY,
+            description="Writes a plan to the output folder, to decode it later or elsewhere.",
+            inputs=[
+                sockets.Plan.Input("plan"),
+                io.String.Input("filename_prefix", default="plans/plan", tooltip="Path below the output folder."),
+            ],
+            outputs=[sockets.Plan.Output(display_name="plan")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, plan, filename_prefix) -> io.NodeOutput:
+        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
+            filename_prefix, folder_paths.get_output_directory()
+        )
+        file = f"{name}_{counter:05}_.safetensors"
+        plan.save(Path(folder) / file)
+        saved = {"filename": file, "subfolder": subfolder, "type": "output"}
+        return io.NodeOutput(plan, ui={"plans": [saved]})
+
+
+class GLMImageLoadPlan(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="GLMImageLoadPlan",
+            display_name="Load GLM-Image Plan",
+            category=CATEGORY,
+            description="Reads a plan from the input or the output folder.",
+            inputs=[
+                io.Combo.Input(
+                    "plan", options=plan_files(), tooltip="A .safetensors plan in ComfyUI's input or output folder."
+                )
+            ],
+            outputs=[sockets.Plan.Output(display_name="plan")],
+        )
+
+    @classmethod
+    def execute(cls, plan) -> io.NodeOutput:
+        return io.NodeOutput(Plan.load(plan_path(plan)))
+
+    @classmethod
+    def fingerprint_inputs(cls, plan):
+        path = plan_path(plan)
+        return path.stat().st_mtime_ns if path.is_file() else None
+
+
+def plan_files() -> list[str]:
+    """`input/...` and `output/...` names of the plan files there."""
+    return [
+        f"{kind}/{path.relative_to(root).as_posix()}"
+        for kind, root in _plan_roots().items()
+        for path in sorted(root.rglob("*.safetensors"))
+    ]
+
+
+def plan_path(name: str) -> Path:
+    """Path of a name from `plan_files`; nothing outside those folders is read."""
+    kind, _, rest = name.partition("/")
+    roots = _plan_roots()
+    if kind in roots:
+        path = (roots[kind] / rest).resolve()
+        if path.is_relative_to(roots[kind].resolve()):
+            return path
+    raise InputError(f"plan {name!r} is not in the input or output folder; choose one from the list")
+
+
+def _plan_roots() -> dict[str, Path]:
+    return {
+        "input": Path(folder_paths.get_input_directory()),
+        "output": Path(folder_paths.get_output_directory()),
+    }
+
+
+def check_same_codebook(planner, plan) -> None:
+    if planner.codebook_size != plan.codebook_size:
+        raise InputError(
+            f"the plan uses a codebook of {plan.codebook_size} tokens, this planner one of {planner.codebook_size}; "
+            "use the planner of the checkpoint it was made with"
+        )

@@ -1,0 +1,186 @@
+"""Sampling with GLM-Image: the decoder in one node, and the pieces for graphs of one's own."""
+
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import latent_preview
+import torch
+from comfy_api.latest import io
+
+from ..pipeline.errors import InputError
+from ..pipeline.geometry import check_size, latent_size
+from ..pipeline.scheduler import schedule
+from . import sockets
+from .decoder_model import CHANNELS, GlmImageModel, has_own_sampling, shift_times, with_shift
+from .planner import MAX_SEED, size_inputs
+
+CATEGORY = "GLM-Image/sampling"
+
+
+def glm_model(model) -> GlmImageModel:
+    """The model inside a MODEL; another kind of model is an error."""
+    if not isinstance(model.model, GlmImageModel):
+        raise InputError(f"this is a {type(model.model).__name__} model; connect the model of Load GLM-Image")
+    return model.model
+
+
+def sigmas_for(model, steps: int, denoise: float = 1.0) -> torch.Tensor:
+    """Sigmas (steps + 1,) for this MODEL: plain times that sampling will shift, or shifted as a node has set it."""
+    total = max(steps, int(steps / denoise)) if denoise > 0 else 0
+    if not total:
+        return torch.FloatTensor([])
+    config = glm_model(model).model_config.scheduler
+    times = (schedule(config, total, 1).timesteps + 1) / config.num_train_timesteps
+    times = torch.cat((times, times.new_zeros(1)))[-(steps + 1) :]
+    if not has_own_sampling(model):
+        return times
+    shift = getattr(model.get_model_object("model_sampling"), "shift", None)
+    if shift is None:
+        raise InputError("the model's sampling has no shift that GLM-Image Sigmas could follow; remove that node")
+    return shift_times(times, shift)
+
+
+class GLMImageDecode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="GLMImageDecode",
+            display_name="GLM-Image Decode",
+            category="GLM-Image",
+            description="Runs the diffusion decoder on a plan, on the model's own schedule. Follow with VAE Decode.",
+            inputs=[
+                io.Model.Input("model"),
+                sockets.Plan.Input("plan"),
+                io.Conditioning.Input("positive"),
+                io.Conditioning.Input("negative"),
+                io.Int.Input("steps", default=50, min=1, max=1000, tooltip="Passes through the decoder."),
+                io.Float.Input(
+                    "cfg",
+                    default=1.5,
+                    min=1.0,
+                    max=30.0,
+                    step=0.1,
+                    tooltip="Guidance scale; 1 leaves the negative out and takes half the time.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=MAX_SEED,
+                    control_after_generate=True,
+                    tooltip="Seed of the noise; the same plan with another seed keeps its layout.",
+                ),
+                io.Int.Input(
+                    "images_per_plan", default=1, min=1, max=64, tooltip="Images of each plan, each with its own noise."
+                ),
+            ],
+            outputs=[io.Latent.Output(display_name="latent")],
+        )
+
+    @classmethod
+    def execute(cls, model, plan, positive, negative, steps, cfg, seed, images_per_plan) -> io.NodeOutput:
+        glm_model(model)
+        empty = empty_latent(plan.height, plan.width, len(plan) * images_per_plan)
+        samples = comfy.sample.sample_custom(
+            model,
+            comfy.sample.prepare_noise(empty, seed),
+            cfg,
+            comfy.samplers.sampler_object("euler"),
+            sigmas_for(model, steps),
+            positive,
+            negative,
+            empty,
+            callback=latent_preview.prepare_callback(model, steps),
+            seed=seed,
+        )
+        return io.NodeOutput({"samples": samples})
+
+
+class ModelSamplingGLMImage(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="ModelSamplingGLMImage",
+            display_name="ModelSampling GLM-Image",
+            category=CATEGORY,
+            description="Fixes the noise schedule's shift. Without this node it follows the latent's size by itself.",
+            inputs=[
+                io.Model.Input("model"),
+                *size_inputs(),
+                io.Float.Input(
+                    "shift",
+                    default=0.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.01,
+                    tooltip="Shift of your choice; 0 takes the one the model was trained with at this size.",
+                ),
+            ],
+            outputs=[io.Model.Output(display_name="model")],
+        )
+
+    @classmethod
+    def execute(cls, model, width, height, shift) -> io.NodeOutput:
+        check_size(height, width)
+        own = glm_model(model).shift_for(latent_size(height, width))
+        return io.NodeOutput(with_shift(model, shift or own))
+
+
+class GLMImageSigmas(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="GLMImageSigmas",
+            display_name="GLM-Image Sigmas",
+            category=CATEGORY,
+            description="The original code's noise schedule, exactly, for SamplerCustom and SamplerCustomAdvanced.",
+            inputs=[
+                io.Model.Input(
+                    "model", tooltip="The model that will sample, after its ModelSampling node if it has one."
+                ),
+                io.Int.Input("steps", default=50, min=1, max=1000, tooltip="Passes through the decoder."),
+                io.Float.Input(
+                    "denoise",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Part of the schedule to run: less than 1 keeps some of the latent that is given.",
+                ),
+            ],
+            outputs=[io.Sigmas.Output(display_name="sigmas")],
+        )
+
+    @classmethod
+    def execute(cls, model, steps, denoise) -> io.NodeOutput:
+        return io.NodeOutput(sigmas_for(model, steps, denoise))
+
+
+class EmptyGLMImageLatent(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="EmptyGLMImageLatent",
+            display_name="Empty GLM-Image Latent",
+            category="GLM-Image",
+            description="An empty latent for KSampler, of the plan's size or of a size in steps of 32 px.",
+            inputs=[
+                *size_inputs(),
+                io.Int.Input("batch_size", default=1, min=1, max=4096, tooltip="Images, a multiple of the plan's."),
+                sockets.Plan.Input("plan", optional=True, tooltip="Takes size and number of images from this plan."),
+            ],
+            outputs=[io.Latent.Output(display_name="latent")],
+        )
+
+    @classmethod
+    def execute(cls, width, height, batch_size, plan=None) -> io.NodeOutput:
+        if plan is not None:
+            return io.NodeOutput({"samples": empty_latent(plan.height, plan.width, len(plan))})
+        check_size(height, width)
+        return io.NodeOutput({"samples": empty_latent(height, width, batch_size)})
+
+
+def empty_latent(height: int, width: int, batch: int) -> torch.Tensor:
+    """Pixels -> zeros (batch, 16, height / 8, width / 8)."""
+    device = comfy.model_management.intermediate_device()
+    return torch.zeros(batch, CHANNELS, *latent_size(height, width), device=device)
