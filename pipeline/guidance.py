@@ -1,0 +1,259 @@
+"""Making a layout reach the picture without training: switches for planner tokens, decoder attention and latents.
+
+Each works alone, and off leaves every number untouched:
+- plan: the sketch's own tokens are favoured (bias) or imposed (force) inside the boxes of the preview or full grid;
+- decoder: patches of a box see only their own string's glyph tokens, which have no position of their own;
+- latent: boxes follow the sketch's noised latent until the noise falls to a chosen level.
+`replan_controls` keeps a plan and draws it again only inside boxes.
+Letters: n regions, h w token grid (32 px), V codebook size, L glyph tokens.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+
+from .config import GlyphConfig, ProcessorConfig
+from .errors import InputError
+from .generate import GridControl
+from .glyph import glyph_ids
+from .images import to_rgb
+from .layout import Layout
+from .plan import Plan
+from .planner import Planner
+
+PLAN_MODES = ("off", "bias", "force")
+GRIDS = ("both", "preview", "full")
+FORCE_FROM = 0.5  # weight from which a token near a soft edge is imposed
+
+
+@dataclass(frozen=True)
+class PlanGuidance:
+    """How the sketch's tokens act on planning.
+
+    `strength` is added to a sketch token's logit ("bias" only; 0 is off, about 5 beats most doubts, 20 is as good as
+    force). `falloff`, in tokens, weakens the edge of a box inwards. `grids` says which grids are guided.
+    """
+
+    mode: str = "off"
+    strength: float = 6.0
+    grids: str = "both"
+    falloff: float = 0.0
+
+    def __post_init__(self):
+        if self.mode not in PLAN_MODES:
+            raise InputError(f"plan guidance {self.mode!r}; use {', '.join(PLAN_MODES)}")
+        if self.grids not in GRIDS:
+            raise InputError(f"guided grids {self.grids!r}; use {', '.join(GRIDS)}")
+        if not 0 <= self.strength <= 1000 or not 0 <= self.falloff <= 1000:
+            raise InputError(f"strength {self.strength} and falloff {self.falloff} must lie in 0..1000")
+
+    @property
+    def active(self) -> bool:
+        return self.mode == "force" or (self.mode == "bias" and self.strength > 0)
+
+
+# Boxes on a grid --------------------------------------------------------------------------------------------------
+
+
+def box_weights(layout: Layout, grid: tuple[int, int], falloff: float = 0.0) -> torch.Tensor:
+    """Float32 (n, h, w): 0 outside a region's box; inside 1, or rising from the edge over `falloff` cells.
+
+    A cell is inside when its centre is. A box that holds no centre takes the cell its own centre lies in.
+    """
+    h, w = grid
+    weights = torch.zeros(len(layout), h, w)
+    for i, region in enumerate(layout.regions):
+        down = _depth(region.y, region.bottom, h)
+        across = _depth(region.x, region.right, w)
+        depth = torch.minimum(down[:, None], across[None])
+        if not bool((depth >= 0).any()):
+            row, column = ((region.y + region.bottom) / 2, h), ((region.x + region.right) / 2, w)
+            depth[_cell(*row), _cell(*column)] = max(falloff, 1.0)
+        inside = depth >= 0
+        weights[i] = torch.where(inside, (depth / falloff).clamp(max=1.0) if falloff else 1.0, 0.0)
+    return weights
+
+
+def _depth(start: float, stop: float, cells: int) -> torch.Tensor:
+    """(cells,) distance of each cell's centre to the nearer end of start..stop, in cells; negative outside."""
+    centres = torch.arange(cells, dtype=torch.float32) + 0.5
+    return torch.minimum(centres - start * cells, stop * cells - centres)
+
+
+def _cell(centre: float, cells: int) -> int:
+    return min(max(int(centre * cells), 0), cells - 1)
+
+
+def inside_boxes(layout: Layout, grid: tuple[int, int]) -> torch.Tensor:
+    """Boolean (n, h, w): which cells of a grid belong to which region."""
+    return box_weights(layout, grid) > 0
+
+
+# Plan -------------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def sketch_tokens(
+    planner: Planner,
+    sketch: Image.Image,
+    grids: dict[str, tuple[int, int]],
+    config: ProcessorConfig,
+    device: torch.device | str = "cpu",
+) -> dict[str, torch.Tensor]:
+    """A sketch -> its tokens on each grid, int64 (h*w,) on the CPU, by the vision tokenizer.
+
+    The ViT sees 16 px for a token, as it sees reference images.
+    """
+    return {
+        name: planner.tokenize_image(_vit_pixels(sketch, grid, config).to(device)).cpu() for name, grid in grids.items()
+    }
+
+
+def _vit_pixels(image: Image.Image, grid: tuple[int, int], config: ProcessorConfig) -> torch.Tensor:
+    """Float32 (3, 16h, 16w), normalised as references are."""
+    size = (grid[1] * config.patch_size, grid[0] * config.patch_size)
+    pixels = np.asarray(to_rgb(image).resize(size, Image.Resampling(config.resample))).astype(np.float32)
+    pixels = (pixels * np.float32(config.rescale_factor) - np.float32(config.image_mean)) / np.float32(config.image_std)
+    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+
+
+def plan_controls(
+    guidance: PlanGuidance,
+    layout: Layout,
+    tokens: dict[str, torch.Tensor],
+    grids: dict[str, tuple[int, int]],
+    codebook: int,
+) -> dict[str, GridControl]:
+    """Controls for `generate.decode` from the sketch's tokens on each grid; none when the guidance is off."""
+    if not guidance.active:
+        return {}
+    chosen = [name for name in grids if guidance.grids in ("both", name)]
+    if not chosen:
+        raise InputError(f"this plan has no {guidance.grids} grid to guide (plans with references have no preview)")
+    make = _forced if guidance.mode == "force" else _biased
+    controls = {}
+    for name in chosen:
+        weights = box_weights(layout, grids[name], guidance.falloff).amax(dim=0).flatten()
+        controls[name] = make(tokens[name], weights, guidance.strength, codebook)
+    return controls
+
+
+def _forced(tokens: torch.Tensor, weights: torch.Tensor, strength: float, codebook: int) -> GridControl:
+    mask = weights >= FORCE_FROM
+    return GridControl(forced=torch.where(mask, tokens, 0), forced_mask=mask)
+
+
+def _biased(tokens: torch.Tensor, weights: torch.Tensor, strength: float, codebook: int) -> GridControl:
+    ids, amounts = tokens.tolist(), (strength * weights).tolist()
+
+    def bias(position: int) -> torch.Tensor | None:
+        if amounts[position] == 0:
+            return None
+        row = torch.zeros(codebook)
+        row[ids[position]] = amounts[position]
+        return row
+
+    return GridControl(logit_bias=bias)
+
+
+def replan_controls(plan: Plan, layout: Layout) -> dict[str, GridControl]:
+    """Controls that keep every token of a plan outside the layout's boxes, on both grids."""
+    kept = {"full": (plan.prior_token_ids_d32, plan.grid)}
+    if plan.preview_token_ids is not None:
+        kept["preview"] = (plan.preview_token_ids, plan.preview_grid)
+    controls = {}
+    for name, (ids, grid) in kept.items():
+        outside = ~inside_boxes(layout, grid).any(dim=0).flatten()
+        controls[name] = GridControl(forced=ids, forced_mask=outside.expand_as(ids))
+    return controls
+
+
+def merge_controls(kept: dict[str, GridControl], guided: dict[str, GridControl]) -> dict[str, GridControl]:
+    """Both at once: tokens kept outside boxes, tokens favoured or imposed inside them."""
+    merged = dict(kept)
+    for name, control in guided.items():
+        base = merged.get(name, GridControl())
+        forced, mask = base.forced, base.forced_mask
+        if control.forced is not None and forced is not None:
+            forced = torch.where(mask, forced, control.forced)
+            mask = mask | control.forced_mask
+        elif control.forced is not None:
+            forced, mask = control.forced, control.forced_mask
+        bias = base.logit_bias if control.logit_bias is None else control.logit_bias
+        merged[name] = GridControl(bias, forced, mask)
+    return merged
+
+
+# Decoder ----------------------------------------------------------------------------------------------------------
+
+
+def glyph_visibility(
+    layout: Layout, texts: list[str], patches: tuple[int, int], config: GlyphConfig, elsewhere: bool = True
+) -> torch.Tensor:
+    """Boolean (1, h*w, L): which glyph tokens a patch of the decoder's (h, w) grid may see.
+
+    Inside boxes: the tokens of the box's own string (of all their strings where boxes overlap). Outside: all, or with
+    `elsewhere=False` none. `texts` are the strings in the order the glyph encoder gets them.
+    """
+    spans = _glyph_spans(texts, config)
+    length = spans[-1].stop
+    inside = inside_boxes(layout, patches).flatten(1)
+    visible = torch.zeros(inside.shape[1], length, dtype=torch.bool)
+    for region, where in zip(_matched_texts(layout, texts), inside):
+        visible[where, spans[region].start : spans[region].stop] = True
+    if elsewhere:
+        visible[~inside.any(dim=0)] = True
+    return visible[None]
+
+
+def _glyph_spans(texts: list[str], config: GlyphConfig) -> list[range]:
+    """Where each string's tokens lie in the concatenation the glyph encoder returns."""
+    spans, start = [], 0
+    for row in glyph_ids(texts or [""], config):
+        spans.append(range(start, start + len(row)))
+        start += len(row)
+    return spans
+
+
+def _matched_texts(layout: Layout, texts: list[str]) -> list[int]:
+    """For each region the index of its string in `texts`; equal strings are taken in reading order."""
+    left = list(enumerate(texts))
+    found = [0] * len(layout)
+    for index in layout.reading_order():
+        line = layout.regions[index].line
+        match = next((pair for pair in left if pair[1] == line), None)
+        if match is None:
+            raise InputError(
+                f'region {index + 1}: "{line[:40]}" is not among the glyph texts {texts[:5]}; '
+                "give the layout's glyph texts to the glyph encoder"
+            )
+        left.remove(match)
+        found[index] = match[0]
+    return found
+
+
+# Latent -----------------------------------------------------------------------------------------------------------
+
+
+def latent_holder(
+    sketch_latents: torch.Tensor, noise: torch.Tensor, layout: Layout, level: float
+) -> Callable[[torch.Tensor, float], torch.Tensor]:
+    """`hold(latents, sigma)` -> latents whose boxes follow the sketch while sigma is above `level` (0..1).
+
+    `sketch_latents` (1 or B, 16, H/8, W/8) normalised, `noise` what the run started from. Level 1 never holds.
+    """
+    if not 0 <= level <= 1:
+        raise InputError(f"noise level {level} is out of range; use 0 (keep the sketch) to 1 (off)")
+    inside = inside_boxes(layout, tuple(sketch_latents.shape[-2:])).any(dim=0)
+
+    def hold(latents: torch.Tensor, sigma: float) -> torch.Tensor:
+        if sigma <= level:
+            return latents
+        mask = inside.to(latents.device)
+        noised = sigma * noise.to(latents) + (1 - sigma) * sketch_latents.to(latents)
+        return torch.where(mask, noised, latents)
+
+    return hold
