@@ -143,7 +143,12 @@ class ManagedPlanner(Planner):
 
 
 class PlannerPart:
-    """Socket value: the planner with its tokenizer and settings."""
+    """Socket value: the planner with its tokenizer and settings.
+
+    `guide(part, grids)`, if a layout node has set it on a copy, gives controls for each grid of a plan.
+    """
+
+    guide: Callable | None = None
 
     def __init__(self, folder: Path, dtype: str = "auto", device: str = "auto"):
         self.folder = folder

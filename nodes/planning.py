@@ -14,6 +14,7 @@ from PIL import Image
 from ..pipeline.errors import InputError
 from ..pipeline.generate import DecodeStep, GridControl, check_sampling, decode, prefill
 from ..pipeline.geometry import check_size, preview_grid, token_grid
+from ..pipeline.guidance import merge_controls
 from ..pipeline.images import PreparedReference, prepare_reference
 from ..pipeline.kv_cache import BUCKET, cache_nbytes
 from ..pipeline.plan import Plan, Reference
@@ -56,6 +57,9 @@ def make_plan(
     planned = sum(h * w for h, w in filter(None, (preview, grid)))
     _load(part, len(encoded.ids) + planned, count)
     tokens = [_tokenize(part, reference) for reference in references]
+    if part.guide:
+        grids = {"preview": preview, "full": grid} if preview else {"full": grid}
+        controls = merge_controls(controls or {}, part.guide(part, grids))
     batch = collate([encoded], grid, preview, part.config, tokens)
     watch = Watch(part, grid, preview, planned)
     prefix = prefill(part.module, batch, part.patcher.load_device, watch.reading)
