@@ -3,6 +3,12 @@
 from comfy_api.latest import ComfyExtension
 
 from .conditioner import GLMImageConditioning
+from .layout import (
+    GLMImageLayoutDecoderGuidance,
+    GLMImageLayoutGuidance,
+    GLMImageReplanRegion,
+    GLMImageTextLayout,
+)
 from .loader import (
     GLMImageDecoderLoader,
     GLMImageGlyphEncoderLoader,
@@ -12,6 +18,7 @@ from .loader import (
 )
 from .lora import GLMImageLoRA
 from .planner import GLMImageLoadPlan, GLMImagePlan, GLMImagePlanPreview, GLMImageSavePlan
+from .reading import GLMImageBestOfN, GLMImageReadText
 from .sampling import EmptyGLMImageLatent, GLMImageDecode, GLMImageSigmas, ModelSamplingGLMImage
 
 NODES = [
@@ -30,6 +37,12 @@ NODES = [
     GLMImageSigmas,
     ModelSamplingGLMImage,
     GLMImageLoRA,
+    GLMImageTextLayout,
+    GLMImageLayoutGuidance,
+    GLMImageLayoutDecoderGuidance,
+    GLMImageReplanRegion,
+    GLMImageReadText,
+    GLMImageBestOfN,
 ]
 
 

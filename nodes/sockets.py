@@ -5,3 +5,4 @@ from comfy_api.latest import io
 Planner = io.Custom("GLM_IMAGE_PLANNER")
 GlyphEncoder = io.Custom("GLM_IMAGE_GLYPH_ENCODER")
 Plan = io.Custom("GLM_IMAGE_PLAN")
+Layout = io.Custom("GLM_IMAGE_LAYOUT")

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .config import GlyphConfig, ProcessorConfig
+from .config import ProcessorConfig
 from .errors import InputError
 from .generate import GridControl
-from .glyph import glyph_ids
+from .glyph import MAX_BYTES
 from .images import to_rgb
 from .layout import Layout
 from .plan import Plan
@@ -102,14 +102,14 @@ def sketch_tokens(
     grids: dict[str, tuple[int, int]],
     config: ProcessorConfig,
     device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> dict[str, torch.Tensor]:
     """A sketch -> its tokens on each grid, int64 (h*w,) on the CPU, by the vision tokenizer.
 
     The ViT sees 16 px for a token, as it sees reference images.
     """
-    return {
-        name: planner.tokenize_image(_vit_pixels(sketch, grid, config).to(device)).cpu() for name, grid in grids.items()
-    }
+    pixels = {name: _vit_pixels(sketch, grid, config).to(device, dtype) for name, grid in grids.items()}
+    return {name: planner.tokenize_image(picture).cpu() for name, picture in pixels.items()}
 
 
 def _vit_pixels(image: Image.Image, grid: tuple[int, int], config: ProcessorConfig) -> torch.Tensor:
@@ -191,30 +191,30 @@ def merge_controls(kept: dict[str, GridControl], guided: dict[str, GridControl])
 
 
 def glyph_visibility(
-    layout: Layout, texts: list[str], patches: tuple[int, int], config: GlyphConfig, elsewhere: bool = True
+    layout: Layout, texts: list[str], patches: tuple[int, int], elsewhere: bool = True
 ) -> torch.Tensor:
     """Boolean (1, h*w, L): which glyph tokens a patch of the decoder's (h, w) grid may see.
 
     Inside boxes: the tokens of the box's own string (of all their strings where boxes overlap). Outside: all, or with
     `elsewhere=False` none. `texts` are the strings in the order the glyph encoder gets them.
     """
-    spans = _glyph_spans(texts, config)
-    length = spans[-1].stop
+    spans = _glyph_spans(texts)
     inside = inside_boxes(layout, patches).flatten(1)
-    visible = torch.zeros(inside.shape[1], length, dtype=torch.bool)
-    for region, where in zip(_matched_texts(layout, texts), inside):
-        visible[where, spans[region].start : spans[region].stop] = True
+    visible = torch.zeros(inside.shape[1], spans[-1].stop, dtype=torch.bool)
+    for text, where in zip(_matched_texts(layout, texts), inside):
+        visible[where, spans[text].start : spans[text].stop] = True
     if elsewhere:
         visible[~inside.any(dim=0)] = True
     return visible[None]
 
 
-def _glyph_spans(texts: list[str], config: GlyphConfig) -> list[range]:
-    """Where each string's tokens lie in the concatenation the glyph encoder returns."""
+def _glyph_spans(texts: list[str]) -> list[range]:
+    """Where each string's tokens lie in what the glyph encoder returns: a pad for even counts, bytes, an end."""
     spans, start = [], 0
-    for row in glyph_ids(texts or [""], config):
-        spans.append(range(start, start + len(row)))
-        start += len(row)
+    for text in texts or [""]:
+        length = (len(texts) + 1) % 2 + min(len(text.encode()), MAX_BYTES - 1) + 1
+        spans.append(range(start, start + length))
+        start += length
     return spans
 
 

@@ -180,14 +180,14 @@ def glyph_config(references):
     return GlyphConfig.from_json(references("plain")[0] / "text_encoder" / "config.json")
 
 
-@pytest.mark.parametrize("texts", [["OPEN", "24h"], ["24h", "OPEN"], ["extra", "OPEN", "24h"]])
+@pytest.mark.parametrize("texts", [["OPEN", "24h"], ["24h", "OPEN"], ["extra", "OPEN", "24h"], ["OPEN", "24h", "长" * 900]])
 def test_patches_of_a_box_see_their_own_string_only(texts, glyph_config):
     patches = (16, 20)
-    visible = G.glyph_visibility(LAYOUT, texts, patches, glyph_config)
+    visible = G.glyph_visibility(LAYOUT, texts, patches)
     encoder = GlyphEncoder(glyph_config)
     assert visible.shape == (1, 16 * 20, encoder.embed(texts).shape[1])
     pad = (len(texts) + 1) % 2
-    lengths = [pad + len(text) + 1 for text in texts]
+    lengths = [pad + min(len(text.encode()), 2047) + 1 for text in texts]
     inside = G.inside_boxes(LAYOUT, patches).flatten(1)
     for region, where in zip(LAYOUT.regions, inside):
         start = sum(lengths[: texts.index(region.text)])
@@ -195,20 +195,20 @@ def test_patches_of_a_box_see_their_own_string_only(texts, glyph_config):
         expected[start : start + lengths[texts.index(region.text)]] = True
         assert (visible[0, where] == expected).all()
     assert visible[0, ~inside.any(0)].all()
-    hidden = G.glyph_visibility(LAYOUT, texts, patches, glyph_config, elsewhere=False)
+    hidden = G.glyph_visibility(LAYOUT, texts, patches, elsewhere=False)
     assert not hidden[0, ~inside.any(0)].any()
 
 
-def test_equal_strings_go_to_their_boxes_in_reading_order(glyph_config):
+def test_equal_strings_go_to_their_boxes_in_reading_order():
     page = Layout((TextRegion("GO", 0.0, 0.6, 1.0, 0.4), TextRegion("GO", 0.0, 0.0, 1.0, 0.4)))
-    visible = G.glyph_visibility(page, ["GO", "GO"], (10, 10), glyph_config)[0]
+    visible = G.glyph_visibility(page, ["GO", "GO"], (10, 10))[0]
     assert visible[0].tolist() == [True] * 4 + [False] * 4  # top rows: the first string (pad, G, O, end)
     assert visible[-1].tolist() == [False] * 4 + [True] * 4
 
 
-def test_a_string_the_encoder_does_not_get_is_named(glyph_config):
+def test_a_string_the_encoder_does_not_get_is_named():
     with pytest.raises(InputError, match='region 2: "24h" is not among the glyph texts'):
-        G.glyph_visibility(LAYOUT, ["OPEN"], (16, 20), glyph_config)
+        G.glyph_visibility(LAYOUT, ["OPEN"], (16, 20))
 
 
 # Latent -----------------------------------------------------------------------------------------------------------
