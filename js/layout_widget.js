@@ -55,7 +55,7 @@ app.registerExtension({
   nodeCreated(node) {
     if (node.comfyClass !== NODE || !editorOf(node)) return
     followSize(node, editorOf(node))
-    if (node.size[0] < 400) node.setSize([400, Math.max(node.size[1], node.computeSize()[1])])
+    if (node.size[0] < 480) node.setSize([480, Math.max(node.size[1], node.computeSize()[1])])
     const executed = node.onExecuted
     node.onExecuted = function (output) {
       executed?.call(this, output)

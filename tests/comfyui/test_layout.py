@@ -1,0 +1,155 @@
+"""The layout nodes in a real ComfyUI: what they output, what they refuse, and the editor driven in Chromium."""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from comfyui_glm_image.pipeline.layout import Layout, TextRegion
+from comfyui_glm_image.pipeline.layout_prompt import to_prompt
+from comfyui_glm_image.pipeline.sketch import render
+from comfyui_glm_image.tests.comfyui.server import PromptError
+from PIL import Image
+
+HERE = Path(__file__).parent
+PAGE = Layout((TextRegion("OPEN 24h", 0.1, 0.1, 0.8, 0.2, role="title"), TextRegion("营业中", 0.2, 0.6, 0.6, 0.2)))
+
+
+def graph(layout="", **more):
+    inputs = {"scene": "A shop", "width": 256, "height": 320, "language": "english", "positions": "words"}
+    inputs |= {"max_overlap": 0.35, "layout": layout, **more}
+    return {
+        "1": {"class_type": "GLMImageTextLayout", "inputs": inputs},
+        "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 3], "filename_prefix": "sketch"}},
+        "3": {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}},
+        "4": {"class_type": "PreviewAny", "inputs": {"source": ["1", 1]}},
+    }
+
+
+def test_a_drawn_layout_gives_prompt_texts_and_sketch(server):
+    outputs = server.run(graph(PAGE.to_json()))
+    (path,) = server.files(outputs, "2")
+    assert np.array_equal(np.asarray(Image.open(path)), np.asarray(render(PAGE, 320, 256)))
+    assert outputs["3"]["text"] == [to_prompt(PAGE, "A shop", sizes=False)]
+    assert outputs["4"]["text"] == ["OPEN 24h\n营业中"]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "title: OPEN 24h @ 10% 10% 80% 20%\ntext: 营业中 @ 20% 60% 60% 20%",
+        json.dumps(
+            [
+                {"type": "text", "bbox": [100, 100, 300, 900], "text": "OPEN 24h", "desc": ""},
+                {"type": "text", "bbox": [600, 200, 800, 800], "text": "营业中", "desc": ""},
+            ]
+        ),
+        PAGE.to_json(),
+    ],
+    ids=["lines", "elements", "json"],
+)
+def test_a_source_replaces_the_drawing(server, source):
+    outputs = server.run(graph(Layout((TextRegion("other", 0, 0, 1, 1),)).to_json(), source=source))
+    (path,) = server.files(outputs, "2")
+    assert np.array_equal(np.asarray(Image.open(path)), np.asarray(render(PAGE, 320, 256)))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "the layout has no regions"),
+        ({"layout": "{broken"}, "not valid JSON"),
+        ({"layout": '{"format": "glm-image-layout", "version": 2, "regions": []}'}, "version 2, this release reads 1"),
+        ({"source": "title: A @ noon"}, "line 1: 'noon' is not a place"),
+        ({"layout": Layout((TextRegion("", 0.1, 0.1, 0.5, 0.5),)).to_json()}, "region 1 .*empty text"),
+        ({"layout": Layout(PAGE.regions * 250).to_json()}, "500 regions"),
+        ({"layout": Layout((TextRegion("x" * 1_000_000, 0, 0, 1, 1),)).to_json()}, "at most 1000 fit one region"),
+        ({"layout": PAGE.to_json(), "width": 1000}, "width 1000 is not a multiple of 32"),
+    ],
+)
+def test_a_bad_layout_is_one_sentence_at_its_node_and_the_queue_goes_on(server, fields, message):
+    with pytest.raises(PromptError, match=message) as error:
+        server.run(graph(**fields))
+    assert error.value.node == "1"
+    server.run(graph(PAGE.to_json()))
+
+
+def test_a_sketch_is_read_back_and_ranked(server):
+    pytest.importorskip("pytesseract")
+    if not shutil.which("tesseract"):
+        pytest.skip("the tesseract program is not installed")
+    page = Layout((TextRegion("OPEN", 0.1, 0.1, 0.8, 0.25), TextRegion("BREAD", 0.1, 0.6, 0.8, 0.25)))
+    nodes = graph(page.to_json()) | {
+        "5": {"class_type": "EmptyImage", "inputs": {"width": 256, "height": 320, "batch_size": 1, "color": 0x808080}},
+        "6": {"class_type": "ImageBatch", "inputs": {"image1": ["5", 0], "image2": ["1", 3]}},
+        "7": {"class_type": "GLMImageBestOfN", "inputs": {"images": ["6", 0], "keep": 1, "layout": ["1", 2]}},
+        "8": {"class_type": "PreviewAny", "inputs": {"source": ["7", 2]}},
+        "9": {"class_type": "GLMImageReadText", "inputs": {"images": ["7", 0], "layout": ["1", 2]}},
+        "10": {"class_type": "PreviewAny", "inputs": {"source": ["9", 2]}},
+        "11": {"class_type": "PreviewAny", "inputs": {"source": ["9", 4]}},
+    }
+    try:
+        outputs = server.run(nodes)
+    except PromptError as error:
+        if "no OCR engine" in error.text:
+            pytest.skip("pytesseract is not installed beside ComfyUI")
+        raise
+    assert outputs["8"]["text"][0].startswith("image 1: 2 of 2 words, NED 1.000, 2 in their box\nimage 0: 0 of 2")
+    assert outputs["10"]["text"] == ["1.0"] == outputs["11"]["text"]
+
+
+def test_ranking_without_anything_to_read_is_refused(server):
+    nodes = graph(PAGE.to_json())
+    nodes["7"] = {"class_type": "GLMImageBestOfN", "inputs": {"images": ["1", 3], "keep": 1, "texts": " "}}
+    nodes["8"] = {"class_type": "PreviewAny", "inputs": {"source": ["7", 2]}}
+    with pytest.raises(PromptError, match="nothing to rank by"):
+        server.run(nodes)
+
+
+def browser_missing():
+    probe = "require(process.env.PLAYWRIGHT_CORE ?? 'playwright-core')"
+    if not shutil.which("node") or subprocess.run(["node", "-e", probe], capture_output=True, cwd=HERE).returncode:
+        return "playwright-core is not installed (npm install playwright-core, or PLAYWRIGHT_CORE)"
+    chromium = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+    return None if Path(chromium).is_file() else f"{chromium} does not exist"
+
+
+@pytest.fixture(scope="module", params=["classic", "vue"])
+def driven(request, server, tmp_path_factory):
+    """What layout_browser.mjs saw in the old and in the new node renderer; pictures go to PICTURES if that is set."""
+    if reason := browser_missing():
+        pytest.skip(reason)
+    pictures = os.environ.get("PICTURES") or str(tmp_path_factory.mktemp("pictures"))
+    command = ["node", str(HERE / "layout_browser.mjs"), server.url, request.param, pictures]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+def test_two_drawn_boxes_come_back_from_the_saved_picture(driven):
+    assert driven["status"] == "success"
+    drawn = json.loads(driven["drawn"])["regions"]
+    assert [region["text"] for region in drawn] == ["OPEN 24h", "</script> 营业中"]
+    assert [drawn[0][key] for key in ("x", "y", "width", "height")] == pytest.approx([0.1, 0.1, 0.8, 0.2], abs=0.01)
+    assert driven["reloaded"] == driven["drawn"]
+
+
+def test_undo_redo_and_delete_stay_inside_the_editor(driven):
+    assert driven["undone"] == ["OPEN 24h"]
+    assert driven["redone"]
+    assert driven["afterDelete"] == {"texts": ["</script> 营业中"], "nodes": 2}
+    assert driven["nodeStayed"]
+
+
+def test_forty_boxes_follow_the_pointer_within_a_frame(driven, record_property):
+    record_property("frame_ms", driven["frames"])
+    print("40 boxes:", driven["frames"])
+    assert driven["frames"]["count"] >= 50
+    assert driven["frames"]["median"] < 16
+
+
+def test_the_editor_causes_no_error_in_the_page(driven):
+    assert driven["errors"] == []
