@@ -63,6 +63,8 @@ class Attention(nn.Module):
             joined[name] = None if parts[0] is None else torch.cat([part.detach() for part in parts])
             if parts[0] is None:
                 continue
+            if name == "weight":
+                joined[name] = _vector_layout(joined[name])
             for layer, view in zip(layers, joined[name].split([len(part) for part in parts])):
                 setattr(layer, name, nn.Parameter(view, requires_grad=False))
         self._fused = joined["weight"], joined["bias"]
@@ -166,13 +168,22 @@ class Planner(nn.Module):
         return self.model.vqmodel(self.model.visual(pixels))
 
     def fuse(self) -> bool:
-        """Compute q, k and v in one product from now on; False where layers are not plain torch ones."""
-        blocks = [layer.self_attn for layer in self.model.language_model.layers]
-        plain = all(type(p) is nn.Linear for block in blocks for p in (block.q_proj, block.k_proj, block.v_proj))
-        if plain:
-            for block in blocks:
-                block.fuse()
-        return plain
+        """Compute q, k and v in one product, and lay weights out for products with one token, from now on.
+
+        Names, shapes and values stay. False, and nothing is done, where layers are not plain torch ones.
+        """
+        layers = self.model.language_model.layers
+        wide = [layer.mlp.gate_up_proj for layer in layers] + [self.lm_head]
+        projections = [
+            p for layer in layers for p in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj)
+        ]
+        if any(type(linear) is not nn.Linear for linear in wide + projections):
+            return False
+        for layer in layers:
+            layer.self_attn.fuse()
+        for linear in wide:
+            linear.weight = nn.Parameter(_vector_layout(linear.weight.detach()), requires_grad=False)
+        return True
 
 
 def rope_tables(positions: torch.Tensor, head_dim: int, rope: RopeConfig) -> tuple[torch.Tensor, torch.Tensor]:
@@ -190,6 +201,17 @@ def _partial_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torc
     """Rotate the first R channels of (B, heads, L, D), pass the others."""
     rotary = cos.shape[-1]
     return torch.cat((kernels.rope(x[..., :rotary], cos, sin), x[..., rotary:]), dim=-1)
+
+
+def _vector_layout(weight: torch.Tensor) -> torch.Tensor:
+    """The same (out, in) float32 weight, stored column by column on a CPU if it is wide.
+
+    CPU libraries multiply a wide matrix by one vector up to twice as fast that way (8 -> 16 GB/s read at 1280 x 256,
+    16 -> 24 at 6144 x 1024); narrow ones are slower.
+    """
+    if weight.device.type != "cpu" or weight.dtype != torch.float32 or weight.shape[0] <= weight.shape[1]:
+        return weight
+    return weight.t().contiguous().t()
 
 
 def _norm(config: TextConfig, operations, factory: dict) -> nn.Module:
