@@ -17,7 +17,7 @@ PLACE_ZH = {
     "left": "左侧", "center": "中央", "right": "右侧",
     "bottom left": "左下方", "bottom": "底部", "bottom right": "右下方",
 }  # fmt: skip
-PLACE_EN = {"left": "on the left", "right": "on the right", "center": "in the center"}
+PLACE_EN = {"left": "on the left", "right": "on the right", "center": "in the middle"}
 
 
 def to_prompt(layout: Layout, scene: str = "", language: str = "english", sizes: bool = True) -> str:

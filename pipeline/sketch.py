@@ -14,7 +14,8 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont, features
 from .errors import InputError
 from .layout import LINE_HEIGHT, RIGHT_TO_LEFT, Layout, TextRegion, fitting_size, vertical_size, wrap
 
-BUNDLED = [Path(__file__).parents[1] / "fonts" / name for name in ("SketchSansLatin.ttf", "SketchSansCJK.ttf")]
+FONTS = Path(__file__).parents[1] / "fonts"
+BUNDLED = [FONTS / "SketchSansLatin.ttf", FONTS / "SketchSansCJK.ttf"]
 FONT_FOLDERS = [
     "/usr/share/fonts", "/usr/local/share/fonts", "~/.fonts", "~/.local/share/fonts",
     "/System/Library/Fonts", "/Library/Fonts", "~/Library/Fonts", "C:/Windows/Fonts",
@@ -142,7 +143,7 @@ def _missing(index: int, region: TextRegion, letter: str) -> Path:
 def _named_font(index: int, name: str) -> Path:
     """A family or file name, compared without case, spaces and hyphens, among bundled and system fonts."""
     wanted = _plain(Path(name).stem if name.lower().endswith((".ttf", ".otf", ".ttc")) else name)
-    fonts = {_plain(path.stem): path for path in [*system_fonts(), *BUNDLED]}
+    fonts = {_plain(path.stem): path for path in [*system_fonts(), *sorted(FONTS.glob("*.ttf"))]}
     found = fonts.get(wanted) or fonts.get(wanted + "regular")
     if found:
         return found

@@ -79,7 +79,7 @@ def test_a_letter_no_font_has_is_named(monkeypatch):
 
 
 def test_an_unknown_font_is_named_with_what_is_near():
-    with pytest.raises(InputError, match="region 1: font 'Sketch Sanz' is not installed; near it: SketchSans"):
+    with pytest.raises(InputError, match="region 1: font 'Sketch Sanz' is not installed; near it: SketchMono, SketchSans"):
         draw("A", font="Sketch Sanz")
     with pytest.raises(InputError, match="font '../../etc/passwd' is not installed"):
         draw("A", font="../../etc/passwd")
@@ -88,6 +88,16 @@ def test_an_unknown_font_is_named_with_what_is_near():
 def test_a_named_font_is_used_and_others_fill_its_gaps():
     fonts = sketch.region_fonts(0, TextRegion("A营", 0, 0, 1, 1, font="sketch sans cjk"))
     assert fonts["营"].name == "SketchSansCJK.ttf" and fonts["A"].name == "SketchSansLatin.ttf"
+
+
+def test_the_small_checkpoints_lettering_fills_its_cells():
+    word, cells = "WORD", (4 * 16, 32)
+    page = draw(word, (0, 0, 1, 1), (32, 64), font="SketchMono")
+    columns = np.nonzero((np.asarray(page.convert("L")) < 128).any(axis=0))[0]
+    for i in range(len(word)):  # every letter stays in its 16 px
+        inside = columns[(columns >= 16 * i) & (columns < 16 * i + 16)]
+        assert 5 < len(inside) <= 16
+    assert page.size == cells
 
 
 def test_coverage_agrees_with_the_font_engine():
