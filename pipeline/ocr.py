@@ -9,6 +9,7 @@ import importlib.util
 import re
 import shutil
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -23,6 +24,8 @@ INSTALL = (
 )
 READ_SIDE = 1400  # px: engines want capitals of about 30 px, small pictures are enlarged to this
 MIN_CONFIDENCE = 20.0  # percent; below it tesseract reads texture as letters
+MIN_LINE_CONFIDENCE = 60.0  # percent; read as a line, even texture gives letters
+SPARSE_TEXT, ONE_LINE = 11, 7  # tesseract's page segmentation modes
 SAME_WORD = 0.5  # similarity from which a word read counts as an attempt at a word asked for
 
 
@@ -90,10 +93,11 @@ def read_words(image: Image.Image, engine: str = "auto", languages: str = "eng")
 
 
 def _tesseract(image: Image.Image, languages: str) -> list[Word]:
-    """Sparse text, read dark on light and light on dark; of two readings of a place the surer one stays."""
-    import pytesseract
+    """Sparse text, read dark on light and light on dark; of two readings of a place the surer one stays.
 
-    missing = set(languages.split("+")) - set(pytesseract.get_languages(config=""))
+    A lone word on a label is sometimes not found as text at all; then the picture is read as one line.
+    """
+    missing = set(languages.split("+")) - _tesseract_languages()
     if missing:
         raise InputError(
             f"tesseract has no language {', '.join(sorted(missing))}; Debian: apt install tesseract-ocr-..."
@@ -101,18 +105,34 @@ def _tesseract(image: Image.Image, languages: str) -> list[Word]:
     scale = max(1.0, READ_SIDE / max(image.size))
     size = (round(image.width * scale), round(image.height * scale))
     grey = ImageOps.autocontrast(image.convert("L").resize(size, Image.Resampling.LANCZOS), cutoff=1)
+    found = _tesseract_pages(grey, languages, SPARSE_TEXT, MIN_CONFIDENCE)
+    return _without_doubles(found or _tesseract_pages(grey, languages, ONE_LINE, MIN_LINE_CONFIDENCE))
+
+
+@cache
+def _tesseract_languages() -> set[str]:
+    import pytesseract
+
+    return set(pytesseract.get_languages(config=""))
+
+
+def _tesseract_pages(grey: Image.Image, languages: str, mode: int, least: float) -> list[Word]:
+    import pytesseract
+
     found = []
     for page in (grey, ImageOps.invert(grey)):
-        data = pytesseract.image_to_data(page, lang=languages, config="--psm 11", output_type=pytesseract.Output.DICT)
-        found += _rows_to_words(data, size)
-    return _without_doubles(found)
+        data = pytesseract.image_to_data(
+            page, lang=languages, config=f"--psm {mode}", output_type=pytesseract.Output.DICT
+        )
+        found += _rows_to_words(data, grey.size, least)
+    return found
 
 
-def _rows_to_words(data: dict, size: tuple[int, int]) -> list[Word]:
+def _rows_to_words(data: dict, size: tuple[int, int], least: float) -> list[Word]:
     columns = zip(*(data[key] for key in ("text", "left", "top", "width", "height", "conf")))
     words = []
     for text, left, top, width, height, confidence in columns:
-        if text.strip() and float(confidence) >= MIN_CONFIDENCE:
+        if text.strip() and float(confidence) >= least:
             box = (left / size[0], top / size[1], width / size[0], height / size[1])
             words.append(Word(text.strip(), *box, float(confidence)))
     return words

@@ -1,0 +1,311 @@
+"""Benchmarks: draw every prompt, read the pictures back by OCR, score the words, and write a report.
+
+Scores follow CVTG-2K (see `ocr.py`), pooled over the words of each group. Drawing and reading are resumable: a
+picture that exists is not drawn again, a line of `readings.jsonl` is not read again. A reading failure and a
+picture without legible words are different things: when no picture of a run gives a single word, the run is not
+scored, it is an error.
+"""
+
+import html
+import json
+import math
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from . import ocr
+from .config import read_json
+from .errors import InputError
+from .files import replacing
+from .prompt import glyph_texts
+
+BENCHMARKS = ("small", "cvtg2k", "longtext")
+SMALL = Path(__file__).parents[1] / "checkpoints" / "small" / "benchmark"
+RESAMPLES = 2000  # of the bootstrap
+SILENT = 5  # pictures from which on "nothing read at all" is a failure of the reader, not of the pictures
+SHEET_COLUMNS, SHEET_WIDTH, SHEET_LIMIT = 4, 256, 48
+
+Progress = Callable[..., None]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One prompt: `group` is what scores are reported by, `name` its file name, size None is the user's choice."""
+
+    name: str
+    group: str
+    prompt: str
+    texts: tuple[str, ...]
+    height: int | None = None
+    width: int | None = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What OCR made of one picture. `words` and `correct` count, `similarity` adds up over words."""
+
+    name: str
+    group: str
+    words: int
+    correct: int
+    similarity: float
+    read: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class GroupScore:
+    """Word accuracy and NED of one group, with the bounds of a 95 % bootstrap interval over pictures."""
+
+    group: str
+    pictures: int
+    words: int
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    ned: float
+    ned_low: float
+    ned_high: float
+
+
+def load_cases(benchmark: str, folder: Path | None = None, limit: int | None = None) -> list[Case]:
+    """The prompts of a benchmark; `limit` keeps the first of each group. `small` comes with the bundled checkpoint."""
+    if benchmark not in BENCHMARKS:
+        raise InputError(f"benchmark {benchmark!r} is not known; use {', '.join(BENCHMARKS)}")
+    if folder is None and benchmark != "small":
+        raise InputError(f"{benchmark} does not come with this package; download it and name its folder with --data")
+    folder = folder or SMALL
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder with the data of {benchmark}")
+    cases = _read_longtext(folder) if benchmark == "longtext" else _read_regions(folder)
+    groups: dict[str, list[Case]] = {}
+    for case in cases:
+        groups.setdefault(case.group, []).append(case)
+    return [case for group in groups.values() for case in group[:limit]]
+
+
+def _read_regions(folder: Path) -> list[Case]:
+    """CVTG-2K's layout: `N.json` holds, for N regions, `data_list` of `index`, `prompt` and `sentence_list`."""
+    files = sorted((path for path in folder.glob("*.json") if path.stem.isdigit()), key=lambda path: int(path.stem))
+    if not files:
+        raise InputError(f"{folder} holds no 2.json ... 5.json; name the folder that does")
+    cases = []
+    for path in files:
+        entries = read_json(path).get("data_list")
+        if not isinstance(entries, list):
+            raise InputError(f"{path}: key 'data_list' is missing or not a list")
+        for entry in entries:
+            missing = {"index", "prompt"} - entry.keys()
+            if missing:
+                raise InputError(f"{path}: an entry of data_list has no {', '.join(sorted(missing))}")
+            texts = glyph_texts(entry["prompt"], "prompt_order") or entry.get("sentence_list") or []
+            size = entry.get("height"), entry.get("width")
+            cases.append(Case(f"{path.stem}_{entry['index']}", path.stem, entry["prompt"], tuple(texts), *size))
+    return cases
+
+
+def _read_longtext(folder: Path) -> list[Case]:
+    """LongText-Bench: `text_prompts.jsonl` and `text_prompts_zh.jsonl` of `prompt_id`, `prompt`, `text`, `length`."""
+    cases = []
+    for language, file in (("en", "text_prompts.jsonl"), ("zh", "text_prompts_zh.jsonl")):
+        path = folder / file
+        if not path.exists():
+            continue
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            if not line.strip():
+                continue
+            try:
+                entry = json.loads(line)
+                texts = [entry["text"]] if isinstance(entry["text"], str) else entry["text"]
+                name = f"{language}_{entry['prompt_id']}"
+                cases.append(Case(name, language, entry["prompt"], tuple(texts)))
+            except (json.JSONDecodeError, KeyError) as error:
+                raise InputError(f"{path} line {number} is not an entry of LongText-Bench: {error!r}") from None
+    if not cases:
+        raise InputError(f"{folder} holds no text_prompts.jsonl or text_prompts_zh.jsonl")
+    return cases
+
+
+def draw(cases: Iterable[Case], folder: Path, make: Callable[[Case], Image.Image], progress: Progress | None = None):
+    """Write `folder/NAME.png` for every case that has none yet."""
+    cases = list(cases)
+    folder.mkdir(parents=True, exist_ok=True)
+    for done, case in enumerate(cases, start=1):
+        path = picture_path(folder, case)
+        if not path.exists():
+            with replacing(path) as partial:
+                make(case).save(partial, format="PNG")
+        if progress:
+            progress(done, len(cases), name=case.name)
+
+
+def picture_path(folder: Path, case: Case) -> Path:
+    return folder / f"{case.name}.png"
+
+
+def read(
+    cases: Iterable[Case], folder: Path, engine: str = "auto", languages: str = "eng", progress: Progress | None = None
+) -> list[Reading]:
+    """Read every picture of `folder`, keeping readings in `readings.jsonl` beside them."""
+    cases = list(cases)
+    engine = ocr.available_engine(engine)
+    path = folder / "readings.jsonl"
+    known = _known_readings(path)
+    readings = []
+    with open(path, "a", encoding="utf-8") as file:
+        for done, case in enumerate(cases, start=1):
+            picture = picture_path(folder, case)
+            if not picture.exists():
+                raise InputError(f"{picture} is missing; draw it first")
+            # A picture that was drawn again since is read again.
+            key = f"{engine} {languages} {picture.stat().st_mtime_ns}"
+            if known.get(case.name, {}).get("key") != key:
+                words = ocr.read_words(Image.open(picture), engine, languages)
+                known[case.name] = {"key": key, "name": case.name, "read": _as_rows(words)}
+                file.write(json.dumps(known[case.name], ensure_ascii=False) + "\n")
+                file.flush()
+            readings.append(_score(case, known[case.name]["read"]))
+            if progress:
+                progress(done, len(cases), name=case.name)
+    return readings
+
+
+def _known_readings(path: Path) -> dict[str, dict]:
+    if not path.exists():
+        return {}
+    lines = path.read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines if line.endswith("}")]  # a run may have stopped within the last line
+    return {row["name"]: row for row in rows}
+
+
+def _as_rows(words: list[ocr.Word]) -> list[list]:
+    return [[w.text, w.x, w.y, w.width, w.height, w.confidence] for w in words]
+
+
+def _score(case: Case, rows: list[list]) -> Reading:
+    words = [ocr.Word(*row) for row in rows]
+    score = ocr.score_texts(list(case.texts), words)
+    read = tuple(word.text for word in words)
+    return Reading(case.name, case.group, score.words, score.correct, score.similarity, read)
+
+
+def check_reader(readings: list[Reading]) -> None:
+    """Raise when not one word was read anywhere: then the reader failed, and a score of zero would be a lie."""
+    if len(readings) >= SILENT and not any(reading.read for reading in readings):
+        raise InputError(
+            f"OCR read nothing on any of {len(readings)} pictures, so there is no score; look at the contact sheet: "
+            "if the words are legible, the engine or its language data is broken, try another with --ocr"
+        )
+
+
+def score_groups(readings: list[Reading], seed: int = 0) -> list[GroupScore]:
+    """Scores of every group, then of all pictures as "all" if there are several groups."""
+    groups: dict[str, list[Reading]] = {}
+    for reading in readings:
+        groups.setdefault(reading.group, []).append(reading)
+    if len(groups) > 1:
+        groups["all"] = list(readings)
+    return [_group_score(name, members, seed) for name, members in groups.items()]
+
+
+def _group_score(group: str, readings: list[Reading], seed: int) -> GroupScore:
+    words = sum(r.words for r in readings)
+    if not words:
+        raise InputError(f"group {group} asks for no words at all; are the texts of its prompts quoted?")
+    rng = random.Random(seed)
+    samples = [_pooled(rng.choices(readings, k=len(readings))) for _ in range(RESAMPLES)]
+    accuracy, ned = _pooled(readings)
+    low, high = zip(*(_interval(values) for values in zip(*samples)))
+    return GroupScore(group, len(readings), words, accuracy, low[0], high[0], ned, low[1], high[1])
+
+
+def _pooled(readings: list[Reading]) -> tuple[float, float]:
+    words = max(1, sum(r.words for r in readings))
+    return sum(r.correct for r in readings) / words, sum(r.similarity for r in readings) / words
+
+
+def _interval(values: Iterable[float]) -> tuple[float, float]:
+    ordered = sorted(values)
+    edge = math.floor(len(ordered) * 0.025)
+    return ordered[edge], ordered[-1 - edge]
+
+
+def contact_sheet(cases: list[Case], readings: list[Reading], folder: Path) -> Image.Image:
+    """The first pictures in rows, each over what was asked for and what was read."""
+    chosen = list(zip(cases, readings))[:SHEET_LIMIT]
+    pictures = [_fit(Image.open(picture_path(folder, case)).convert("RGB")) for case, _ in chosen]
+    cell = max(picture.height for picture in pictures) + 34
+    rows = math.ceil(len(chosen) / SHEET_COLUMNS)
+    sheet = Image.new("RGB", (SHEET_COLUMNS * (SHEET_WIDTH + 8), rows * cell), "white")
+    pen = ImageDraw.Draw(sheet)
+    for i, ((case, reading), picture) in enumerate(zip(chosen, pictures)):
+        x, y = i % SHEET_COLUMNS * (SHEET_WIDTH + 8) + 4, i // SHEET_COLUMNS * cell + 2
+        sheet.paste(picture, (x, y))
+        good = reading.correct == reading.words
+        pen.text((x, y + picture.height + 2), _ascii(" | ".join(case.texts)), fill="black")
+        pen.text((x, y + picture.height + 15), _ascii(" | ".join(reading.read)), fill="green" if good else "red")
+    return sheet
+
+
+def _fit(picture: Image.Image) -> Image.Image:
+    return picture.resize((SHEET_WIDTH, round(picture.height * SHEET_WIDTH / picture.width)))
+
+
+def _ascii(text: str, longest: int = 42) -> str:
+    """Text that Pillow's built-in font can draw."""
+    text = text.encode("ascii", "replace").decode()
+    return text if len(text) <= longest else text[: longest - 3] + "..."
+
+
+def write_report(folder: Path, title: str, about: dict[str, str], cases: list[Case], readings: list[Reading]) -> str:
+    """Write `report.md`, `report.html`, `report.json` and `sheet.png` into `folder`; return the Markdown."""
+    check_reader(readings)
+    scores = score_groups(readings)
+    contact_sheet(cases, readings, folder).save(folder / "sheet.png")
+    rows = [_row(score) for score in scores]
+    lines = [f"# {title}", ""]
+    lines += [f"- {key}: {value}" for key, value in about.items()]
+    lines += ["", "| " + " | ".join(HEADINGS) + " |", "|" + "---|" * len(HEADINGS)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    lines += ["", NOTE, "", "![pictures](sheet.png)", ""]
+    text = "\n".join(lines)
+    _write(folder / "report.md", text)
+    _write(folder / "report.html", _html(title, about, rows))
+    content = {"title": title, "about": about, "scores": [asdict(score) for score in scores]}
+    _write(folder / "report.json", json.dumps(content, indent=2))
+    return text
+
+
+HEADINGS = ("regions", "pictures", "words", "word accuracy (95 %)", "NED (95 %)")
+NOTE = (
+    "Word accuracy: words asked for that OCR read exactly, in lower case. NED: 1 - edit distance / longer length, "
+    "mean over words. Intervals: bootstrap over pictures."
+)
+
+
+def _row(score: GroupScore) -> tuple[str, ...]:
+    accuracy = f"{score.accuracy:.3f} ({score.accuracy_low:.3f} to {score.accuracy_high:.3f})"
+    ned = f"{score.ned:.3f} ({score.ned_low:.3f} to {score.ned_high:.3f})"
+    return score.group, str(score.pictures), str(score.words), accuracy, ned
+
+
+def _html(title: str, about: dict[str, str], rows: list[tuple[str, ...]]) -> str:
+    def cells(values: Iterable[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(value)}</{tag}>" for value in values) + "</tr>"
+
+    items = "".join(f"<li>{html.escape(key)}: {html.escape(value)}</li>" for key, value in about.items())
+    table = cells(HEADINGS, "th") + "".join(cells(row, "td") for row in rows)
+    return (
+        f"<!doctype html><meta charset='utf-8'><title>{html.escape(title)}</title>"
+        "<style>body{font-family:sans-serif;margin:2em}td,th{padding:.3em .8em;border:1px solid #ccc}"
+        "table{border-collapse:collapse}img{max-width:100%}</style>"
+        f"<h1>{html.escape(title)}</h1><ul>{items}</ul><table>{table}</table>"
+        f"<p>{html.escape(NOTE)}</p><img src='sheet.png' alt='pictures'>\n"
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    with replacing(path) as partial:
+        Path(partial).write_text(text, encoding="utf-8")

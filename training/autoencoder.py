@@ -1,0 +1,47 @@
+"""The autoencoder's stage: read and draw the designed latent.
+
+Encoder and decoder are trained side by side, not through each other: the encoder on the latent of each picture, the
+decoder on that latent with up to 0.3 of noise, so that it draws clean letters from latents that are nearly right.
+"""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from . import data, latent, models
+from .common import Stage
+
+LATENT_NOISE = 0.3
+CROPS = ((1, 1), (1, 2), (2, 1), (2, 2))  # tokens; small pictures are cheap steps
+
+
+def psnr(error: torch.Tensor) -> torch.Tensor:
+    """Decibels of an error between pictures in -1..1."""
+    return 10 * torch.log10(4 / error.detach().pow(2).mean())
+
+
+def to_pixels(pictures: np.ndarray) -> torch.Tensor:
+    """(B, H, W, 3) uint8 -> (B, 3, H, W) in -1..1."""
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def train(folder: Path, minutes: float, batch: int, seed: int, lr: float) -> None:
+    """Train or go on training until `minutes` in all are spent."""
+    torch.manual_seed(seed)
+    model = models.vae().to(memory_format=torch.channels_last)
+    stage = Stage(folder, model, [torch.optim.AdamW(model.parameters(), lr, betas=(0.9, 0.99))], minutes)
+    cells, shapes = np.random.default_rng(seed + stage.step), random.Random(seed + stage.step)
+    while stage.running():
+        h, w = shapes.choice(CROPS)
+        grids = data.random_cells(cells, max(2, batch // (h * w)), h, w)
+        x = to_pixels(data.render(*grids)).contiguous(memory_format=torch.channels_last)
+        z = torch.from_numpy(latent.latents(*grids))
+        noise = LATENT_NOISE * torch.rand(len(z), 1, 1, 1) * torch.randn_like(z)
+        mean = models.encode(stage.model, x)
+        error = models.decode(stage.model, z + noise) - x
+        reading = F.mse_loss(mean, z)
+        loss = 0.5 * error.abs().mean() + 2 * error.pow(2).mean() + 0.5 * reading
+        stage.update(loss, reading=reading, psnr=psnr(error))

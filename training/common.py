@@ -1,0 +1,209 @@
+"""What training stages share: optimisers, the schedule, and a state that survives being stopped at any minute.
+
+A stage trains for a number of minutes in all, counted over restarts. Its state is written every minute as safetensors
+pieces below 15 MiB, so that it can leave a machine that only lets small files out.
+"""
+
+import copy
+import json
+import os
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+PIECE_BYTES = 15 << 20
+LOG_EVERY = 50
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised: https://kellerjordan.github.io/posts/muon. For matrices inside blocks.
+
+    Matrices of one shape are orthogonalised as one batch. float32 throughout: on CPUs bfloat16 is the slower type.
+    """
+
+    def __init__(self, parameters, lr: float, momentum: float = 0.95, weight_decay: float = 0.01):
+        super().__init__(list(parameters), {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            shapes: dict[torch.Size, list[torch.Tensor]] = {}
+            for p in group["params"]:
+                if p.grad is not None:
+                    shapes.setdefault(p.shape, []).append(p)
+            for parameters in shapes.values():
+                self._step_shape(parameters, group)
+
+    def _step_shape(self, parameters: list[torch.Tensor], group: dict) -> None:
+        updates = []
+        for p in parameters:
+            momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+            momentum.lerp_(p.grad, 1 - group["momentum"])
+            updates.append(p.grad.lerp(momentum, group["momentum"]))
+        rows, columns = updates[0].shape
+        scale = group["lr"] * max(1.0, rows / columns) ** 0.5
+        for p, update in zip(parameters, orthogonal(torch.stack(updates))):
+            p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-scale)
+
+
+def orthogonal(m: torch.Tensor) -> torch.Tensor:
+    """(N, rows, columns) -> nearly orthogonal matrices of the same singular vectors, by five Newton-Schulz steps."""
+    tall = m.shape[1] > m.shape[2]
+    m = m.mT if tall else m
+    m = m / (m.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(5):
+        gram = m @ m.mT
+        m = 3.4445 * m + (-4.7750 * gram + 2.0315 * gram @ gram) @ m
+    return m.mT if tall else m
+
+
+def optimisers(model: torch.nn.Module, blocks: str, lr: float, muon_lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices whose name starts with one of `blocks`, AdamW for everything else."""
+    named = list(model.named_parameters())
+    inner = [p for n, p in named if n.startswith(blocks) and p.ndim == 2 and "norm" not in n]
+    ids = {id(p) for p in inner}
+    rest = [p for _, p in named if id(p) not in ids]
+    made = [torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)]
+    if inner:
+        made.append(Muon(inner, muon_lr))
+    return made
+
+
+def tensors_of(state: object, prefix: str = "") -> dict[str, torch.Tensor]:
+    """Flatten nested dicts and lists of tensors to one dict with dotted names."""
+    if isinstance(state, torch.Tensor):
+        return {prefix[:-1]: state}
+    items = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, (list, tuple)) else ()
+    flat: dict[str, torch.Tensor] = {}
+    for key, value in items:
+        flat.update(tensors_of(value, f"{prefix}{key}."))
+    return flat
+
+
+def save_pieces(tensors: dict[str, torch.Tensor], folder: Path, meta: dict) -> None:
+    """Write tensors in files below 15 MiB and last `state.json`, which names them; readers trust only that file."""
+    pieces: list[dict[str, torch.Tensor]] = [{}]
+    size = 0
+    for name, tensor in tensors.items():
+        size += tensor.nbytes
+        if size > PIECE_BYTES and pieces[-1]:
+            pieces.append({})
+            size = tensor.nbytes
+        pieces[-1][name] = tensor.detach().cpu().contiguous().clone()
+    folder.mkdir(parents=True, exist_ok=True)
+    old = read_meta(folder).get("files", [])
+    files = [f"step{meta['step']}-{i:02d}.safetensors" for i in range(len(pieces))]
+    for file, piece in zip(files, pieces):
+        save_file(piece, folder / file)
+    (folder / "state.tmp").write_text(json.dumps({**meta, "files": files}))
+    os.replace(folder / "state.tmp", folder / "state.json")
+    for file in set(old) - set(files):
+        (folder / file).unlink(missing_ok=True)
+
+
+def read_meta(folder: Path) -> dict:
+    path = folder / "state.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def read_pieces(folder: Path) -> dict[str, torch.Tensor]:
+    tensors: dict[str, torch.Tensor] = {}
+    for file in read_meta(folder)["files"]:
+        tensors.update(load_file(folder / file))
+    return tensors
+
+
+class Stage:
+    """One model in training: schedule by wall-clock minutes, moving average, log, and restart.
+
+    `model` holds everything that is trained, `ema` its moving average, which is what gets exported. The learning rate
+    warms up, stays, and falls to zero over the last `cooldown` of `minutes`.
+    """
+
+    def __init__(self, folder: Path, model, opts, minutes: float, ema: float = 0.998, cooldown: float = 0.4):
+        self.folder, self.model, self.opts = folder, model, opts
+        self.minutes, self.decay, self.cooldown = minutes, ema, cooldown
+        self.ema = copy.deepcopy(model).eval().requires_grad_(False)
+        self.step, self.seconds, self.sums = 0, 0.0, {}
+        self.base = [[group["lr"] for group in opt.param_groups] for opt in opts]
+        if (folder / "state.json").exists():
+            self._resume()
+        self.started = self.saved = time.monotonic()
+
+    def _resume(self) -> None:
+        meta, tensors = read_meta(self.folder), read_pieces(self.folder)
+        self.step, self.seconds = meta["step"], meta["seconds"]
+        part = {name: {} for name in ("model", "ema")}
+        for name, tensor in tensors.items():
+            head, _, tail = name.partition(".")
+            if head in part:
+                part[head][tail] = tensor
+        self.model.load_state_dict(part["model"])
+        self.ema.load_state_dict(part["ema"])
+        for i, opt in enumerate(self.opts):
+            state = opt.state_dict()
+            state["state"] = {}
+            for name, tensor in tensors.items():
+                if name.startswith(f"opt{i}."):
+                    _, index, key = name.split(".")
+                    state["state"].setdefault(int(index), {})[key] = tensor
+            opt.load_state_dict(state)
+
+    @property
+    def progress(self) -> float:
+        """Share of the stage's minutes that is spent."""
+        return (self.seconds + time.monotonic() - self.started) / 60 / self.minutes
+
+    def running(self) -> bool:
+        """Whether to take another step; writes the state every minute and when the time is up."""
+        done = self.progress >= 1
+        if done or time.monotonic() - self.saved > 60:
+            self.save()
+        return not done
+
+    def update(self, loss: torch.Tensor, **figures: torch.Tensor) -> None:
+        """Backward, one step of every optimiser, moving average, and a log line now and then."""
+        warm, left = min(1.0, (self.step + 1) / 60), (1 - self.progress) / self.cooldown
+        rate = warm * min(1.0, max(0.0, left))
+        for opt, bases in zip(self.opts, self.base):
+            for group, base in zip(opt.param_groups, bases):
+                group["lr"] = base * rate
+            opt.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for opt in self.opts:
+            opt.step()
+        self.step += 1
+        self._average()
+        for name, value in {"loss": loss, **figures}.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value.detach()
+        if self.step % LOG_EVERY == 0:
+            self._log()
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        decay = min(self.decay, 1 - 1 / (self.step / 5 + 2))
+        torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), 1 - decay)
+
+    def _log(self) -> None:
+        elapsed = self.seconds + time.monotonic() - self.started
+        line = {"step": self.step, "seconds": round(elapsed)}
+        line.update({name: round(float(total) / LOG_EVERY, 4) for name, total in self.sums.items()})
+        self.sums = {}
+        self.log(line)
+
+    def log(self, line: dict) -> None:
+        """Append one JSON line to `log.jsonl` and show it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / "log.jsonl", "a") as file:
+            file.write(json.dumps(line) + "\n")
+        print(json.dumps(line), flush=True)
+
+    def save(self) -> None:
+        self.seconds += time.monotonic() - self.started
+        self.started = self.saved = time.monotonic()
+        state = {"model": self.model.state_dict(), "ema": self.ema.state_dict()}
+        state.update({f"opt{i}": opt.state_dict()["state"] for i, opt in enumerate(self.opts)})
+        save_pieces(tensors_of(state), self.folder, {"step": self.step, "seconds": self.seconds})

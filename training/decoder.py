@@ -1,0 +1,206 @@
+"""The decoder stage: flow matching from noise to the designed latents, given plan tokens and glyphs.
+
+The latents are computed from the scene, so no picture and no autoencoder is needed here. An auxiliary head reads
+from a middle layer which character stands in each patch; it exists in training only and makes the model find the
+right glyph early, while the picture is still noise.
+"""
+
+import math
+import random
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..pipeline.glyph import glyph_ids
+from . import data, latent, models
+from .common import Stage, optimisers
+
+AUX_LAYER = 2  # the aux head reads this block's output
+BACKGROUND_WEIGHT = 0.1  # most patches are empty
+
+
+class DecoderModel(nn.Module):
+    """Everything this stage trains."""
+
+    def __init__(self):
+        super().__init__()
+        self.dit = models.dit()
+        self.glyph = models.glyph()
+        self.aux = nn.Linear(models.DIT_CONFIG.inner_dim, len(data.ALPHABET) + 1)
+
+
+def glyph_embeds(glyph: nn.Module, texts: list[list[str]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Strings of a batch -> (B, L, width) embeddings, padded on the left, and their (B, L) mask."""
+    ids, mask = byte_ids(texts)
+    hidden, counts = glyph(ids, mask), [len(strings) for strings in texts]
+    samples = [h[m] for h, m in zip(hidden.split(counts), mask.split(counts))]
+    longest = max(map(len, samples))
+    embeds = torch.stack([F.pad(s, (0, 0, longest - len(s), 0)) for s in samples])
+    real = torch.stack([F.pad(torch.ones(len(s), dtype=torch.bool), (longest - len(s), 0)) for s in samples])
+    return embeds, real
+
+
+def byte_ids(texts: list[list[str]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Strings of a batch -> (N, L) byte ids and their boolean mask, N strings in all."""
+    rows = [torch.tensor(row) for strings in texts for row in glyph_ids(strings, models.GLYPH_CONFIG)]
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    return ids, torch.arange(ids.shape[1]) < torch.tensor([[len(row)] for row in rows])
+
+
+def warm_up_glyphs(glyph: nn.Module, rng: random.Random, steps: int = 400) -> float:
+    """Seconds of training that make each glyph output tell its character, its index and the string's length."""
+    width = models.GLYPH_CONFIG.d_model
+    heads = nn.ModuleList([nn.Linear(width, n) for n in (len(data.ALPHABET), data.MAX_WORD, data.MAX_WORD + 1)])
+    optimiser = torch.optim.AdamW([*glyph.parameters(), *heads.parameters()], 3e-3)
+    for step in range(steps):
+        words = [data.random_word(rng, data.MAX_WORD, plain=0.5) for _ in range(96)]
+        texts = [[w.lower() if rng.random() < 0.2 else w] for w in words]
+        if step % 3 == 0:  # an even count of strings brings the pad prefix
+            texts = [a + b for a, b in zip(texts[::2], texts[1::2])]
+        ids, mask = byte_ids(texts)
+        hidden = glyph(ids, mask)[mask & (ids > 1)]
+        target = torch.tensor([[data.ALPHABET.index(c), i, len(w)] for w in words for i, c in enumerate(w)])
+        loss = sum(F.cross_entropy(head(hidden), target[:, i]) for i, head in enumerate(heads))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return loss.item()
+
+
+def shift_mu(h: int, w: int) -> float:
+    """The noise schedule's shift for (h, w) tokens."""
+    return 0.25 + 0.75 * (4 * h * w / 256) ** 0.5
+
+
+def sample_noise_levels(b: int, mu: float, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B,) sigmas and the unshifted times that go with them; most of them where the picture is still open."""
+    sigma = torch.sigmoid(torch.randn(b, generator=generator) * 1.2 + 0.7)
+    uniform = torch.rand(b, generator=generator).clamp(min=1e-3)
+    sigma = torch.where(torch.rand(b, generator=generator) < 0.3, mu / (mu + 1 / uniform - 1), sigma)
+    time = (1000 / (1 + mu * (1 / sigma.clamp(1e-3, 1) - 1))).round().clamp(1, 1000)
+    return mu / (mu + 1000 / time - 1), time
+
+
+def to_batch(scenes: list[data.Scene]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Scenes of one size -> latents (B, 16, 4h, 4w), prior tokens (B, 2h*2w), characters (B, 2h*2w)."""
+    codes = np.stack([s.codes for s in scenes])
+    chars = np.stack([s.chars for s in scenes])
+    prior = torch.from_numpy(codes.repeat(2, 1).repeat(2, 2)).flatten(1)
+    return torch.from_numpy(latent.latents(codes, chars)), prior, torch.from_numpy(chars.repeat(2, 1)).flatten(1)
+
+
+def choose_drops(b: int, rng: random.Random) -> tuple[list[bool], torch.Tensor]:
+    """Which samples lose their glyphs and which their plan: both in 8 of 100, either alone in 3 of 100."""
+    draws = [rng.random() for _ in range(b)]
+    glyphs = [d < 0.11 for d in draws]
+    return glyphs, torch.tensor([d < 0.08 or 0.11 <= d < 0.14 for d in draws])
+
+
+def as_typed(word: str, rng: random.Random) -> str:
+    """Lettering is always in capitals, however the prompt spells it."""
+    return word.lower() if rng.random() < 0.15 else word
+
+
+def train_step(stage: Stage, scenes: list[data.Scene], rng: random.Random, generator: torch.Generator, aux: float):
+    """One flow-matching step on scenes of one size."""
+    b, (h, w) = len(scenes), scenes[0].codes.shape
+    z, prior, chars = to_batch(scenes)
+    no_glyphs, no_plan = choose_drops(b, rng)
+    texts = [[""] if none else [as_typed(t, rng) for t in s.texts] or [""] for none, s in zip(no_glyphs, scenes)]
+    sigma, time = sample_noise_levels(b, shift_mu(h, w), generator)
+    noise = torch.randn(z.shape, generator=generator)
+    level = sigma.view(-1, 1, 1, 1)
+    embeds, real = glyph_embeds(stage.model.glyph, texts)
+    drop = no_plan[:, None].expand_as(prior)
+    size = (h * data.TOKEN, w * data.TOKEN)
+    velocity, middle = models.run_dit(
+        stage.model.dit, (1 - level) * z + level * noise, embeds, real, prior, drop, time - 1, size, AUX_LAYER
+    )
+    flow = F.mse_loss(velocity, noise - z)
+    known = torch.tensor([not none for none in no_glyphs]) & ~no_plan
+    logits, target = stage.model.aux(middle[known]).flatten(0, 1), chars[known].flatten()
+    weight = torch.ones(logits.shape[1])
+    weight[0] = BACKGROUND_WEIGHT
+    routing = F.cross_entropy(logits, target, weight=weight)
+    lettered = target > 0
+    hits = (logits.argmax(1) == target)[lettered].float().mean()
+    stage.update(flow + aux * routing, flow=flow, routing=hits)
+
+
+@torch.no_grad()
+def sample_latents(model, scenes: list[data.Scene], steps: int = 12, seed: int = 0, plan: bool = True) -> torch.Tensor:
+    """Draw scenes of one size from their plans with guidance 1: (B, 16, 4h, 4w) latents."""
+    b, (h, w) = len(scenes), scenes[0].codes.shape
+    z, prior, _ = to_batch(scenes)
+    embeds, real = glyph_embeds(model.glyph, [s.texts or [""] for s in scenes])
+    mu = shift_mu(h, w)
+    times = torch.linspace(1000, 1, steps + 1)[:-1].trunc()
+    sigmas = [*(mu / (mu + 1000 / times - 1)).tolist(), 0.0]
+    x = torch.randn(z.shape, generator=torch.Generator().manual_seed(seed))
+    drop = torch.full_like(prior, not plan, dtype=torch.bool)
+    for i, t in enumerate(times):
+        size = (h * data.TOKEN, w * data.TOKEN)
+        v, _ = models.run_dit(model.dit, x, embeds, real, prior, drop, (t - 1).expand(b), size, AUX_LAYER)
+        x = x + (sigmas[i + 1] - sigmas[i]) * v
+    return x
+
+
+def read_words(z: torch.Tensor, scenes: list[data.Scene]) -> float:
+    """Share of words whose every cell is nearest to the right character in the mask channels: a score without OCR."""
+    table = latent._tables()[0][..., : latent.MASK_CHANNELS].reshape(len(data.ALPHABET) + 1, -1)
+    good = total = 0
+    for sample, scene in zip(z.numpy(), scenes):
+        h, w = scene.chars.shape
+        cells = sample[6:].reshape(latent.MASK_CHANNELS, h, 4, w, 2).transpose(1, 3, 2, 4, 0).reshape(h, w, -1)
+        distance = ((cells[:, :, None] - table) ** 2).sum(-1)
+        wrong = (distance.argmin(-1) != scene.chars) & (scene.chars > 0)
+        total += len(scene.texts)
+        good += sum(1 for row in range(h) if scene.chars[row].any() and not wrong[row].any())
+    return good / total
+
+
+def held_scenes(count: int, h: int, w: int, regions: int = 1, seed: int = 99) -> list[data.Scene]:
+    """Scenes with words that training never draws."""
+    rng = random.Random(seed)
+    words = [word for word in data.HELD_OUT if 2 <= len(word) <= min(data.MAX_WORD, 2 * w)]
+    scenes = []
+    while len(scenes) < count:
+        chosen = rng.sample(words, min(regions, h))
+        if len({len(word) for word in chosen}) == len(chosen):
+            scenes.append(data.draw_scene(rng, h, w, chosen))
+    return scenes
+
+
+def parse_sizes(text: str) -> list[tuple[int, int, int]]:
+    """`2x4:3,3x6` -> [(2, 4, 3), (3, 6, 1)]: rows, columns, weight."""
+    sizes = []
+    for part in text.split(","):
+        size, _, weight = part.partition(":")
+        h, w = map(int, size.split("x"))
+        sizes.append((h, w, int(weight or 1)))
+    return sizes
+
+
+def train(folder, minutes: float, batch: int, sizes: str, regions: float, seed: int, lr: float, muon_lr: float) -> None:
+    """Train or go on training until `minutes` in all are spent."""
+    torch.manual_seed(seed)
+    model = DecoderModel()
+    fresh = not (folder / "state.json").exists()
+    if fresh:
+        print("glyph warm-up", warm_up_glyphs(model.glyph, random.Random(seed)), flush=True)
+    stage = Stage(folder, model, optimisers(model, "dit.transformer_blocks", lr, muon_lr), minutes)
+    rng = random.Random(seed + stage.step)
+    generator = torch.Generator().manual_seed(seed + stage.step)
+    grids = parse_sizes(sizes)
+    while stage.running():
+        h, w, _ = rng.choices(grids, [weight for *_, weight in grids])[0]
+        # ragged pictures cost what their patches cost: keep the tokens of a batch alike
+        count = max(8, math.ceil(batch * 8 / (h * w)))
+        scenes = [data.draw_scene(rng, h, w, regions=1 + (rng.random() < regions)) for _ in range(count)]
+        train_step(stage, scenes, rng, generator, aux=0.3)
+        if stage.step % 500 == 0:
+            h, w, _ = grids[stage.step // 500 % len(grids)]
+            scenes = held_scenes(32, h, w)
+            stage.log({"words": read_words(sample_latents(stage.ema, scenes), scenes), "grid": [h, w]})

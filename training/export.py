@@ -1,0 +1,79 @@
+"""Training states -> the checkpoint folder, and the benchmark of words that training never saw."""
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from . import bundle, data
+from .common import read_pieces
+from .decoder import held_scenes
+
+DIFFUSERS_FILE, TRANSFORMERS_FILE = "diffusion_pytorch_model.safetensors", "model.safetensors"
+GRID = (3, 6)  # tokens of the benchmark's pictures: 192x96 px
+PICTURES = {1: 200, 2: 60, 3: 40}  # regions -> prompts
+SHOWN = 24  # ground-truth pictures kept a group
+
+
+def write_checkpoint(runs: Path, out: Path) -> None:
+    """Write the frame and the moving averages of all four stages."""
+    bundle.write_frame(out)
+    bundle.write_weights(out / "vae", _average(runs / "vae"), DIFFUSERS_FILE)
+    parts = _average(runs / "decoder")
+    bundle.write_weights(out / "transformer", _below(parts, "dit."), DIFFUSERS_FILE)
+    bundle.write_weights(out / "text_encoder", _below(parts, "glyph."), TRANSFORMERS_FILE)
+    language = _average(runs / "planner")
+    tokenizer = {n: t for n, t in _average(runs / "vision").items() if n.startswith(("model.visual", "model.vqmodel"))}
+    bundle.write_weights(out / "vision_language_encoder", {**language, **tokenizer}, TRANSFORMERS_FILE)
+
+
+def _average(folder: Path) -> dict:
+    return _below(read_pieces(folder), "ema.")
+
+
+def _below(tensors: dict, prefix: str) -> dict:
+    return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def write_benchmark(out: Path) -> None:
+    """Write `N.json` for N regions in CVTG-2K's layout, each prompt with its size, and the true pictures beside them."""
+    h, w = GRID
+    for regions, count in PICTURES.items():
+        scenes = held_scenes(count, h, w, regions, seed=1000 + regions)
+        entries = [_entry(i, scene) for i, scene in enumerate(scenes)]
+        out.mkdir(parents=True, exist_ok=True)
+        (out / f"{regions}.json").write_text(json.dumps({"data_list": entries}, indent=1) + "\n", encoding="utf-8")
+
+
+def _entry(index: int, scene: data.Scene) -> dict:
+    h, w = scene.codes.shape
+    size = {"height": h * data.TOKEN, "width": w * data.TOKEN}
+    return {"index": index, "prompt": scene.prompt, "carrier_list": [], "sentence_list": scene.texts, **size}
+
+
+def write_truth(out: Path) -> None:
+    """Draw the benchmark's scenes themselves, named as `glm-image eval` names its pictures: the ceiling of any score."""
+    out.mkdir(parents=True, exist_ok=True)
+    for regions, count in PICTURES.items():
+        for i, scene in enumerate(held_scenes(count, *GRID, regions, seed=1000 + regions)):
+            picture = data.render(scene.codes[None], scene.chars[None])[0]
+            Image.fromarray(picture).save(out / f"{regions}_{i}.png")
+
+
+def write_sheet(pictures: np.ndarray, path: Path, columns: int = 4) -> None:
+    """(B, H, W, 3) uint8 -> one PNG."""
+    b, height, width, _ = pictures.shape
+    rows = -(-b // columns)
+    sheet = np.zeros((rows * height, columns * width, 3), np.uint8)
+    for i, picture in enumerate(pictures):
+        y, x = i // columns * height, i % columns * width
+        sheet[y : y + height, x : x + width] = picture
+    Image.fromarray(sheet).save(path)
+
+
+def shuffled(rng: random.Random, codes: np.ndarray) -> np.ndarray:
+    """The same tokens in another order: the plan of an ablation."""
+    order = rng.sample(range(codes.size), codes.size)
+    return codes.reshape(-1)[order].reshape(codes.shape)

@@ -1,0 +1,60 @@
+"""The vision tokenizer's stage: the ViT learns to name, for every 32 px of a picture, the code it was drawn from.
+
+The codebook is fixed beforehand (`models.planner`); a patch is classified by its angle to the codebook entries, which
+is also how the tokenizer quantises.
+"""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from . import data, models
+from .common import Stage, optimisers
+from .decoder import parse_sizes
+
+SHARPNESS = 12.0  # of the softmax over cosines
+
+
+def pixels_for_vit(pictures: np.ndarray) -> torch.Tensor:
+    """(B, H, W, 3) uint8 -> (B, 3, H/2, W/2) as the processor prepares references."""
+    x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+    half = F.interpolate(x, scale_factor=0.5, mode="bicubic", antialias=True).clamp(0, 1)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (models.IMAGE_MEAN, models.IMAGE_STD))
+    return (half - mean) / std
+
+
+def code_logits(planner, pixels: torch.Tensor) -> torch.Tensor:
+    """(B, 3, 16h, 16w) pixels -> (B, codes, h, w) scaled cosines, by the tokenizer's own modules."""
+    visual, vq = planner.model.visual, planner.model.vqmodel
+    x = visual.embeddings(visual.patch_embed.proj(pixels))
+    grid = x.shape[-2:]
+    x = x.flatten(2).transpose(1, 2)
+    for block in visual.blocks:
+        x = block(x)
+    features = vq.quant_conv(x.transpose(1, 2).unflatten(2, grid))
+    codebook = F.normalize(vq.quantize.embedding.weight, dim=-1)
+    return SHARPNESS * torch.einsum("bchw,nc->bnhw", F.normalize(features, dim=1), codebook)
+
+
+def train(folder: Path, minutes: float, batch: int, sizes: str, regions: float, seed: int, lr: float, muon_lr: float):
+    """Train or go on training until `minutes` in all are spent."""
+    torch.manual_seed(seed)
+    model = models.planner()
+    model.requires_grad_(False)
+    model.model.visual.requires_grad_(True)
+    model.model.vqmodel.quant_conv.requires_grad_(True)
+    stage = Stage(folder, model, optimisers(model, "model.visual.blocks", lr, muon_lr), minutes)
+    rng = random.Random(seed + stage.step)
+    grids = parse_sizes(sizes)
+    while stage.running():
+        h, w, _ = rng.choices(grids, [weight for *_, weight in grids])[0]
+        scenes = [data.draw_scene(rng, h, w, regions=1 + (rng.random() < regions)) for _ in range(batch)]
+        codes = np.stack([s.codes for s in scenes])
+        pixels = pixels_for_vit(data.render(codes, np.stack([s.chars for s in scenes])))
+        logits = code_logits(stage.model, pixels + 0.03 * torch.randn_like(pixels))
+        target = torch.from_numpy(codes)
+        hits = (logits.argmax(1) == target).float().mean()
+        stage.update(F.cross_entropy(logits, target), tokens=hits)
