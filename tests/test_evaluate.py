@@ -1,0 +1,175 @@
+"""Benchmarks: reading their files, resuming, scoring, reporting; OCR is replaced where it is not the subject."""
+
+import json
+
+import pytest
+from comfyui_glm_image.pipeline import evaluate, ocr
+from comfyui_glm_image.pipeline.errors import InputError
+from PIL import Image
+
+
+def write_regions(folder, regions, entries):
+    folder.mkdir(exist_ok=True)
+    (folder / f"{regions}.json").write_text(json.dumps({"data_list": entries}), encoding="utf-8")
+
+
+def entry(index, prompt, sentences=()):
+    return {"index": index, "prompt": prompt, "carrier_list": [], "sentence_list": list(sentences)}
+
+
+@pytest.fixture
+def cvtg(tmp_path):
+    folder = tmp_path / "data"
+    write_regions(folder, 2, [entry(0, "a shop sign 'Open Late' over \"Tea\""), entry(1, "no quotes", ["Go", "Home"])])
+    write_regions(folder, 3, [entry(7, "'One' and 'two' and 'it's three'")])
+    return folder
+
+
+@pytest.fixture
+def fake_ocr(monkeypatch):
+    """Let OCR read what a picture's file was saved with, and count its calls."""
+    calls = []
+
+    def read_words(image, engine, languages):
+        calls.append(engine)
+        return [ocr.Word(text, 0.1 * i, 0, 0.1, 0.1, 90.0) for i, text in enumerate(image.info["words"].split())]
+
+    monkeypatch.setattr(ocr, "available_engine", lambda name: "tesseract")
+    monkeypatch.setattr(ocr, "read_words", read_words)
+    return calls
+
+
+def painter(words):
+    """A `make` that draws nothing but lets the fake OCR read `words[case.name]`."""
+    from PIL.PngImagePlugin import PngInfo
+
+    def make(case):
+        image = Image.new("RGB", (64, 32))
+        info = PngInfo()
+        info.add_text("words", words[case.name])
+        save = image.save
+        image.save = lambda path, format: save(path, format=format, pnginfo=info)
+        return image
+
+    return make
+
+
+def test_regions_files_give_their_quoted_texts_and_fall_back_to_the_sentence_list(cvtg):
+    cases = evaluate.load_cases("cvtg2k", cvtg)
+    assert [(c.name, c.group, c.texts) for c in cases] == [
+        ("2_0", "2", ("Open Late", "Tea")),
+        ("2_1", "2", ("Go", "Home")),
+        ("3_7", "3", ("One", "two", "it's three")),
+    ]
+
+
+def test_limit_keeps_the_first_of_each_group(cvtg):
+    assert [c.name for c in evaluate.load_cases("cvtg2k", cvtg, limit=1)] == ["2_0", "3_7"]
+
+
+def test_longtext_reads_both_languages(tmp_path):
+    line = {"prompt_id": 4, "prompt": "a page", "text": ["one", "two"], "length": "short", "category": "x"}
+    (tmp_path / "text_prompts.jsonl").write_text(json.dumps(line) + "\n")
+    (tmp_path / "text_prompts_zh.jsonl").write_text(json.dumps({**line, "text": ["你好"]}, ensure_ascii=False) + "\n")
+    cases = evaluate.load_cases("longtext", tmp_path)
+    assert [(c.name, c.texts) for c in cases] == [("en_4", ("one", "two")), ("zh_4", ("你好",))]
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "content", "message"),
+    [
+        ("mmlu", None, "benchmark 'mmlu' is not known; use small, cvtg2k, longtext"),
+        ("cvtg2k", None, "holds no 2.json"),
+        ("cvtg2k", {"2.json": "{}"}, "data_list"),
+        ("cvtg2k", {"2.json": '{"data_list": [{"prompt": "x"}]}'}, "has no index"),
+        ("longtext", {"text_prompts.jsonl": "{"}, "line 1"),
+        ("longtext", {}, "text_prompts.jsonl"),
+    ],
+)
+def test_a_wrong_benchmark_is_named(tmp_path, benchmark, content, message):
+    for name, text in (content or {}).items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=message):
+        evaluate.load_cases(benchmark, tmp_path)
+
+
+def test_a_benchmark_that_is_not_bundled_asks_for_its_folder():
+    with pytest.raises(InputError, match="--data"):
+        evaluate.load_cases("cvtg2k")
+
+
+def test_pictures_and_readings_are_not_made_twice(cvtg, tmp_path, fake_ocr):
+    cases, out = evaluate.load_cases("cvtg2k", cvtg), tmp_path / "out"
+    make = painter({"2_0": "open late tea", "2_1": "go", "3_7": "one two it's three"})
+    evaluate.draw(cases, out, make)
+    first = evaluate.read(cases, out)
+    evaluate.draw(cases, out, lambda case: pytest.fail("drawn again"))
+    assert evaluate.read(cases, out) == first
+    assert len(fake_ocr) == 3
+
+
+def test_a_picture_drawn_again_is_read_again(cvtg, tmp_path, fake_ocr):
+    cases, out = evaluate.load_cases("cvtg2k", cvtg, limit=1)[:1], tmp_path / "out"
+    evaluate.draw(cases, out, painter({"2_0": "nothing like it"}))
+    assert evaluate.read(cases, out)[0].correct == 0
+    (out / "2_0.png").unlink()
+    evaluate.draw(cases, out, painter({"2_0": "open late tea"}))
+    assert evaluate.read(cases, out)[0].correct == 3
+
+
+def test_a_run_cut_off_within_a_line_goes_on(cvtg, tmp_path, fake_ocr):
+    cases, out = evaluate.load_cases("cvtg2k", cvtg), tmp_path / "out"
+    evaluate.draw(cases, out, painter({"2_0": "open", "2_1": "go", "3_7": "one"}))
+    evaluate.read(cases, out)
+    log = out / "readings.jsonl"
+    log.write_text(log.read_text()[:-20])
+    assert [r.correct for r in evaluate.read(cases, out)] == [1, 1, 1]
+    assert len(fake_ocr) == 4
+
+
+def test_scores_are_pooled_over_words_and_lie_in_their_interval():
+    readings = [
+        evaluate.Reading("a", "2", words=4, correct=4, similarity=4.0, read=("x",)),
+        evaluate.Reading("b", "2", words=1, correct=0, similarity=0.5, read=("y",)),
+        evaluate.Reading("c", "3", words=5, correct=1, similarity=2.5, read=("z",)),
+    ]
+    two, three, total = evaluate.score_groups(readings)
+    assert (two.accuracy, two.ned) == (pytest.approx(0.8), pytest.approx(0.9))
+    assert (three.accuracy, total.accuracy, total.group) == (pytest.approx(0.2), pytest.approx(0.5), "all")
+    assert two.accuracy_low == 0.0 and two.accuracy_high == 1.0
+    assert three.accuracy_low == three.accuracy_high == three.accuracy
+
+
+def test_intervals_narrow_with_more_pictures():
+    few = [evaluate.Reading(str(i), "1", 1, i % 2, i % 2, ("x",)) for i in range(10)]
+    one, many = evaluate.score_groups(few)[0], evaluate.score_groups(few * 20)[0]
+    assert many.accuracy_high - many.accuracy_low < (one.accuracy_high - one.accuracy_low) / 2
+
+
+def test_a_reader_that_reads_nothing_at_all_gives_no_score():
+    blind = [evaluate.Reading(str(i), "1", 1, 0, 0.0, ()) for i in range(6)]
+    with pytest.raises(InputError, match="OCR read nothing on any of 6 pictures"):
+        evaluate.check_reader(blind)
+
+
+def test_one_word_read_anywhere_makes_zero_an_honest_score():
+    readings = [evaluate.Reading(str(i), "1", 1, 0, 0.0, ("?",) if i == 3 else ()) for i in range(6)]
+    evaluate.check_reader(readings)
+
+
+def test_the_report_names_scores_and_shows_pictures(cvtg, tmp_path, fake_ocr):
+    cases, out = evaluate.load_cases("cvtg2k", cvtg), tmp_path / "out"
+    evaluate.draw(cases, out, painter({"2_0": "open late tea", "2_1": "no home", "3_7": "<b> two"}))
+    text = evaluate.write_report(out, "A & B", {"model": "<m>"}, cases, evaluate.read(cases, out))
+    assert "| 2 | 2 | 5 | 0.800 (" in text
+    page = (out / "report.html").read_text()
+    assert "A &amp; B" in page and "<m>" not in page
+    assert json.loads((out / "report.json").read_text())["scores"][0]["words"] == 5
+    assert Image.open(out / "sheet.png").width == 4 * (evaluate.SHEET_WIDTH + 8)
+
+
+def test_a_missing_picture_is_named(cvtg, tmp_path, fake_ocr):
+    out = tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(InputError, match="2_0.png is missing"):
+        evaluate.read(evaluate.load_cases("cvtg2k", cvtg), out)
