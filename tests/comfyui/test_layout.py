@@ -8,11 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from comfyui_glm_image.pipeline.guidance import inside_boxes
 from comfyui_glm_image.pipeline.layout import Layout, TextRegion
 from comfyui_glm_image.pipeline.layout_prompt import to_prompt
+from comfyui_glm_image.pipeline.plan import Plan
 from comfyui_glm_image.pipeline.sketch import render
 from comfyui_glm_image.tests.comfyui.server import PromptError
 from PIL import Image
+from safetensors.torch import load_file
 
 HERE = Path(__file__).parent
 PAGE = Layout((TextRegion("OPEN 24h", 0.1, 0.1, 0.8, 0.2, role="title"), TextRegion("营业中", 0.2, 0.6, 0.6, 0.2)))
@@ -107,6 +111,163 @@ def test_ranking_without_anything_to_read_is_refused(server):
     nodes["8"] = {"class_type": "PreviewAny", "inputs": {"source": ["7", 2]}}
     with pytest.raises(PromptError, match="nothing to rank by"):
         server.run(nodes)
+
+
+# Guidance on a checkpoint of random weights ------------------------------------------------------------------------
+
+SMALL_PAGE = Layout((TextRegion("OPEN", 0.12, 0.1, 0.6, 0.3), TextRegion("24h", 0.51, 0.6, 0.49, 0.4)))
+GRID = (4, 6)
+
+
+@pytest.fixture(scope="module")
+def model(server, references):
+    """The name of a checkpoint of random weights that the server can load."""
+    folder = server.base / "models" / "glm_image"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "random_layout").symlink_to(references("plain")[0], target_is_directory=True)
+    offered = server.get("/object_info/GLMImageLoader")["GLMImageLoader"]["input"]["required"]["model"]
+    names = offered[1]["options"] if len(offered) > 1 and "options" in offered[1] else offered[0]
+    return next(name for name in names if name.startswith("random_layout"))
+
+
+def node(kind, **inputs):
+    return {"class_type": kind, "inputs": inputs}
+
+
+def planning(model, mode="force", **replan):
+    """Load, lay out, guide, plan twice and save the plans; `replan` plans the first again."""
+    size = {"width": 32 * GRID[1], "height": 32 * GRID[0]}
+    plan = {"prompt": ["page", 0], **size, "seed": 3, "temperature": 0.9, "top_p": 0.75, "count": 2}
+    nodes = graph(SMALL_PAGE.to_json(), **size)
+    nodes = {"page": nodes["1"]} | {
+        "load": node("GLMImageLoader", model=model, decoder_dtype="auto", planner_dtype="auto", device="auto"),
+        "guide": node(
+            "GLMImageLayoutGuidance",
+            planner=["load", 0],
+            layout=["page", 2],
+            mode=mode,
+            strength=6.0,
+            grids="both",
+            falloff=0.0,
+        ),
+        "guided": node("GLMImagePlan", planner=["guide", 0], **plan),
+        "plain": node("GLMImagePlan", planner=["load", 0], **plan),
+        "save_guided": node("GLMImageSavePlan", plan=["guided", 0], filename_prefix=f"plans/{mode}"),
+        "save_plain": node("GLMImageSavePlan", plan=["plain", 0], filename_prefix="plans/plain"),
+    }
+    if replan:
+        inputs = {"layout": ["page", 2], "seed": 90, "temperature": 0.9, "top_p": 0.75, **replan}
+        nodes["again"] = node("GLMImageReplanRegion", planner=["load", 0], plan=["plain", 0], **inputs)
+        nodes["save_again"] = node("GLMImageSavePlan", plan=["again", 0], filename_prefix="plans/again")
+    return nodes
+
+
+def plans(server, nodes):
+    outputs = server.run(nodes)
+    return {name: Plan.load(server.files(outputs, name, "plans")[0]) for name in nodes if name.startswith("save_")}
+
+
+def inside(regions=SMALL_PAGE.regions, grid=GRID):
+    return inside_boxes(Layout(regions), grid).any(0).flatten()
+
+
+def test_forced_guidance_gives_every_plan_the_same_tokens_inside_the_boxes_only(server, model):
+    ids = plans(server, planning(model))["save_guided"].prior_token_ids_d32
+    assert int(inside().sum()) == 2 * 3 + 2 * 3
+    assert torch.equal(ids[0, inside()], ids[1, inside()])
+    assert not torch.equal(ids[0, ~inside()], ids[1, ~inside()])
+
+
+def test_guidance_that_is_off_gives_the_plan_without_it(server, model):
+    saved = plans(server, planning(model, "off"))
+    assert torch.equal(saved["save_guided"].prior_token_ids_d32, saved["save_plain"].prior_token_ids_d32)
+    assert torch.equal(saved["save_guided"].preview_token_ids, saved["save_plain"].preview_token_ids)
+
+
+def test_replanning_changes_tokens_of_the_chosen_region_only(server, model):
+    saved = plans(server, planning(model, "off", regions="2"))
+    before, after = saved["save_plain"].prior_token_ids_d32, saved["save_again"].prior_token_ids_d32
+    chosen = inside(SMALL_PAGE.regions[1:])
+    assert torch.equal(before[:, ~chosen], after[:, ~chosen])
+    assert not torch.equal(before[:, chosen], after[:, chosen])
+
+
+def test_a_region_that_the_layout_lacks_is_named(server, model):
+    with pytest.raises(PromptError, match="region '3' is not in the layout; it has 1 to 2"):
+        server.run(planning(model, "off", regions="3"))
+
+
+def decoding(model, attention, texts=None, level=1.0, mode="list"):
+    """The plan through the guided decoder and a KSampler to a latent."""
+    nodes = planning(model, "off")
+    nodes |= {
+        "text": node(
+            "GLMImageConditioning",
+            glyph_encoder=["load", 2],
+            plan=["plain", 0],
+            glyph_mode=mode,
+            glyph_texts=texts or ["page", 1],
+            negative_texts="",
+        ),
+        "guide2": node(
+            "GLMImageLayoutDecoderGuidance",
+            model=["load", 1],
+            positive=["text", 0],
+            layout=["page", 2],
+            attention=attention,
+            text_elsewhere=True,
+            sketch_level=level,
+            **({"vae": ["load", 3], "sketch": ["page", 3]} if level < 1 else {}),
+        ),
+        "sample": node(
+            "KSampler",
+            model=["guide2", 0],
+            positive=["guide2", 1],
+            negative=["text", 1],
+            latent_image=["guide2", 2],
+            seed=5,
+            steps=4,
+            cfg=1.5,
+            sampler_name="euler",
+            scheduler="simple",
+            denoise=1.0,
+        ),
+        "latent": node("SaveLatent", samples=["sample", 0], filename_prefix="latents/layout"),
+    }
+    return nodes
+
+
+def latent(server, nodes):
+    (path,) = server.files(server.run(nodes), "latent", "latents")
+    return load_file(path)["latent_tensor"]
+
+
+def test_attention_for_no_step_is_the_picture_without_it_and_for_some_is_not(server, model):
+    nodes = decoding(model, 0.0)
+    nodes["sample"]["inputs"] |= {"model": ["load", 1], "positive": ["text", 0]}
+    plain = latent(server, nodes)
+    off, early, always = (latent(server, decoding(model, share)) for share in (0.0, 0.5, 1.0))
+    assert torch.equal(plain, off)
+    assert torch.isfinite(early).all() and torch.isfinite(always).all()
+    assert not torch.equal(off, early) and not torch.equal(early, always)
+
+
+def test_texts_that_do_not_fit_the_layout_are_one_sentence_at_the_node(server, model):
+    with pytest.raises(
+        PromptError, match="the conditioning has 15 glyph tokens, the layout's texts make 11"
+    ) as error:
+        server.run(decoding(model, 0.5, texts="something else"))
+    assert error.value.node == "guide2"
+
+
+def test_following_the_sketch_changes_the_boxes(server, model):
+    free, held = (latent(server, decoding(model, 0.0, level=level)) for level in (0.999, 0.2))
+    cells = inside_boxes(SMALL_PAGE, tuple(free.shape[-2:])).any(0)
+    moved = (free - held).abs().mean(dim=(0, 1))
+    assert moved[cells].mean() > 2 * moved[~cells].mean()
+
+
+# The editor in Chromium ---------------------------------------------------------------------------------------------
 
 
 def browser_missing():
