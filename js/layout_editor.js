@@ -80,6 +80,7 @@ export class LayoutEditor {
 
   setBackground(url) {
     this.pageElement.style.backgroundImage = url ? `url(${JSON.stringify(url)})` : ""
+    this.pageElement.classList.toggle("glm-pictured", Boolean(url))
   }
 
   destroy() {

@@ -1,5 +1,6 @@
 // Puts the layout editor on the *GLM-Image Text Layout* node. The widget's value is the editor's versioned JSON.
 
+import { api } from "../../scripts/api.js"
 import { app } from "../../scripts/app.js"
 import { LayoutEditor } from "./layout_editor.js"
 
@@ -60,7 +61,7 @@ app.registerExtension({
     node.onExecuted = function (output) {
       executed?.call(this, output)
       const image = output?.layout_background?.[0]
-      if (image) editorOf(this).setBackground(`/view?${new URLSearchParams(image)}`)
+      if (image) editorOf(this).setBackground(api.apiURL(`/view?${new URLSearchParams(image)}`))
     }
   },
 

@@ -99,6 +99,22 @@ for (let i = 0; i < 120 && !saved && status !== "error"; i++) {
   saved = Object.values(entry?.outputs ?? {}).flatMap((output) => output.images ?? [])[0]
 }
 
+// The same again over a picture: it lies under the boxes once the node has run.
+await page.evaluate(() => {
+  const picture = LiteGraph.createNode("EmptyImage")
+  picture.pos = [700, 600]
+  app.graph.add(picture)
+  picture.widgets.find((w) => w.name === "color").value = 0x3366cc
+  const layout = app.graph.nodes.find((n) => n.type === "GLMImageTextLayout")
+  picture.connect(0, layout, "background")
+  return app.queuePrompt(0, 1)
+})
+const background = await page
+  .waitForFunction(() => document.querySelector(".glm-page").style.backgroundImage, null, { timeout: 30000 })
+  .then((handle) => handle.jsonValue(), () => null)
+await page.waitForTimeout(500)
+await page.screenshot({ path: `${pictures}/layout_${mode}_background.png` })
+
 let reloaded = null
 if (saved) {
   const png = await page.request.get(`${url}/view?${new URLSearchParams(saved)}`)
@@ -146,5 +162,5 @@ const frames = await page.evaluate(async () => {
 })
 await page.screenshot({ path: `${pictures}/layout_${mode}_forty.png` })
 
-console.log(JSON.stringify({ drawn, nodeStayed, undone, redone, afterDelete, status, reloaded, frames, errors }))
+console.log(JSON.stringify({ drawn, nodeStayed, undone, redone, afterDelete, status, background, reloaded, frames, errors }))
 await browser.close()

@@ -298,6 +298,10 @@ def test_two_drawn_boxes_come_back_from_the_saved_picture(driven):
     assert driven["reloaded"] == driven["drawn"]
 
 
+def test_a_connected_picture_lies_under_the_boxes(driven):
+    assert "/view?filename=" in driven["background"]
+
+
 def test_undo_redo_and_delete_stay_inside_the_editor(driven):
     assert driven["undone"] == ["OPEN 24h"]
     assert driven["redone"]
