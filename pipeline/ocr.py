@@ -22,7 +22,7 @@ INSTALL = (
     "install one: `pip install pytesseract` and the tesseract program (Debian: `apt install tesseract-ocr "
     "tesseract-ocr-chi-sim`), or `pip install rapidocr onnxruntime`"
 )
-READ_SIDE = 1400  # px: engines want capitals of about 30 px, small pictures are enlarged to this
+READ_SIDE, ENLARGE = 1400, 4.0  # px and times: engines want capitals of 30 px and more, so small pictures are enlarged
 MIN_CONFIDENCE = 20.0  # percent; below it tesseract reads texture as letters
 MIN_LINE_CONFIDENCE = 60.0  # percent; read as a line, even texture gives letters
 SPARSE_TEXT, ONE_LINE = 11, 7  # tesseract's page segmentation modes
@@ -102,7 +102,7 @@ def _tesseract(image: Image.Image, languages: str) -> list[Word]:
         raise InputError(
             f"tesseract has no language {', '.join(sorted(missing))}; Debian: apt install tesseract-ocr-..."
         )
-    scale = max(1.0, READ_SIDE / max(image.size))
+    scale = min(max(1.0, READ_SIDE / max(image.size)), ENLARGE)
     size = (round(image.width * scale), round(image.height * scale))
     grey = ImageOps.autocontrast(image.convert("L").resize(size, Image.Resampling.LANCZOS), cutoff=1)
     found = _tesseract_pages(grey, languages, SPARSE_TEXT, MIN_CONFIDENCE)

@@ -34,7 +34,8 @@ def _load_package() -> None:
     spec.loader.exec_module(module)
 
 
-_load_package()
+if "comfyui_glm_image" not in sys.modules:
+    _load_package()
 
 from comfyui_glm_image.pipeline import ocr, sketch  # noqa: E402
 from comfyui_glm_image.pipeline.checkpoint import load_module  # noqa: E402
@@ -48,7 +49,7 @@ from comfyui_glm_image.pipeline.config import (  # noqa: E402
     VisionLanguageConfig,
 )
 from comfyui_glm_image.pipeline.dit import Dit  # noqa: E402
-from comfyui_glm_image.pipeline.generate import decode, prefill  # noqa: E402
+from comfyui_glm_image.pipeline.generate import GridControl, decode, prefill  # noqa: E402
 from comfyui_glm_image.pipeline.geometry import TOKEN, preview_grid  # noqa: E402
 from comfyui_glm_image.pipeline.glyph import GlyphEncoder  # noqa: E402
 from comfyui_glm_image.pipeline.guidance import (  # noqa: E402
@@ -71,6 +72,7 @@ INKS, PAPER = ("black", "red"), "white"  # an ink a word, as training mostly has
 FONT = "SketchMono"
 PLACES = ("at the top", "in the middle", "at the bottom")  # by row, in the words of the training prompts
 RESAMPLES = 1000
+BATCH = 20  # plans made at once
 
 
 @dataclass(frozen=True)
@@ -164,15 +166,42 @@ class Planning:
         self.processor = ProcessorConfig.from_folder(folder / "processor")
         self.prompts = PromptEncoder(folder / "processor", self.config)
 
-    def plan(self, case: Case, switches: Switches, picture: Image.Image, seed: int) -> torch.Tensor:
-        """(h*w,) ids of the full grid."""
+    def plans(self, cases: list[Case], switches: Switches, pictures: list[Image.Image]) -> list[torch.Tensor]:
+        """(h*w,) ids of the full grid of every case, drawn with the case's number as seed."""
+        found = []
+        for start in range(0, len(cases), BATCH):
+            chosen = slice(start, start + BATCH)
+            seeds = list(range(len(cases)))[chosen]
+            found += self._batch(cases[chosen], switches, pictures[chosen], seeds)
+        return found
+
+    def _batch(self, cases, switches: Switches, pictures, seeds: list[int]) -> list[torch.Tensor]:
+        encoded = [self.prompts.encode(case.prompt(switches.prompt), GRID, PREVIEW) for case in cases]
+        prefix = prefill(self.planner, collate(encoded, GRID, PREVIEW, self.config), "cpu")
+        controls = [self._controls(case, switches, picture) for case, picture in zip(cases, pictures)]
+        joined = {name: joined_controls([each[name] for each in controls]) for name in controls[0]}
+        return list(decode(self.planner, prefix, self.sampling, seeds, controls=joined)["full"])
+
+    def _controls(self, case: Case, switches: Switches, picture: Image.Image) -> dict[str, GridControl]:
+        if not switches.plan.active:
+            return {}
         grids = {"preview": PREVIEW, "full": GRID}
-        encoded = self.prompts.encode(case.prompt(switches.prompt), GRID, PREVIEW)
-        prefix = prefill(self.planner, collate([encoded], GRID, PREVIEW, self.config), "cpu")
-        tokens = sketch_tokens(self.planner, picture, grids, self.processor) if switches.plan.active else {}
-        codebook = self.config.vq_config.num_embeddings
-        controls = plan_controls(switches.plan, case.layout, tokens, grids, codebook)
-        return decode(self.planner, prefix, self.sampling, [seed], controls=controls)["full"][0]
+        tokens = sketch_tokens(self.planner, picture, grids, self.processor)
+        return plan_controls(switches.plan, case.layout, tokens, grids, self.config.vq_config.num_embeddings)
+
+
+def joined_controls(controls: list[GridControl]) -> GridControl:
+    """Controls of one grid for each image -> one control of the batch."""
+    if controls[0].forced is not None:
+        forced, masks = zip(*((control.forced, control.forced_mask) for control in controls))
+        return GridControl(forced=torch.stack(forced), forced_mask=torch.stack(masks))
+
+    def bias(position: int) -> torch.Tensor:
+        rows = [control.bias_at(position) for control in controls]
+        empty = torch.zeros(data.CODEBOOK)
+        return torch.stack([empty if row is None else row for row in rows])
+
+    return GridControl(logit_bias=bias)
 
 
 class Diffusion:
@@ -244,14 +273,16 @@ class Planted:
 
 def measure(cases: list[Case], planning: Planning, decoder, rows: dict[str, Switches], out: Path) -> list[dict]:
     """Draw and read every case under every row of switches."""
-    results = []
+    results, planned = [], {}
+    pictures = [sketch.render(case.layout, TOKEN * GRID[0], TOKEN * GRID[1], PAPER) for case in cases]
     for name, switches in rows.items():
         started, scores = time.monotonic(), []
-        folder = out / name.replace(" ", "_").replace(":", "").replace("%", "").replace(",", "")
+        folder = out / "".join(letter if letter.isalnum() else "_" for letter in name)
         folder.mkdir(parents=True, exist_ok=True)
-        for seed, case in enumerate(cases):
-            picture = sketch.render(case.layout, TOKEN * GRID[0], TOKEN * GRID[1], PAPER)
-            plan = planning.plan(case, switches, picture, seed)
+        key = (switches.prompt, switches.plan)
+        if key not in planned:
+            planned[key] = planning.plans(cases, switches, pictures)
+        for seed, (case, plan, picture) in enumerate(zip(cases, planned[key], pictures)):
             drawn = decoder.draw(case, plan, switches, picture, seed)
             drawn.save(folder / f"{seed:03d}.png")
             scores.append(ocr.score_layout(case.layout, ocr.read_words(drawn, "tesseract")))
