@@ -47,6 +47,7 @@ export class LayoutEditor {
     this.selected = -1
     this.broken = null
     this.guides = []
+    this.known = new WeakMap()
     this.pointers = new Map()
     this.buildDom()
     this.listen()
@@ -74,7 +75,8 @@ export class LayoutEditor {
     if (!(width > 0 && height > 0) || (width === this.page.width && height === this.page.height)) return
     this.page = { width, height }
     this.view = { zoom: 1, left: 0, top: 0 }
-    this.drawn = [] // font sizes depend on the page
+    this.drawn = [] // font sizes depend on the page, and what fits
+    this.known = new WeakMap()
     this.render()
   }
 
@@ -433,7 +435,7 @@ export class LayoutEditor {
     cancelAnimationFrame(this.frame)
     this.frame = null
     this.drawPage()
-    const found = this.broken ? [] : g.problems(this.regions, this.page.width, this.page.height)
+    const found = this.broken ? [] : g.problems(this.regions, this.page.width, this.page.height, this.known)
     const bad = new Map(found.map(({ index, why }) => [index, why]))
     while (this.boxes.length > this.regions.length) this.dropBox()
     this.regions.forEach((region, index) => this.drawBox(region, index, bad.get(index)))

@@ -241,11 +241,13 @@ export const isColor = (text) => /^#[0-9a-f]{6}$/i.test(text)
 
 // ---- what is wrong with a layout: [{ index, why }], index -1 for the whole ----
 
-export function problems(regions, pageWidth, pageHeight) {
+// `known` keeps what was found about regions on a page of this size: fitting a long text takes milliseconds.
+export function problems(regions, pageWidth, pageHeight, known = new WeakMap()) {
   const found = []
   if (regions.length > MAX_REGIONS) found.push({ index: -1, why: `${regions.length} boxes; at most ${MAX_REGIONS}` })
   for (const [index, region] of regions.entries()) {
-    const why = problem(region, pageWidth, pageHeight)
+    if (!known.has(region)) known.set(region, problem(region, pageWidth, pageHeight))
+    const why = known.get(region)
     if (why) found.push({ index, why })
     for (let j = 0; j < index && regions.length <= MAX_REGIONS; j++) {
       const share = overlap(region, regions[j])
