@@ -85,20 +85,20 @@ class Switches:
     level: float = 1.0  # noise level down to which boxes follow the sketch
 
 
+FORCE = PlanGuidance("force")
 ROWS = {
     "all off": Switches(),
     "prompt": Switches(prompt=True),
-    "plan: bias 3": Switches(plan=PlanGuidance("bias", 3.0)),
     "plan: bias 6": Switches(plan=PlanGuidance("bias", 6.0)),
-    "plan: bias 6, preview grid only": Switches(plan=PlanGuidance("bias", 6.0, "preview")),
-    "plan: bias 6, full grid only": Switches(plan=PlanGuidance("bias", 6.0, "full")),
-    "plan: force": Switches(plan=PlanGuidance("force")),
+    "plan: bias 12": Switches(plan=PlanGuidance("bias", 12.0)),
+    "plan: force": Switches(plan=FORCE),
     "plan: force, preview grid only": Switches(plan=PlanGuidance("force", grids="preview")),
+    "plan: force, full grid only": Switches(plan=PlanGuidance("force", grids="full")),
     "decoder: own text, first 30 %": Switches(attention=0.3),
     "latent: sketch down to 0.6": Switches(level=0.6),
-    "prompt + force": Switches(prompt=True, plan=PlanGuidance("force")),
-    "prompt + force + decoder": Switches(prompt=True, plan=PlanGuidance("force"), attention=0.3),
-    "prompt + force + latent": Switches(prompt=True, plan=PlanGuidance("force"), level=0.6),
+    "prompt + force": Switches(prompt=True, plan=FORCE),
+    "prompt + force + decoder": Switches(prompt=True, plan=FORCE, attention=0.3),
+    "prompt + force + latent": Switches(prompt=True, plan=FORCE, level=0.6),
 }
 
 
