@@ -10,6 +10,7 @@ from ..pipeline.errors import CheckpointError
 KEY = "glm_image"
 BUNDLED = "small (bundled)"
 RELEASE = "GLM-Image"
+INDEX = "model_index.json"  # names end in it: ComfyUI's dialog of missing models knows files only
 FROM_FOLDER = "from the checkpoint"
 PACK = Path(__file__).resolve().parents[1]
 
@@ -19,14 +20,15 @@ folder_paths.add_model_folder_path(KEY, str(Path(folder_paths.models_dir) / KEY)
 def model_names() -> list[str]:
     """What a loader offers: the bundled checkpoint, the release even before it is downloaded, and every other."""
     roots = [Path(root) for root in folder_paths.get_folder_paths(KEY)]
-    found = {path.parent.name for root in roots for path in root.glob("*/model_index.json")}
-    return [BUNDLED, RELEASE, *sorted(found - {RELEASE})]
+    found = {path.parent.name for root in roots for path in root.glob(f"*/{INDEX}")}
+    return [BUNDLED, *(f"{name}/{INDEX}" for name in (RELEASE, *sorted(found - {RELEASE})))]
 
 
 def find_folder(name: str) -> Path:
     """Where the checkpoint of a name from `model_names` is, or would be."""
     if name == BUNDLED:
         return PACK / "checkpoints" / "small"
+    name = name.removesuffix(f"/{INDEX}")
     roots = [Path(root) for root in folder_paths.get_folder_paths(KEY)]
     return next((root / name for root in roots if _is_checkpoint(root / name)), roots[0] / name)
 
@@ -36,16 +38,16 @@ def model_folder(name: str) -> Path:
     folder = find_folder(name)
     if _is_checkpoint(folder):
         return folder
-    if name == RELEASE:
+    if folder.name == RELEASE:
         raise CheckpointError(
             f"the GLM-Image model is not in {folder}; download it (35 GB) with: "
             f'hf download {HUB_ID} --local-dir "{folder}"'
         )
-    raise CheckpointError(f"{folder} holds no model_index.json; put the checkpoint there or choose another model")
+    raise CheckpointError(f"{folder} holds no {INDEX}; put the checkpoint there or choose another model")
 
 
 def _is_checkpoint(folder: Path) -> bool:
-    return (folder / "model_index.json").is_file()
+    return (folder / INDEX).is_file()
 
 
 def weight_names(kind: str) -> list[str]:

@@ -269,10 +269,11 @@ def decode(
     for k in range(total):
         if k % NOISE_ROWS == 0:
             _fill_block(step, noise, controls, grids, k, min(NOISE_ROWS, total - k))
-        if k == 0:
-            step.first(prefix.logits)
-        else:
-            run(step, k)
+        with torch.inference_mode():  # a tenth faster than no_grad alone for small models on a CPU
+            if k == 0:
+                step.first(prefix.logits)
+            else:
+                run(step, k)
         if progress and ((k + 1) % read_every == 0 or k + 1 == total):
             progress(k + 1, total, grid=_grid_at(grids, k)[0], tokens=step.tokens[:, : k + 1].cpu())
     tokens = step.tokens.cpu()

@@ -1,0 +1,165 @@
+"""The glyph encoder: the texts to be drawn, as UTF-8 bytes, through a T5 encoder.
+
+Follows transformers `modeling_t5.py` v5.23 (encoder, gated GELU) and `_get_glyph_embeds` of diffusers v0.42.1.
+Letters: n strings, B prompts, L bytes, H heads, D head dim, C width.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .config import GlyphConfig
+from .kernels import attention, gelu_tanh, rms_norm
+
+BYTE_OFFSET = 3  # ids 0, 1, 2 are padding, end and unknown
+MAX_BYTES = 2048  # of one string, its end included; the reference pipeline's limit
+
+
+class Norm(nn.Module):
+    """RMS norm by the checkpoint's weight; through `operations` so that the weight is cast and moved with the rest."""
+
+    def __init__(self, channels: int, eps: float, operations, **place):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels, **place))
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return rms_norm(x, self.weight, self.eps)
+
+
+class SelfAttention(nn.Module):
+    """Attention without scaling; the first layer's `relative_attention_bias` serves all layers."""
+
+    def __init__(self, config: GlyphConfig, first: bool, operations, **place):
+        super().__init__()
+        inner = config.num_heads * config.d_kv
+        self.heads = config.num_heads
+        self.q = operations.Linear(config.d_model, inner, bias=False, **place)
+        self.k = operations.Linear(config.d_model, inner, bias=False, **place)
+        self.v = operations.Linear(config.d_model, inner, bias=False, **place)
+        self.o = operations.Linear(inner, config.d_model, bias=False, **place)
+        if first:
+            buckets = config.relative_attention_num_buckets
+            self.relative_attention_bias = operations.Embedding(buckets, config.num_heads, **place)
+
+    def forward(self, x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        q, k, v = (layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        return self.o(attention(q, k, v, bias, scale=1.0).transpose(1, 2).flatten(2))
+
+
+class GatedGelu(nn.Module):
+    def __init__(self, config: GlyphConfig, operations, **place):
+        super().__init__()
+        self.wi_0 = operations.Linear(config.d_model, config.d_ff, bias=False, **place)
+        self.wi_1 = operations.Linear(config.d_model, config.d_ff, bias=False, **place)
+        self.wo = operations.Linear(config.d_ff, config.d_model, bias=False, **place)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.wo(gelu_tanh(self.wi_0(x)) * self.wi_1(x))
+
+
+class Block(nn.Module):
+    def __init__(self, config: GlyphConfig, first: bool, operations, **place):
+        super().__init__()
+        self.layer = nn.ModuleList([nn.Module(), nn.Module()])
+        self.layer[0].SelfAttention = SelfAttention(config, first, operations, **place)
+        self.layer[1].DenseReluDense = GatedGelu(config, operations, **place)
+        for half in self.layer:
+            half.layer_norm = Norm(config.d_model, config.layer_norm_epsilon, operations, **place)
+
+    def forward(self, x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        x = x + self.layer[0].SelfAttention(self.layer[0].layer_norm(x), bias)
+        return x + self.layer[1].DenseReluDense(self.layer[1].layer_norm(x))
+
+
+class GlyphEncoder(nn.Module):
+    """T5 encoder over bytes. A T5 file may hold its one embedding under two names; `aliases` maps the second."""
+
+    aliases = {"encoder.embed_tokens.weight": "shared.weight"}
+
+    def __init__(self, config: GlyphConfig, *, operations=nn, dtype=None, device=None):
+        super().__init__()
+        place = {"dtype": dtype, "device": device}
+        self.config = config
+        self.shared = operations.Embedding(config.vocab_size, config.d_model, **place)
+        self.encoder = nn.Module()
+        self.encoder.block = nn.ModuleList(
+            [Block(config, layer == 0, operations, **place) for layer in range(config.num_layers)]
+        )
+        self.encoder.final_layer_norm = Norm(config.d_model, config.layer_norm_epsilon, operations, **place)
+        self.register_load_state_dict_pre_hook(_merge_aliases)
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """(n, L) ids and boolean mask of real ones -> (n, L, C)."""
+        x = self.shared(ids)
+        bias = self._position_bias(ids.shape[1], ids.device).to(x.dtype)
+        bias = bias.masked_fill(~mask[:, None, None, :], torch.finfo(x.dtype).min)
+        for block in self.encoder.block:
+            x = block(x, bias)
+        return self.encoder.final_layer_norm(x)
+
+    def embed(self, texts: list[str]) -> torch.Tensor:
+        """The glyph texts of one prompt -> (1, L, C): every string's outputs one after the other, without padding."""
+        rows = glyph_ids(texts or [""], self.config)
+        longest = max(map(len, rows))
+        ids = torch.tensor([row + [self.config.pad_token_id] * (longest - len(row)) for row in rows])
+        mask = torch.arange(longest) < torch.tensor([[len(row)] for row in rows])
+        where = mask.flatten().nonzero().squeeze(1)  # on the CPU, so that the device is not waited for
+        device = next(self.parameters()).device
+        out = self(ids.to(device), mask.to(device))
+        return out.flatten(0, 1).index_select(0, where.to(device))[None]
+
+    def embed_batch(self, texts: list[list[str]]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Glyph texts of B prompts -> (B, L, C) padded on the left, and its (B, L) mask, None when all are as long."""
+        return pad_glyphs([self.embed(strings) for strings in texts])
+
+    def _position_bias(self, length: int, device: torch.device) -> torch.Tensor:
+        """(1, H, L, L): one learned number for every distance bucket and head."""
+        position = torch.arange(length)
+        buckets = distance_buckets(
+            position[None] - position[:, None],
+            self.config.relative_attention_num_buckets,
+            self.config.relative_attention_max_distance,
+        )
+        embedding = self.encoder.block[0].layer[0].SelfAttention.relative_attention_bias
+        return embedding(buckets.to(device)).permute(2, 0, 1)[None]
+
+
+def _merge_aliases(module, state, prefix, *_):
+    """Keep one copy of the embedding, under the name this module has."""
+    for alias, name in module.aliases.items():
+        if prefix + alias in state:
+            state.setdefault(prefix + name, state[prefix + alias])
+            del state[prefix + alias]
+
+
+def glyph_ids(texts: list[str], config: GlyphConfig) -> list[list[int]]:
+    """Strings -> byte ids, each ended; an even number of strings puts one padding id before each.
+
+    The reference does so, and counts it as a real token.
+    """
+    prefix = [config.pad_token_id] * ((len(texts) + 1) % 2)
+    rows = [[byte + BYTE_OFFSET for byte in text.encode("utf-8")[: MAX_BYTES - 1]] for text in texts]
+    return [prefix + row + [config.eos_token_id] for row in rows]
+
+
+def pad_glyphs(embeds: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(1, L, C) embeddings of B prompts -> (B, longest, C) padded on the left, and a boolean mask unless none needed."""
+    longest = max(embed.shape[1] for embed in embeds)
+    batch = torch.cat([F.pad(embed, (0, 0, longest - embed.shape[1], 0)) for embed in embeds])
+    if all(embed.shape[1] == longest for embed in embeds):
+        return batch, None
+    starts = torch.tensor([[longest - embed.shape[1]] for embed in embeds])
+    return batch, (torch.arange(longest) >= starts).to(batch.device)
+
+
+def distance_buckets(distance: torch.Tensor, buckets: int, farthest: int) -> torch.Tensor:
+    """Signed distances in tokens -> bucket ids: half for later tokens; in each half near ones exact, far ones by log."""
+    half = buckets // 2
+    exact = half // 2
+    size = distance.abs()
+    far = torch.log(size.float() / exact) / math.log(farthest / exact) * (half - exact)
+    far = (exact + far.clamp(min=0).to(torch.long)).clamp(max=half - 1)
+    return (distance > 0).to(torch.long) * half + torch.where(size < exact, size, far)

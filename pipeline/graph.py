@@ -1,0 +1,112 @@
+"""The planner's decode step as a captured graph, for CUDA graphs and NPUGraph alike.
+
+A step launches some hundreds of small kernels; launching costs more than computing. A graph launches them at once.
+`StepGraphs` is what `generate.decode` calls for every token. The first token of each length is planned by the step
+itself on a side stream, which is the warm-up that libraries need; then the step is captured, and later tokens are
+replays. Where no graph can be had, every token is planned eagerly and `reason` says why.
+"""
+
+import logging
+from dataclasses import dataclass
+
+import torch
+
+from .device import capabilities
+from .generate import DecodeStep
+from .planner import Planner
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Vendor:
+    """Names in `torch.<device type>`. `whole_cache`: one graph reads all slots, not one graph for every bucket.
+
+    On an NPU the attention kernel wants keys in one piece, which only the whole cache of a layer is.
+    """
+
+    graph: str
+    whole_cache: bool
+
+
+VENDORS = {"cuda": Vendor("CUDAGraph", whole_cache=False), "npu": Vendor("NPUGraph", whole_cache=True)}
+
+
+def obstacle(planner: Planner, device: torch.device) -> str | None:
+    """Why this planner's step cannot be captured on this device; None when it can."""
+    if device.type not in VENDORS:
+        return f"{device.type} has no graphs"
+    if not capabilities(device).graph:
+        return f"graph capture is not known to work on {capabilities(device).family}"
+    away = next((name for name, p in planner.named_parameters() if p.device != device), None)
+    if away:
+        return f"weights are not all on {device} (first: {away})"
+    layers = (m for m in planner.modules() if isinstance(m, torch.nn.Linear))
+    if any(type(layer).__module__ != "torch.nn.modules.linear" for layer in layers):
+        return "layers move or cast their weights at every call"
+    return None
+
+
+class StepGraphs:
+    """`run(step, k)` of `generate.decode`; owns the graphs of one step, and their memory until `release`."""
+
+    def __init__(self, planner: Planner, device: torch.device, enabled: bool = True):
+        self.planner = planner
+        self.device = device
+        self.reason = obstacle(planner, device) if enabled else "graphs are switched off"
+        self.replays = 0
+        self._step: DecodeStep | None = None
+        self._weights = 0
+        self._graphs: dict[int, object] = {}
+        self._pool = None
+        if self.reason:
+            logger.info("planning without a graph: %s", self.reason)
+
+    def __call__(self, step: DecodeStep, k: int) -> None:
+        """Plan token `k` of the step."""
+        if self.reason:
+            step.eager(k)
+            return
+        self._own(step)
+        read = step.cache.capacity if VENDORS[self.device.type].whole_cache else step.bucket(k)
+        if read in self._graphs:
+            self._graphs[read].replay()
+            self.replays += 1
+            return
+        self._warm_up(step, read)
+        self._try_capture(step, read)
+
+    def release(self) -> None:
+        """Free the graphs with their memory, and let go of the step."""
+        self._step = None
+        self._graphs.clear()
+        self._pool = None
+
+    def _own(self, step: DecodeStep) -> None:
+        """Graphs read fixed addresses: another step, or weights that moved, need new ones."""
+        weights = self.planner.lm_head.weight.data_ptr()
+        if step is not self._step or weights != self._weights:
+            self.release()
+            self._step, self._weights = step, weights
+
+    def _warm_up(self, step: DecodeStep, read: int) -> None:
+        vendor = getattr(torch, self.device.type)
+        side, main = vendor.Stream(self.device), vendor.current_stream(self.device)
+        side.wait_stream(main)
+        with vendor.stream(side):
+            step.captured(read)
+        main.wait_stream(side)
+
+    def _try_capture(self, step: DecodeStep, read: int) -> None:
+        vendor = getattr(torch, self.device.type)
+        graph = getattr(vendor, VENDORS[self.device.type].graph)()
+        self._pool = self._pool or vendor.graph_pool_handle()
+        try:
+            with vendor.graph(graph, pool=self._pool):
+                step.captured(read)
+        except RuntimeError as error:
+            self.release()
+            self.reason = f"capture failed: {str(error).splitlines()[0]}"
+            logger.warning("planning goes on without a graph: %s", self.reason)
+            return
+        self._graphs[read] = graph

@@ -1,0 +1,91 @@
+"""torch_npu's fused operators as forms of `kernels`: one kernel where plain torch launches several.
+
+`device` registers them on the chips that have them; arguments and results are those of the plain forms. Boolean masks
+throughout: a float mask takes the slow path of torch_npu. Letters as in `kernels`, plus G query heads a key head.
+"""
+
+import torch
+import torch.nn.functional as F
+import torch_npu
+from torch.utils.weak import WeakIdKeyDictionary
+
+HALVES = (torch.float16, torch.bfloat16)
+MAX_GROUP = 64  # query heads that may share a key head in the inference kernel
+
+_inverted = WeakIdKeyDictionary()  # mask -> (its version, what CANN wants: True where a key may not be seen)
+
+
+def attention(q, k, v, mask, scale):
+    """`kernels.attention`, by what the kernels of CANN take.
+
+    Decoding (all queries see the same keys, through a mask) takes the inference kernel or plain products, because the
+    training kernel behind scaled_dot_product_attention cannot be captured into a graph.
+    """
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if mask is None:
+        return F.scaled_dot_product_attention(q, k, v, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+    if mask.dtype != torch.bool:
+        return _products(q, k, v, scale, lambda scores: scores + mask)  # T5's position bias
+    if mask.shape[-2] > 1:
+        mask = mask.expand(q.shape[0], 1, q.shape[2], k.shape[2])
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+        )
+    if q.dtype in HALVES and q.shape[1] * q.shape[2] // k.shape[1] <= MAX_GROUP:
+        return _decode(q, k, v, _forbidden(mask), scale)
+    return _products(q, k, v, scale, lambda scores: scores.masked_fill(_forbidden(mask), float("-inf")))
+
+
+def _decode(q, k, v, forbidden, scale):
+    """Queries that see the same keys are query heads that share a key head: (B, H, L, D) -> (B, H*L, 1, D)."""
+    heads = q.shape[1] * q.shape[2]
+    out, _ = torch_npu.npu_fused_infer_attention_score(
+        q.reshape(q.shape[0], heads, 1, q.shape[3]),
+        k.contiguous(),
+        v.contiguous(),
+        atten_mask=forbidden.expand(q.shape[0], 1, 1, k.shape[2]).contiguous(),
+        num_heads=heads,
+        num_key_value_heads=k.shape[1],
+        scale=scale,
+        input_layout="BNSD",
+    )
+    return out.view(q.shape)
+
+
+def _products(q, k, v, scale, masked):
+    """Attention spelled out, with its softmax in float32."""
+    batch, heads, length, width = q.shape
+    grouped = q.reshape(batch, k.shape[1], -1, width)  # (B, key heads, G*L, D)
+    scores = (grouped @ k.transpose(-1, -2)).float() * scale
+    scores = masked(scores.view(batch, heads, length, -1))
+    return (scores.softmax(-1).to(v.dtype).view(batch, k.shape[1], -1, k.shape[2]) @ v).view(q.shape)
+
+
+def _forbidden(mask: torch.Tensor) -> torch.Tensor:
+    """The opposite of a mask, computed once for all layers that are given the same one."""
+    version = None if mask.is_inference() else mask._version
+    known = _inverted.get(mask)
+    if known is None or known[0] != version:
+        _inverted[mask] = known = (version, ~mask)
+    return known[1]
+
+
+def rms_norm(x, weight, eps):
+    return torch_npu.npu_rms_norm(x, weight, eps)[0]
+
+
+def rope(x, cos, sin):
+    """In float32: the kernel takes tables of its input's dtype, and half precision has too few digits for angles."""
+    shape = (1,) * (4 - cos.ndim) + cos.shape
+    return torch_npu.npu_rotary_mul(x.float(), cos.view(shape), sin.view(shape)).to(x.dtype)
+
+
+def swiglu(gate_up):
+    return torch_npu.npu_swiglu(gate_up, dim=-1)
+
+
+def gelu_tanh(x):
+    return torch_npu.npu_gelu(x, approximate="tanh")  # F.gelu ignores `approximate` on an NPU
+
+
+FORMS = {"attention": attention, "rms_norm": rms_norm, "rope": rope, "swiglu": swiglu, "gelu_tanh": gelu_tanh}

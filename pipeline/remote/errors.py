@@ -1,0 +1,60 @@
+"""What can go wrong between us and a serving engine, and what may be done about it."""
+
+from ..errors import GlmImageError
+
+
+class RemoteError(GlmImageError):
+    """A request failed. The message never holds a key.
+
+    retry: asking again, here or at another server, may help. maybe_done: the server may have made (and, if hosted,
+    charged) the picture already. stops_batch: every further request would fail the same way.
+    """
+
+    retry = False
+    maybe_done = False
+    stops_batch = False
+    retry_after = 0.0  # seconds the server asks to be left alone
+
+
+class UnsafeAddressError(RemoteError):
+    """The address, or what its name resolves to, is one we never talk to."""
+
+    stops_batch = True
+
+
+class KeyMissingError(RemoteError):
+    """No key, or a key kept where others can read it."""
+
+    stops_batch = True
+
+
+class UnreachableError(RemoteError):
+    """No connection: nothing was sent."""
+
+    retry = True
+
+
+class ServerTimeoutError(RemoteError):
+    """The time for one picture is over."""
+
+    retry = True
+    maybe_done = True
+
+
+class BrokenAnswerError(RemoteError):
+    """An answer came that is no valid picture: cut short, not JSON, too large, not decodable."""
+
+    retry = True
+    maybe_done = True
+
+
+class RefusedError(RemoteError):
+    """The server understood and said no; asking again gives the same answer."""
+
+
+class ContentFilteredError(RefusedError):
+    """The hosted service's content filter withheld the picture."""
+
+
+class CancelledError(RemoteError):
+    """The caller gave up; the connection is closed."""

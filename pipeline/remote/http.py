@@ -1,0 +1,224 @@
+"""One HTTP exchange that can be cancelled, timed and bounded, over the standard library.
+
+`http.client` does the protocol; the socket below it never blocks longer than `TICK`, so that cancelling closes the
+connection at once. The address connected to is the one that was checked, no redirect is followed and no proxy used.
+"""
+
+import http.client
+import io
+import queue
+import selectors
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, field
+
+from .errors import BrokenAnswerError, CancelledError, ServerTimeoutError, UnreachableError, UnsafeAddressError
+from .keys import Key
+from .safety import Endpoint, refusal
+
+TICK = 0.1  # seconds between two looks at `cancelled`
+CONNECT_SECONDS = 5.0
+CHUNK = 1 << 16
+
+
+class Watch:
+    """Called during every wait; raises once the caller cancels or `seconds` are over."""
+
+    def __init__(self, seconds: float, cancelled: Callable[[], bool] | None = None):
+        self.end = time.monotonic() + seconds
+        self.seconds = seconds
+        self.cancelled = cancelled or (lambda: False)
+
+    def __call__(self) -> None:
+        if self.cancelled():
+            raise CancelledError("cancelled")
+        if time.monotonic() > self.end:
+            raise ServerTimeoutError(f"no picture within {self.seconds:g} s")
+
+
+@dataclass(frozen=True)
+class Call:
+    """What to send. `path` starts with a slash and comes after the endpoint's own path."""
+
+    method: str
+    path: str
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytes = field(default=b"", repr=False)
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes = field(repr=False)
+
+
+def exchange(
+    endpoint: Endpoint, call: Call, watch: Watch, limit: int, key: Key | None = None, public_only: bool = False
+) -> Answer:
+    """Send `call` and return the answer, whose body may have `limit` bytes at most."""
+    addresses = _resolve(endpoint, watch, public_only)
+    with closing(_connect(endpoint, addresses, watch)) as sock:
+        try:
+            return _talk(_Socket(sock, watch), endpoint, call, key, limit)
+        except http.client.IncompleteRead:
+            raise BrokenAnswerError(f"{endpoint} closed the connection in the middle of its answer") from None
+        except (http.client.HTTPException, OSError, ValueError) as error:
+            # Only the kind of error is told: http.client's texts can quote what was sent.
+            raise BrokenAnswerError(f"{endpoint} broke the connection off ({type(error).__name__})") from None
+
+
+def _talk(sock: "_Socket", endpoint: Endpoint, call: Call, key: Key | None, limit: int) -> Answer:
+    connection = http.client.HTTPConnection(endpoint.host, endpoint.port)
+    if endpoint.scheme == "https":
+        connection.default_port = 443  # for the Host header; `sock` already speaks TLS
+    connection.sock = sock
+    headers = {"User-Agent": "comfyui-glm-image", "Connection": "close", **call.headers}
+    if key:
+        headers["Authorization"] = key.header()
+    connection.request(call.method, endpoint.path + call.path, call.body or None, headers)
+    response = connection.getresponse()
+    if 300 <= response.status < 400:
+        raise UnsafeAddressError(f"{endpoint} redirects{_target(response)}; redirects are not followed")
+    if response.getheader("Content-Encoding", "identity") != "identity":
+        raise BrokenAnswerError(f"{endpoint} sent a compressed answer that was not asked for")
+    return Answer(response.status, response.headers, _read(response, endpoint, limit))
+
+
+def _target(response: http.client.HTTPResponse) -> str:
+    """' to http://host', without the path, which may hold anything."""
+    parts = (response.getheader("Location") or "").split("/")
+    return f" to {'/'.join(parts[:3])[:100]}" if len(parts) > 2 and parts[0].endswith(":") else ""
+
+
+def _read(response: http.client.HTTPResponse, endpoint: Endpoint, limit: int) -> bytes:
+    """The body, given up as soon as it is known to be larger than `limit`."""
+    expected = response.length
+    if expected is not None and expected > limit:
+        raise BrokenAnswerError(f"{endpoint} announces {expected:,} bytes; at most {limit:,} are taken")
+    body = bytearray()
+    while chunk := response.read(CHUNK):
+        body += chunk
+        if len(body) > limit:
+            raise BrokenAnswerError(f"{endpoint} sends more than {limit:,} bytes; given up")
+    if expected is not None and len(body) < expected:
+        raise BrokenAnswerError(f"{endpoint} sent {len(body):,} of {expected:,} bytes and closed the connection")
+    return bytes(body)
+
+
+def _resolve(endpoint: Endpoint, watch: Watch, public_only: bool) -> list[tuple]:
+    """Checked (family, socket address) pairs; name resolution cannot be interrupted, so it gets a thread."""
+    found: queue.SimpleQueue = queue.SimpleQueue()
+
+    def look_up() -> None:
+        try:
+            found.put(socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM))
+        except (OSError, UnicodeError):
+            found.put([])
+
+    threading.Thread(target=look_up, daemon=True).start()
+    answers = _wait(found, watch)
+    if not answers:
+        raise UnreachableError(f"{endpoint}: the name {endpoint.host} is not known")
+    reasons = [refusal(answer[4][0], endpoint, public_only) for answer in answers]
+    if all(reasons):
+        raise UnsafeAddressError(f"{endpoint} is refused: {reasons[0]}")
+    return [(answer[0], answer[4]) for answer, reason in zip(answers, reasons) if reason is None]
+
+
+def _wait(found: queue.SimpleQueue, watch: Watch):
+    while True:
+        watch()
+        try:
+            return found.get(timeout=TICK)
+        except queue.Empty:
+            continue
+
+
+def _connect(endpoint: Endpoint, addresses: list[tuple], watch: Watch) -> socket.socket:
+    for family, address in addresses:
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            if _reach(sock, address, watch):
+                sock.settimeout(TICK)
+                return _start_tls(sock, endpoint, watch) if endpoint.scheme == "https" else sock
+        except BaseException:
+            sock.close()
+            raise
+        sock.close()
+    raise UnreachableError(f"{endpoint} does not answer; is the server running and the port right?")
+
+
+def _reach(sock: socket.socket, address: tuple, watch: Watch) -> bool:
+    """Connect without ever blocking; False if refused or silent for `CONNECT_SECONDS`."""
+    sock.setblocking(False)
+    sock.connect_ex(address)
+    end = time.monotonic() + CONNECT_SECONDS
+    with selectors.DefaultSelector() as selector:
+        selector.register(sock, selectors.EVENT_WRITE)
+        while time.monotonic() < end:
+            watch()
+            if selector.select(TICK):
+                return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+    return False
+
+
+def _start_tls(sock: socket.socket, endpoint: Endpoint, watch: Watch) -> ssl.SSLSocket:
+    context = ssl.create_default_context()  # verifies the chain and the name; SSL_CERT_FILE adds an own authority
+    wrapped = context.wrap_socket(sock, server_hostname=endpoint.host, do_handshake_on_connect=False)
+    try:
+        while True:
+            watch()
+            try:
+                wrapped.do_handshake()
+                return wrapped
+            except TimeoutError:
+                continue
+    except ssl.SSLCertVerificationError as error:
+        wrapped.close()
+        raise UnsafeAddressError(f"{endpoint}: its certificate is not trusted ({error.verify_message})") from None
+    except OSError as error:
+        wrapped.close()
+        raise UnreachableError(f"{endpoint}: no TLS connection ({type(error).__name__})") from None
+
+
+class _Socket:
+    """The part of a socket that `http.client` uses, looking at `watch` at least every `TICK`."""
+
+    def __init__(self, sock: socket.socket, watch: Watch):
+        self._sock, self._watch = sock, watch
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        return io.BufferedReader(_Reader(self._sock, self._watch), CHUNK)
+
+    def sendall(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            self._watch()
+            try:
+                view = view[self._sock.send(view) :]
+            except TimeoutError:
+                continue
+
+    def close(self) -> None:
+        """`exchange` closes the real socket; http.client would do so before the body is read."""
+
+
+class _Reader(io.RawIOBase):
+    def __init__(self, sock: socket.socket, watch: Watch):
+        self._sock, self._watch = sock, watch
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        while True:
+            self._watch()
+            try:
+                return self._sock.recv_into(buffer)
+            except TimeoutError:
+                continue
