@@ -15,44 +15,59 @@ from pathlib import Path
 
 import torch
 
+from ..pipeline.device import resolve_device
 from . import autoencoder, decoder, export, planner, vision
+from .common import Recipe
 
-SIZES = "1x4:1,2x4:3,2x6:1,3x6:2"
+SIZES = "1x4:1,2x4:3,2x6:1,3x6:2,4x6:1"
+
+
+# stage -> what trains it, pictures a step, learning rate of AdamW
+STAGES = {
+    "vae": (autoencoder.train, 16, 2.5e-3),
+    "vision": (vision.train, 32, 2e-3),
+    "planner": (planner.train, 16, 2e-3),
+    "decoder": (decoder.train, 32, 1.5e-3),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("vae", "vision", "planner", "decoder", "export", "benchmark"))
+    parser.add_argument("stage", choices=(*STAGES, "export", "benchmark"))
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of training states (default: runs)")
     parser.add_argument("--out", type=Path, help="folder that export or benchmark writes")
     parser.add_argument("--minutes", type=float, default=30, help="in all, restarts included")
     parser.add_argument("--batch", type=int, help="pictures a step, of eight tokens each")
     parser.add_argument("--sizes", default=SIZES, help="ROWSxCOLUMNS:WEIGHT of tokens of 32 px, comma-separated")
-    parser.add_argument("--regions", type=float, default=0.2, help="share of pictures with two words")
+    parser.add_argument("--regions", type=float, default=0.2, help="share of pictures with two to four words")
     parser.add_argument("--lr", type=float, help="of AdamW")
     parser.add_argument("--muon-lr", type=float, default=0.02)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, npu:1, ... (default: the best present)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="on a CPU")
     run(parser.parse_args())
 
 
 def run(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
-    folder = args.runs / args.stage
-    scenes = {"sizes": args.sizes, "regions": args.regions, "muon_lr": args.muon_lr}
-    shared = {"minutes": args.minutes, "seed": args.seed}
     if args.stage == "export":
         export.write_checkpoint(args.runs, args.out)
     elif args.stage == "benchmark":
         export.write_benchmark(args.out)
-    elif args.stage == "vae":
-        autoencoder.train(folder, batch=args.batch or 16, lr=args.lr or 2.5e-3, **shared)
-    elif args.stage == "vision":
-        vision.train(folder, batch=args.batch or 32, lr=args.lr or 2e-3, **shared, **scenes)
-    elif args.stage == "planner":
-        planner.train(folder, batch=args.batch or 16, lr=args.lr or 2e-3, **shared, **scenes)
     else:
-        decoder.train(folder, batch=args.batch or 32, lr=args.lr or 1.5e-3, **shared, **scenes)
+        train, batch, lr = STAGES[args.stage]
+        recipe = Recipe(
+            minutes=args.minutes,
+            batch=args.batch or batch,
+            lr=args.lr or lr,
+            device=resolve_device(args.device),
+            sizes=args.sizes,
+            regions=args.regions,
+            muon_lr=args.muon_lr,
+            seed=args.seed,
+        )
+        print(f"{args.stage} on {recipe.device}", flush=True)
+        train(args.runs / args.stage, recipe)
 
 
 if __name__ == "__main__":

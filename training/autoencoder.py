@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from . import data, latent, models
-from .common import Stage
+from .common import Recipe, Stage
 
 LATENT_NOISE = 0.3
 CROPS = ((1, 1), (1, 2), (2, 1), (2, 2))  # tokens; small pictures are cheap steps
@@ -28,20 +28,20 @@ def to_pixels(pictures: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def train(folder: Path, minutes: float, batch: int, seed: int, lr: float) -> None:
+def train(folder: Path, recipe: Recipe) -> None:
     """Train or go on training until `minutes` in all are spent."""
-    torch.manual_seed(seed)
-    model = models.vae().to(memory_format=torch.channels_last)
-    stage = Stage(folder, model, [torch.optim.AdamW(model.parameters(), lr, betas=(0.9, 0.99))], minutes)
-    cells, shapes = np.random.default_rng(seed + stage.step), random.Random(seed + stage.step)
+    torch.manual_seed(recipe.seed)
+    model = models.vae().to(recipe.device, memory_format=torch.channels_last)
+    stage = Stage(folder, model, [torch.optim.AdamW(model.parameters(), recipe.lr, betas=(0.9, 0.99))], recipe.minutes)
+    cells, shapes = np.random.default_rng(recipe.seed + stage.step), random.Random(recipe.seed + stage.step)
     while stage.running():
         h, w = shapes.choice(CROPS)
-        grids = data.random_cells(cells, max(2, batch // (h * w)), h, w)
-        x = to_pixels(data.render(*grids)).contiguous(memory_format=torch.channels_last)
-        z = torch.from_numpy(latent.latents(*grids))
-        noise = LATENT_NOISE * torch.rand(len(z), 1, 1, 1) * torch.randn_like(z)
-        mean = models.encode(stage.model, x)
-        error = models.decode(stage.model, z + noise) - x
+        grids = data.random_cells(cells, max(2, recipe.batch // (h * w)), h, w)
+        x = to_pixels(data.render(*grids)).to(recipe.device, memory_format=torch.channels_last)
+        z = torch.from_numpy(latent.latents(*grids)).to(recipe.device)
+        noise = LATENT_NOISE * torch.rand(len(z), 1, 1, 1, device=recipe.device) * torch.randn_like(z)
+        mean = stage.model.encode(x)
+        error = stage.model.decoder(z + noise) - x
         reading = F.mse_loss(mean, z)
         loss = 0.5 * error.abs().mean() + 2 * error.pow(2).mean() + 0.5 * reading
         stage.update(loss, reading=reading, psnr=psnr(error))

@@ -8,6 +8,7 @@ import copy
 import json
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,6 +16,20 @@ from safetensors.torch import load_file, save_file
 
 PIECE_BYTES = 15 << 20
 LOG_EVERY = 50
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a stage is trained. `minutes` are those of all restarts together; `sizes` is read by `data.parse_sizes`."""
+
+    minutes: float
+    batch: int
+    lr: float
+    device: torch.device
+    sizes: str = "2x4"
+    regions: float = 0.2  # share of pictures with several words
+    muon_lr: float = 0.02
+    seed: int = 0
 
 
 class Muon(torch.optim.Optimizer):
@@ -59,15 +74,16 @@ def orthogonal(m: torch.Tensor) -> torch.Tensor:
     return m.mT if tall else m
 
 
-def optimisers(model: torch.nn.Module, blocks: str, lr: float, muon_lr: float) -> list[torch.optim.Optimizer]:
+def optimisers(model: torch.nn.Module, blocks: str, recipe: Recipe) -> list[torch.optim.Optimizer]:
     """Muon for the matrices whose name starts with one of `blocks`, AdamW for everything else."""
     named = list(model.named_parameters())
     inner = [p for n, p in named if n.startswith(blocks) and p.ndim == 2 and "norm" not in n]
     ids = {id(p) for p in inner}
     rest = [p for _, p in named if id(p) not in ids]
-    made = [torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)]
+    fused = recipe.device.type in ("cpu", "cuda")
+    made = [torch.optim.AdamW(rest, recipe.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=fused)]
     if inner:
-        made.append(Muon(inner, muon_lr))
+        made.append(Muon(inner, recipe.muon_lr))
     return made
 
 

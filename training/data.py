@@ -179,6 +179,11 @@ def draw_scene(
     return Scene(_prompt(rng, paper, phrases, shapes), words, codes, chars)
 
 
+def draw_scenes(rng: random.Random, h: int, w: int, count: int, several: float) -> list[Scene]:
+    """`count` random scenes of (h, w) tokens: one word each, or two to four words in a share `several` of them."""
+    return [draw_scene(rng, h, w, regions=rng.randint(2, 4) if rng.random() < several else 1) for _ in range(count)]
+
+
 def _add_shapes(rng: random.Random, codes: np.ndarray, paper: str) -> list[str]:
     """Draw up to two shapes into free tokens of `codes`; return their phrases."""
     said = []
@@ -198,6 +203,16 @@ def _prompt(rng: random.Random, paper: str, phrases: list[str], shapes: list[str
     says = rng.choice((" that says ", " with the word ", " saying ", " with the text ")) if phrases else ""
     text = opening + says + " and ".join(phrases)
     return text + "".join(f", {shape}" for shape in shapes)
+
+
+def parse_sizes(text: str) -> list[tuple[int, int, int]]:
+    """`2x4:3,3x6` -> [(2, 4, 3), (3, 6, 1)]: rows, columns, weight."""
+    sizes = []
+    for part in text.split(","):
+        size, _, weight = part.partition(":")
+        h, w = map(int, size.split("x"))
+        sizes.append((h, w, int(weight or 1)))
+    return sizes
 
 
 @cache
@@ -279,3 +294,14 @@ def random_cells(rng: np.random.Generator, b: int, h: int, w: int) -> tuple[np.n
     chars = rng.integers(0, len(ALPHABET) + 1, (b, h, 2 * w))
     chars[plain.repeat(2, 2)] = 0
     return np.where(plain, other, codes), chars
+
+
+def write_sheet(pictures: np.ndarray, path: Path, columns: int = 4) -> None:
+    """(B, H, W, 3) uint8 -> one PNG."""
+    b, height, width, _ = pictures.shape
+    rows = -(-b // columns)
+    sheet = np.zeros((rows * height, columns * width, 3), np.uint8)
+    for i, picture in enumerate(pictures):
+        y, x = i // columns * height, i % columns * width
+        sheet[y : y + height, x : x + width] = picture
+    Image.fromarray(sheet).save(path)

@@ -7,6 +7,7 @@ right glyph early, while the picture is still noise.
 
 import math
 import random
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch import nn
 
 from ..pipeline.glyph import glyph_ids
 from . import data, latent, models
-from .common import Stage, optimisers
+from .common import Recipe, Stage, optimisers
 
 AUX_LAYER = 2  # the aux head reads this block's output
 BACKGROUND_WEIGHT = 0.1  # most patches are empty
@@ -33,13 +34,14 @@ class DecoderModel(nn.Module):
 
 def glyph_embeds(glyph: nn.Module, texts: list[list[str]]) -> tuple[torch.Tensor, torch.Tensor]:
     """Strings of a batch -> (B, L, width) embeddings, padded on the left, and their (B, L) mask."""
-    ids, mask = byte_ids(texts)
+    device = next(glyph.parameters()).device
+    ids, mask = (tensor.to(device) for tensor in byte_ids(texts))
     hidden, counts = glyph(ids, mask), [len(strings) for strings in texts]
     samples = [h[m] for h, m in zip(hidden.split(counts), mask.split(counts))]
     longest = max(map(len, samples))
     embeds = torch.stack([F.pad(s, (0, 0, longest - len(s), 0)) for s in samples])
     real = torch.stack([F.pad(torch.ones(len(s), dtype=torch.bool), (longest - len(s), 0)) for s in samples])
-    return embeds, real
+    return embeds, real.to(device)
 
 
 def byte_ids(texts: list[list[str]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -106,11 +108,13 @@ def as_typed(word: str, rng: random.Random) -> str:
 def train_step(stage: Stage, scenes: list[data.Scene], rng: random.Random, generator: torch.Generator, aux: float):
     """One flow-matching step on scenes of one size."""
     b, (h, w) = len(scenes), scenes[0].codes.shape
-    z, prior, chars = to_batch(scenes)
+    device = next(stage.model.parameters()).device
+    z, prior, chars = (tensor.to(device) for tensor in to_batch(scenes))
     no_glyphs, no_plan = choose_drops(b, rng)
     texts = [[""] if none else [as_typed(t, rng) for t in s.texts] or [""] for none, s in zip(no_glyphs, scenes)]
-    sigma, time = sample_noise_levels(b, shift_mu(h, w), generator)
-    noise = torch.randn(z.shape, generator=generator)
+    no_plan = no_plan.to(device)
+    sigma, time = (tensor.to(device) for tensor in sample_noise_levels(b, shift_mu(h, w), generator))
+    noise = torch.randn(z.shape, generator=generator).to(device)
     level = sigma.view(-1, 1, 1, 1)
     embeds, real = glyph_embeds(stage.model.glyph, texts)
     drop = no_plan[:, None].expand_as(prior)
@@ -119,9 +123,9 @@ def train_step(stage: Stage, scenes: list[data.Scene], rng: random.Random, gener
         stage.model.dit, (1 - level) * z + level * noise, embeds, real, prior, drop, time - 1, size, AUX_LAYER
     )
     flow = F.mse_loss(velocity, noise - z)
-    known = torch.tensor([not none for none in no_glyphs]) & ~no_plan
+    known = torch.tensor([not none for none in no_glyphs], device=device) & ~no_plan
     logits, target = stage.model.aux(middle[known]).flatten(0, 1), chars[known].flatten()
-    weight = torch.ones(logits.shape[1])
+    weight = torch.ones(logits.shape[1], device=device)
     weight[0] = BACKGROUND_WEIGHT
     routing = F.cross_entropy(logits, target, weight=weight)
     lettered = target > 0
@@ -133,16 +137,17 @@ def train_step(stage: Stage, scenes: list[data.Scene], rng: random.Random, gener
 def sample_latents(model, scenes: list[data.Scene], steps: int = 12, seed: int = 0, plan: bool = True) -> torch.Tensor:
     """Draw scenes of one size from their plans with guidance 1: (B, 16, 4h, 4w) latents."""
     b, (h, w) = len(scenes), scenes[0].codes.shape
-    z, prior, _ = to_batch(scenes)
+    device = next(model.parameters()).device
+    z, prior, _ = (tensor.to(device) for tensor in to_batch(scenes))
     embeds, real = glyph_embeds(model.glyph, [s.texts or [""] for s in scenes])
     mu = shift_mu(h, w)
     times = torch.linspace(1000, 1, steps + 1)[:-1].trunc()
     sigmas = [*(mu / (mu + 1000 / times - 1)).tolist(), 0.0]
-    x = torch.randn(z.shape, generator=torch.Generator().manual_seed(seed))
+    x = torch.randn(z.shape, generator=torch.Generator().manual_seed(seed)).to(device)
     drop = torch.full_like(prior, not plan, dtype=torch.bool)
     for i, t in enumerate(times):
         size = (h * data.TOKEN, w * data.TOKEN)
-        v, _ = models.run_dit(model.dit, x, embeds, real, prior, drop, (t - 1).expand(b), size, AUX_LAYER)
+        v, _ = models.run_dit(model.dit, x, embeds, real, prior, drop, (t - 1).expand(b).to(device), size, AUX_LAYER)
         x = x + (sigmas[i + 1] - sigmas[i]) * v
     return x
 
@@ -151,7 +156,7 @@ def read_words(z: torch.Tensor, scenes: list[data.Scene]) -> float:
     """Share of words whose every cell is nearest to the right character in the mask channels: a score without OCR."""
     table = latent._tables()[0][..., : latent.MASK_CHANNELS].reshape(len(data.ALPHABET) + 1, -1)
     good = total = 0
-    for sample, scene in zip(z.numpy(), scenes):
+    for sample, scene in zip(z.cpu().numpy(), scenes):
         h, w = scene.chars.shape
         cells = sample[6:].reshape(latent.MASK_CHANNELS, h, 4, w, 2).transpose(1, 3, 2, 4, 0).reshape(h, w, -1)
         distance = ((cells[:, :, None] - table) ** 2).sum(-1)
@@ -173,34 +178,27 @@ def held_scenes(count: int, h: int, w: int, regions: int = 1, seed: int = 99) ->
     return scenes
 
 
-def parse_sizes(text: str) -> list[tuple[int, int, int]]:
-    """`2x4:3,3x6` -> [(2, 4, 3), (3, 6, 1)]: rows, columns, weight."""
-    sizes = []
-    for part in text.split(","):
-        size, _, weight = part.partition(":")
-        h, w = map(int, size.split("x"))
-        sizes.append((h, w, int(weight or 1)))
-    return sizes
-
-
-def train(folder, minutes: float, batch: int, sizes: str, regions: float, seed: int, lr: float, muon_lr: float) -> None:
+def train(folder: Path, recipe: Recipe) -> None:
     """Train or go on training until `minutes` in all are spent."""
-    torch.manual_seed(seed)
+    torch.manual_seed(recipe.seed)
     model = DecoderModel()
     fresh = not (folder / "state.json").exists()
     if fresh:
-        print("glyph warm-up", warm_up_glyphs(model.glyph, random.Random(seed)), flush=True)
-    stage = Stage(folder, model, optimisers(model, "dit.transformer_blocks", lr, muon_lr), minutes)
-    rng = random.Random(seed + stage.step)
-    generator = torch.Generator().manual_seed(seed + stage.step)
-    grids = parse_sizes(sizes)
+        print("glyph warm-up", warm_up_glyphs(model.glyph, random.Random(recipe.seed)), flush=True)
+    model.to(recipe.device)
+    stage = Stage(folder, model, optimisers(model, "dit.transformer_blocks", recipe), recipe.minutes)
+    rng = random.Random(recipe.seed + stage.step)
+    generator = torch.Generator().manual_seed(recipe.seed + stage.step)
+    grids = data.parse_sizes(recipe.sizes)
     while stage.running():
         h, w, _ = rng.choices(grids, [weight for *_, weight in grids])[0]
         # ragged pictures cost what their patches cost: keep the tokens of a batch alike
-        count = max(8, math.ceil(batch * 8 / (h * w)))
-        scenes = [data.draw_scene(rng, h, w, regions=1 + (rng.random() < regions)) for _ in range(count)]
+        count = max(8, math.ceil(recipe.batch * 8 / (h * w)))
+        scenes = data.draw_scenes(rng, h, w, count, recipe.regions)
         train_step(stage, scenes, rng, generator, aux=0.3)
         if stage.step % 500 == 0:
             h, w, _ = grids[stage.step // 500 % len(grids)]
             scenes = held_scenes(32, h, w)
-            stage.log({"words": read_words(sample_latents(stage.ema, scenes), scenes), "grid": [h, w]})
+            drawn = sample_latents(stage.ema, scenes).cpu()
+            stage.log({"words": read_words(drawn, scenes), "grid": [h, w]})
+            data.write_sheet(latent.pictures(drawn.numpy()), folder / f"samples_{h}x{w}.png")

@@ -1,10 +1,8 @@
 """Training states -> the checkpoint folder, and the benchmark of words that training never saw."""
 
 import json
-import random
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from . import bundle, data
@@ -38,7 +36,7 @@ def _below(tensors: dict, prefix: str) -> dict:
 
 
 def write_benchmark(out: Path) -> None:
-    """Write `N.json` for N regions in CVTG-2K's layout, each prompt with its size, and the true pictures beside them."""
+    """Write `N.json` for N regions in CVTG-2K's layout, each prompt with its size."""
     h, w = GRID
     for regions, count in PICTURES.items():
         scenes = held_scenes(count, h, w, regions, seed=1000 + regions)
@@ -54,26 +52,9 @@ def _entry(index: int, scene: data.Scene) -> dict:
 
 
 def write_truth(out: Path) -> None:
-    """Draw the benchmark's scenes themselves, named as `glm-image eval` names its pictures: the ceiling of any score."""
+    """Draw the benchmark's scenes, named as `glm-image eval` names its pictures: the ceiling of any score."""
     out.mkdir(parents=True, exist_ok=True)
     for regions, count in PICTURES.items():
         for i, scene in enumerate(held_scenes(count, *GRID, regions, seed=1000 + regions)):
             picture = data.render(scene.codes[None], scene.chars[None])[0]
             Image.fromarray(picture).save(out / f"{regions}_{i}.png")
-
-
-def write_sheet(pictures: np.ndarray, path: Path, columns: int = 4) -> None:
-    """(B, H, W, 3) uint8 -> one PNG."""
-    b, height, width, _ = pictures.shape
-    rows = -(-b // columns)
-    sheet = np.zeros((rows * height, columns * width, 3), np.uint8)
-    for i, picture in enumerate(pictures):
-        y, x = i // columns * height, i % columns * width
-        sheet[y : y + height, x : x + width] = picture
-    Image.fromarray(sheet).save(path)
-
-
-def shuffled(rng: random.Random, codes: np.ndarray) -> np.ndarray:
-    """The same tokens in another order: the plan of an ablation."""
-    order = rng.sample(range(codes.size), codes.size)
-    return codes.reshape(-1)[order].reshape(codes.shape)

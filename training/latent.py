@@ -61,3 +61,13 @@ def latents(codes: np.ndarray, chars: np.ndarray) -> np.ndarray:
     contrast = np.where(kind == 1, over - under, 0)
     z = np.concatenate([solid * COLOUR_SCALE, contrast * COLOUR_SCALE, cells[..., :-1]], -1)
     return np.ascontiguousarray(z.transpose(0, 3, 1, 2), np.float32)
+
+
+def pictures(z: np.ndarray) -> np.ndarray:
+    """(B, 16, h, w) latents -> (B, 8h, 8w, 3) uint8, by the latent's definition: a look at samples without a VAE."""
+    b, _, h, w = z.shape
+    z = z.transpose(0, 2, 3, 1)
+    mask = np.clip(z[..., 6:] @ np.linalg.pinv(_basis()), 0, 1).reshape(b, h, w, BLOCK, BLOCK, 1)
+    paper, contrast = (z[..., i : i + 3].reshape(b, h, w, 1, 1, 3) / COLOUR_SCALE for i in (0, 3))
+    pixels = (paper + mask * contrast).transpose(0, 1, 3, 2, 4, 5).reshape(b, h * BLOCK, w * BLOCK, 3)
+    return np.rint(np.clip((pixels + 1) * 127.5, 0, 255)).astype(np.uint8)

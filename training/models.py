@@ -15,6 +15,7 @@ from ..pipeline.config import (
 from ..pipeline.dit import Dit
 from ..pipeline.glyph import GlyphEncoder
 from ..pipeline.planner import Planner
+from ..pipeline.vae import Vae
 from . import data, latent
 
 GLYPH_CONFIG = GlyphConfig(
@@ -110,6 +111,11 @@ def planner() -> Planner:
         model.lm_head.weight[: data.CODEBOOK] = code_vectors(width) * width**-0.5
         model.model.vqmodel.quantize.embedding.weight.copy_(code_vectors(PLANNER_CONFIG.vq_config.embed_dim))
     return model
+
+
+def vae() -> Vae:
+    """torch's own initialisation."""
+    return Vae(VAE_CONFIG)
 
 
 def dit() -> Dit:

@@ -16,8 +16,7 @@ import torch.nn.functional as F
 from ..pipeline.geometry import preview_grid
 from ..pipeline.prompt import PromptEncoder, collate
 from . import bundle, data, models
-from .common import Stage, optimisers
-from .decoder import parse_sizes
+from .common import Recipe, Stage, optimisers
 
 
 class NoCache:
@@ -69,7 +68,9 @@ def plan_logits(planner, ids, positions, mask, planned: int) -> torch.Tensor:
 
 
 def train_step(stage: Stage, scenes: list[data.Scene], preview: bool) -> None:
-    ids, positions, mask, targets, full = to_sequence(scenes, preview)
+    *sequence, full = to_sequence(scenes, preview)
+    device = next(stage.model.parameters()).device
+    ids, positions, mask, targets = (tensor.to(device) for tensor in sequence)
     logits = plan_logits(stage.model, ids, positions, mask, targets.shape[1])
     losses = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
     loss = losses[:, -full:].mean() + (losses[:, :-full].mean() if preview else 0)
@@ -99,18 +100,18 @@ def is_plan_of(codes: np.ndarray, texts: list[str]) -> bool:
     return sorted(found) == sorted(len(text) for text in texts)
 
 
-def train(folder: Path, minutes: float, batch: int, sizes: str, regions: float, seed: int, lr: float, muon_lr: float):
+def train(folder: Path, recipe: Recipe) -> None:
     """Train or go on training until `minutes` in all are spent; the first quarter goes without previews."""
-    torch.manual_seed(seed)
-    model = models.planner()
+    torch.manual_seed(recipe.seed)
+    model = models.planner().to(recipe.device)
     for part in (model.model.visual, model.model.vqmodel):
         part.requires_grad_(False)
-    stage = Stage(folder, model, optimisers(model, "model.language_model.layers", lr, muon_lr), minutes)
-    rng = random.Random(seed + stage.step)
-    grids = parse_sizes(sizes)
+    stage = Stage(folder, model, optimisers(model, "model.language_model.layers", recipe), recipe.minutes)
+    rng = random.Random(recipe.seed + stage.step)
+    grids = data.parse_sizes(recipe.sizes)
     while stage.running():
         h, w, _ = rng.choices(grids, [weight for *_, weight in grids])[0]
         preview = stage.progress > 0.25 and rng.random() < 0.8
-        count = batch if preview else 3 * batch
-        scenes = [data.draw_scene(rng, h, w, regions=1 + (rng.random() < regions)) for _ in range(count)]
+        count = recipe.batch if preview else 3 * recipe.batch
+        scenes = data.draw_scenes(rng, h, w, count, recipe.regions)
         train_step(stage, scenes, preview)

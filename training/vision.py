@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from . import data, models
-from .common import Stage, optimisers
-from .decoder import parse_sizes
+from .common import Recipe, Stage, optimisers
 
 SHARPNESS = 12.0  # of the softmax over cosines
 
@@ -39,22 +38,22 @@ def code_logits(planner, pixels: torch.Tensor) -> torch.Tensor:
     return SHARPNESS * torch.einsum("bchw,nc->bnhw", F.normalize(features, dim=1), codebook)
 
 
-def train(folder: Path, minutes: float, batch: int, sizes: str, regions: float, seed: int, lr: float, muon_lr: float):
+def train(folder: Path, recipe: Recipe) -> None:
     """Train or go on training until `minutes` in all are spent."""
-    torch.manual_seed(seed)
-    model = models.planner()
+    torch.manual_seed(recipe.seed)
+    model = models.planner().to(recipe.device)
     model.requires_grad_(False)
     model.model.visual.requires_grad_(True)
     model.model.vqmodel.quant_conv.requires_grad_(True)
-    stage = Stage(folder, model, optimisers(model, "model.visual.blocks", lr, muon_lr), minutes)
-    rng = random.Random(seed + stage.step)
-    grids = parse_sizes(sizes)
+    stage = Stage(folder, model, optimisers(model, "model.visual.blocks", recipe), recipe.minutes)
+    rng = random.Random(recipe.seed + stage.step)
+    grids = data.parse_sizes(recipe.sizes)
     while stage.running():
         h, w, _ = rng.choices(grids, [weight for *_, weight in grids])[0]
-        scenes = [data.draw_scene(rng, h, w, regions=1 + (rng.random() < regions)) for _ in range(batch)]
+        scenes = data.draw_scenes(rng, h, w, recipe.batch, recipe.regions)
         codes = np.stack([s.codes for s in scenes])
-        pixels = pixels_for_vit(data.render(codes, np.stack([s.chars for s in scenes])))
+        pixels = pixels_for_vit(data.render(codes, np.stack([s.chars for s in scenes]))).to(recipe.device)
         logits = code_logits(stage.model, pixels + 0.03 * torch.randn_like(pixels))
-        target = torch.from_numpy(codes)
+        target = torch.from_numpy(codes).to(recipe.device)
         hits = (logits.argmax(1) == target).float().mean()
         stage.update(F.cross_entropy(logits, target), tokens=hits)
