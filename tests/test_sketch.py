@@ -79,7 +79,9 @@ def test_a_letter_no_font_has_is_named(monkeypatch):
 
 
 def test_an_unknown_font_is_named_with_what_is_near():
-    with pytest.raises(InputError, match="region 1: font 'Sketch Sanz' is not installed; near it: SketchMono, SketchSans"):
+    with pytest.raises(
+        InputError, match="region 1: font 'Sketch Sanz' is not installed; near it: SketchMono, SketchSans"
+    ):
         draw("A", font="Sketch Sanz")
     with pytest.raises(InputError, match="font '../../etc/passwd' is not installed"):
         draw("A", font="../../etc/passwd")

@@ -253,9 +253,7 @@ def test_attention_for_no_step_is_the_picture_without_it_and_for_some_is_not(ser
 
 
 def test_texts_that_do_not_fit_the_layout_are_one_sentence_at_the_node(server, model):
-    with pytest.raises(
-        PromptError, match="the conditioning has 15 glyph tokens, the layout's texts make 11"
-    ) as error:
+    with pytest.raises(PromptError, match="the conditioning has 15 glyph tokens, the layout's texts make 11") as error:
         server.run(decoding(model, 0.5, texts="something else"))
     assert error.value.node == "guide2"
 
