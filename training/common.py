@@ -142,7 +142,8 @@ class Stage:
         self.folder, self.model, self.opts = folder, model, opts
         self.minutes, self.decay, self.cooldown = minutes, ema, cooldown
         self.ema = copy.deepcopy(model).eval().requires_grad_(False)
-        self.step, self.seconds, self.sums = 0, 0.0, {}
+        self.step, self.seconds = 0, 0.0
+        self.sums, self.summed = {}, 0
         self.base = [[group["lr"] for group in opt.param_groups] for opt in opts]
         if (folder / "state.json").exists():
             self._resume()
@@ -195,6 +196,7 @@ class Stage:
         self._average()
         for name, value in {"loss": loss, **figures}.items():
             self.sums[name] = self.sums.get(name, 0.0) + value.detach()
+        self.summed += 1
         if self.step % LOG_EVERY == 0:
             self._log()
 
@@ -206,8 +208,8 @@ class Stage:
     def _log(self) -> None:
         elapsed = self.seconds + time.monotonic() - self.started
         line = {"step": self.step, "seconds": round(elapsed)}
-        line.update({name: round(float(total) / LOG_EVERY, 4) for name, total in self.sums.items()})
-        self.sums = {}
+        line.update({name: round(float(total) / self.summed, 4) for name, total in self.sums.items()})
+        self.sums, self.summed = {}, 0
         self.log(line)
 
     def log(self, line: dict) -> None:

@@ -184,6 +184,18 @@ def draw_scenes(rng: random.Random, h: int, w: int, count: int, several: float) 
     return [draw_scene(rng, h, w, regions=rng.randint(2, 4) if rng.random() < several else 1) for _ in range(count)]
 
 
+def held_scenes(count: int, h: int, w: int, regions: int = 1, seed: int = 99) -> list[Scene]:
+    """Scenes with words that training never draws."""
+    rng = random.Random(seed)
+    words = [word for word in HELD_OUT if 2 <= len(word) <= min(MAX_WORD, 2 * w)]
+    scenes = []
+    while len(scenes) < count:
+        chosen = rng.sample(words, min(regions, h))
+        if len({len(word) for word in chosen}) == len(chosen):
+            scenes.append(draw_scene(rng, h, w, chosen))
+    return scenes
+
+
 def _add_shapes(rng: random.Random, codes: np.ndarray, paper: str) -> list[str]:
     """Draw up to two shapes into free tokens of `codes`; return their phrases."""
     said = []

@@ -166,18 +166,6 @@ def read_words(z: torch.Tensor, scenes: list[data.Scene]) -> float:
     return good / total
 
 
-def held_scenes(count: int, h: int, w: int, regions: int = 1, seed: int = 99) -> list[data.Scene]:
-    """Scenes with words that training never draws."""
-    rng = random.Random(seed)
-    words = [word for word in data.HELD_OUT if 2 <= len(word) <= min(data.MAX_WORD, 2 * w)]
-    scenes = []
-    while len(scenes) < count:
-        chosen = rng.sample(words, min(regions, h))
-        if len({len(word) for word in chosen}) == len(chosen):
-            scenes.append(data.draw_scene(rng, h, w, chosen))
-    return scenes
-
-
 def train(folder: Path, recipe: Recipe) -> None:
     """Train or go on training until `minutes` in all are spent."""
     torch.manual_seed(recipe.seed)
@@ -198,7 +186,7 @@ def train(folder: Path, recipe: Recipe) -> None:
         train_step(stage, scenes, rng, generator, aux=0.3)
         if stage.step % 500 == 0:
             h, w, _ = grids[stage.step // 500 % len(grids)]
-            scenes = held_scenes(32, h, w)
+            scenes = data.held_scenes(32, h, w)
             drawn = sample_latents(stage.ema, scenes).cpu()
             stage.log({"words": read_words(drawn, scenes), "grid": [h, w]})
             data.write_sheet(latent.pictures(drawn.numpy()), folder / f"samples_{h}x{w}.png")

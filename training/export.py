@@ -7,7 +7,6 @@ from PIL import Image
 
 from . import bundle, data
 from .common import read_pieces
-from .decoder import held_scenes
 
 DIFFUSERS_FILE, TRANSFORMERS_FILE = "diffusion_pytorch_model.safetensors", "model.safetensors"
 GRID = (3, 6)  # tokens of the benchmark's pictures: 192x96 px
@@ -39,7 +38,7 @@ def write_benchmark(out: Path) -> None:
     """Write `N.json` for N regions in CVTG-2K's layout, each prompt with its size."""
     h, w = GRID
     for regions, count in PICTURES.items():
-        scenes = held_scenes(count, h, w, regions, seed=1000 + regions)
+        scenes = data.held_scenes(count, h, w, regions, seed=1000 + regions)
         entries = [_entry(i, scene) for i, scene in enumerate(scenes)]
         out.mkdir(parents=True, exist_ok=True)
         (out / f"{regions}.json").write_text(json.dumps({"data_list": entries}, indent=1) + "\n", encoding="utf-8")
@@ -55,6 +54,6 @@ def write_truth(out: Path) -> None:
     """Draw the benchmark's scenes, named as `glm-image eval` names its pictures: the ceiling of any score."""
     out.mkdir(parents=True, exist_ok=True)
     for regions, count in PICTURES.items():
-        for i, scene in enumerate(held_scenes(count, *GRID, regions, seed=1000 + regions)):
+        for i, scene in enumerate(data.held_scenes(count, *GRID, regions, seed=1000 + regions)):
             picture = data.render(scene.codes[None], scene.chars[None])[0]
             Image.fromarray(picture).save(out / f"{regions}_{i}.png")

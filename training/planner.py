@@ -13,10 +13,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..pipeline.config import GenerationConfig
+from ..pipeline.generate import decode, prefill
 from ..pipeline.geometry import preview_grid
-from ..pipeline.prompt import PromptEncoder, collate
+from ..pipeline.prompt import PromptBatch, PromptEncoder, collate
 from . import bundle, data, models
 from .common import Recipe, Stage, optimisers
+
+SAMPLING = GenerationConfig(temperature=0.9, top_p=0.75, top_k=0)
 
 
 class NoCache:
@@ -42,15 +46,21 @@ def enlarge(codes: np.ndarray, h: int, w: int) -> np.ndarray:
     return codes[rows][:, columns]
 
 
+def prompt_batch(scenes: list[data.Scene], preview: bool) -> PromptBatch:
+    """The prompts of scenes of one size, as the pipeline gives them to the planner."""
+    size = scenes[0].codes.shape
+    small = preview_grid(*size) if preview else None
+    encoder = prompt_encoder()
+    return collate([encoder.encode(s.prompt, size, small) for s in scenes], size, small, models.PLANNER_CONFIG)
+
+
 def to_sequence(scenes: list[data.Scene], preview: bool):
     """Scenes of one size -> ids (B, L + N - 1), positions (3, B, ...), mask (B, ...), targets (B, N), full grid's N."""
     h, w = scenes[0].codes.shape
-    small = preview_grid(h, w) if preview else None
-    encoder = prompt_encoder()
-    batch = collate([encoder.encode(s.prompt, (h, w), small) for s in scenes], (h, w), small, models.PLANNER_CONFIG)
+    batch = prompt_batch(scenes, preview)
     grids = [np.stack([s.codes for s in scenes])]
-    if small:
-        grids.insert(0, np.stack([enlarge(s.codes, *small) for s in scenes]))
+    if preview:
+        grids.insert(0, np.stack([enlarge(s.codes, *preview_grid(h, w)) for s in scenes]))
     targets = torch.from_numpy(np.concatenate([g.reshape(len(scenes), -1) for g in grids], 1))
     ids = torch.cat((batch.ids, targets[:, :-1]), 1)
     positions = torch.cat((batch.positions, batch.decode_positions[..., :-1]), 2)
@@ -100,6 +110,13 @@ def is_plan_of(codes: np.ndarray, texts: list[str]) -> bool:
     return sorted(found) == sorted(len(text) for text in texts)
 
 
+def sample_plans(planner, scenes: list[data.Scene], seed: int = 0) -> np.ndarray:
+    """Plan the prompts of scenes of one size as the pipeline does: (B, h, w) codes."""
+    prefix = prefill(planner, prompt_batch(scenes, preview=True), next(planner.parameters()).device)
+    grids = decode(planner, prefix, SAMPLING, range(seed, seed + len(scenes)))
+    return grids["full"].numpy().reshape(len(scenes), *scenes[0].codes.shape)
+
+
 def train(folder: Path, recipe: Recipe) -> None:
     """Train or go on training until `minutes` in all are spent; the first quarter goes without previews."""
     torch.manual_seed(recipe.seed)
@@ -115,3 +132,9 @@ def train(folder: Path, recipe: Recipe) -> None:
         count = recipe.batch if preview else 3 * recipe.batch
         scenes = data.draw_scenes(rng, h, w, count, recipe.regions)
         train_step(stage, scenes, preview)
+        if stage.step % 500 == 0 and stage.progress > 0.3:
+            h, w, _ = grids[stage.step // 500 % len(grids)]
+            scenes = data.held_scenes(32, h, w)
+            plans = sample_plans(stage.ema, scenes)
+            right = [is_plan_of(codes, scene.texts) for codes, scene in zip(plans, scenes)]
+            stage.log({"plans": sum(right) / len(right), "grid": [h, w]})
