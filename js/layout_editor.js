@@ -8,18 +8,27 @@ const WORDS = {
     preset: "预设…", add: "添加文字框", duplicate: "复制 (Ctrl+D)", remove: "删除 (Del)", up: "上移一层 (])", down: "下移一层 ([)",
     undo: "撤销 (Ctrl+Z)", redo: "重做 (Ctrl+Shift+Z)", out: "缩小 (-)", fit: "适合页面 (0)", in: "放大 (+)", snap: "吸附",
     role: "角色", align: "对齐", direction: "方向", color: "草图颜色", style: "样式词，例如 红色粗体", font: "草图字体",
-    fresh: "新建版面", empty: "在页面上拖动以绘制文字框", page: "页面",
+    fresh: "新建版面", empty: "在页面上拖动以绘制文字框，然后输入文字", page: "页面",
+    broken: "此版面无法在这里编辑，已原样保留：",
+    options: {
+      poster: "海报", menu: "菜单", "book cover": "书封", slide: "幻灯片",
+      title: "标题", subtitle: "副标题", body: "正文", caption: "说明", label: "标签", sign: "招牌", price: "价格", text: "文字",
+      left: "居左", center: "居中", right: "居右", horizontal: "横排", vertical: "竖排",
+    },
   },
   en: {
     preset: "Preset…", add: "Add a box", duplicate: "Duplicate (Ctrl+D)", remove: "Delete (Del)", up: "Bring forward (])", down: "Send back ([)",
     undo: "Undo (Ctrl+Z)", redo: "Redo (Ctrl+Shift+Z)", out: "Zoom out (-)", fit: "Fit the page (0)", in: "Zoom in (+)", snap: "Snap",
     role: "Role", align: "Alignment", direction: "Direction", color: "Colour in the sketch", style: "style words, e.g. bold red", font: "sketch font",
     fresh: "Start a new layout", empty: "Drag on the page to draw a box, then type", page: "Page",
+    broken: "This layout is kept as it is, because it cannot be edited here: ",
+    options: {},
   },
 }
 const SNAP_PIXELS = 6
 const DRAW_PIXELS = 4 // a shorter drag on the page is a click
 const LABEL_LENGTH = 60
+const MARGIN = 10 // pixels around the page, so that handles and numbers at its edge are seen
 
 function make(tag, className, parent, fields = {}) {
   const element = document.createElement(tag)
@@ -38,7 +47,9 @@ function loadStyle() {
 export class LayoutEditor {
   constructor({ onChange = () => {}, language = "en" } = {}) {
     loadStyle()
-    this.words = WORDS[language.slice(0, 2)] ?? WORDS.en
+    const locale = language.slice(0, 2) === "zh" ? "zh" : "en"
+    this.words = WORDS[locale]
+    this.reasons = g.REASONS[locale]
     this.onChange = onChange
     this.page = { width: 1024, height: 1024 }
     this.view = { zoom: 1, left: 0, top: 0 }
@@ -67,7 +78,8 @@ export class LayoutEditor {
     this.drag = null
     this.broken = error ? { raw: value, error } : null
     this.regions = regions
-    if (!error) this.log = g.remember(this.log, regions)
+    // What a workflow file brings is where undoing ends; a value that replaces work of the user can be undone.
+    if (!error) this.log = this.log.past.length ? g.remember(this.log, regions) : g.history(regions)
     this.select(-1)
   }
 
@@ -378,13 +390,14 @@ export class LayoutEditor {
   choice(parent, title, options, action) {
     const select = make("select", "", parent, { title })
     select.setAttribute("aria-label", title)
-    for (const option of options) make("option", "", select, { value: option, textContent: option })
+    for (const option of options) make("option", "", select, { value: option, textContent: this.words.options[option] ?? option })
     select.addEventListener("change", () => action(select.value))
     return select
   }
 
   buildTools(bar) {
     const w = this.words
+    this.tools = bar
     const preset = this.choice(bar, w.preset, ["", ...Object.keys(g.PRESETS)], (name) => {
       if (name) this.usePreset(name)
       preset.value = ""
@@ -435,7 +448,7 @@ export class LayoutEditor {
     cancelAnimationFrame(this.frame)
     this.frame = null
     this.drawPage()
-    const found = this.broken ? [] : g.problems(this.regions, this.page.width, this.page.height, this.known)
+    const found = this.broken ? [] : g.problems(this.regions, this.page.width, this.page.height, this.reasons, this.known)
     const bad = new Map(found.map(({ index, why }) => [index, why]))
     while (this.boxes.length > this.regions.length) this.dropBox()
     this.regions.forEach((region, index) => this.drawBox(region, index, bad.get(index)))
@@ -445,7 +458,7 @@ export class LayoutEditor {
 
   drawPage() {
     const [width, height] = [this.frameElement.clientWidth, this.frameElement.clientHeight]
-    const size = g.fitted(width, height, this.page.width, this.page.height)
+    const size = g.fitted(Math.max(0, width - 2 * MARGIN), Math.max(0, height - 2 * MARGIN), this.page.width, this.page.height)
     const { zoom, left, top } = this.view
     Object.assign(this.pageElement.style, {
       width: `${size.width * zoom}px`,
@@ -533,18 +546,29 @@ export class LayoutEditor {
 
   drawTools(found) {
     const region = this.regions[this.selected]
+    for (const control of this.tools.querySelectorAll("button, select")) control.disabled = Boolean(this.broken)
     for (const control of [...this.needsBox, ...Object.values(this.fields)]) control.disabled = !region
     for (const [key, control] of Object.entries(this.fields)) {
       const value = region?.[key] || (key === "color" ? "#000000" : "")
       if (document.activeElement !== control && control.value !== value) control.value = value
     }
-    this.undoButton.disabled = !this.log.past.length
-    this.redoButton.disabled = !this.log.future.length
+    this.undoButton.disabled = Boolean(this.broken) || !this.log.past.length
+    this.redoButton.disabled = Boolean(this.broken) || !this.log.future.length
     this.brokenElement.hidden = !this.broken
-    if (this.broken) this.brokenText.textContent = `This layout is kept as it is, because it cannot be edited here: ${this.broken.error}`
-    const shown = found.slice(0, 3).map(({ index, why }) => (index < 0 ? why : `${index + 1}: ${why}`))
-    const hint = this.broken ? "" : this.words.empty
-    this.status.textContent = this.regions.length ? shown.join("; ") + (found.length > 3 ? " …" : "") : hint
+    if (this.broken) this.brokenText.textContent = this.words.broken + this.broken.error
+    this.status.textContent = this.broken ? "" : this.statusLine(found)
     this.status.classList.toggle("glm-bad", found.length > 0)
+  }
+
+  // What is wrong; else where the selected box stands in pixels, as the prompt's percentages and other nodes count.
+  statusLine(found) {
+    if (!this.regions.length) return this.words.empty
+    const shown = found.slice(0, 3).map(({ index, why }) => (index < 0 ? why : `${index + 1}: ${why}`))
+    if (found.length) return shown.join("; ") + (found.length > 3 ? " …" : "")
+    const { width, height } = this.page
+    const region = this.regions[this.selected]
+    if (!region) return `${this.words.page}: ${width} × ${height} px`
+    const [x, y, w, h] = [region.x * width, region.y * height, region.width * width, region.height * height].map(Math.round)
+    return `${this.selected + 1}: ${w} × ${h} px @ ${x}, ${y}`
   }
 }

@@ -241,29 +241,47 @@ export const isColor = (text) => /^#[0-9a-f]{6}$/i.test(text)
 
 // ---- what is wrong with a layout: [{ index, why }], index -1 for the whole ----
 
+export const REASONS = {
+  en: {
+    many: (count) => `${count} boxes; at most ${MAX_REGIONS}`,
+    covers: (share, other) => `covers ${share}% of box ${other} or of itself`,
+    empty: "no text yet",
+    long: `more than ${MAX_TEXT} characters`,
+    outside: "outside the page",
+    small: `text too small to read (under ${MIN_FONT} px)`,
+  },
+  zh: {
+    many: (count) => `共 ${count} 个文字框，最多 ${MAX_REGIONS} 个`,
+    covers: (share, other) => `与文字框 ${other} 重叠 ${share}%`,
+    empty: "还没有文字",
+    long: `超过 ${MAX_TEXT} 个字符`,
+    outside: "超出页面",
+    small: `文字太小，无法辨认（小于 ${MIN_FONT} px）`,
+  },
+}
+
 // `known` keeps what was found about regions on a page of this size: fitting a long text takes milliseconds.
-export function problems(regions, pageWidth, pageHeight, known = new WeakMap()) {
+export function problems(regions, pageWidth, pageHeight, reasons = REASONS.en, known = new WeakMap()) {
   const found = []
-  if (regions.length > MAX_REGIONS) found.push({ index: -1, why: `${regions.length} boxes; at most ${MAX_REGIONS}` })
+  if (regions.length > MAX_REGIONS) found.push({ index: -1, why: reasons.many(regions.length) })
   for (const [index, region] of regions.entries()) {
     if (!known.has(region)) known.set(region, problem(region, pageWidth, pageHeight))
     const why = known.get(region)
-    if (why) found.push({ index, why })
+    if (why) found.push({ index, why: reasons[why] })
     for (let j = 0; j < index && regions.length <= MAX_REGIONS; j++) {
       const share = overlap(region, regions[j])
-      if (share > MAX_OVERLAP) found.push({ index, why: `covers ${Math.round(100 * share)}% of box ${j + 1} or of itself` })
+      if (share > MAX_OVERLAP) found.push({ index, why: reasons.covers(Math.round(100 * share), j + 1) })
     }
   }
   return found
 }
 
 function problem(region, pageWidth, pageHeight) {
-  if (!region.text.trim()) return "no text yet"
-  if ([...region.text].length > MAX_TEXT) return `more than ${MAX_TEXT} characters`
+  if (!region.text.trim()) return "empty"
+  if ([...region.text].length > MAX_TEXT) return "long"
   const off = region.x < -1e-3 || region.y < -1e-3 || region.x + region.width > 1.001 || region.y + region.height > 1.001
-  if (off || region.width <= 0 || region.height <= 0) return "outside the page"
-  if (regionSize(region, pageWidth, pageHeight) < MIN_FONT) return `text too small to read (under ${MIN_FONT} px)`
-  return null
+  if (off || region.width <= 0 || region.height <= 0) return "outside"
+  return regionSize(region, pageWidth, pageHeight) < MIN_FONT ? "small" : null
 }
 
 // ---- undo ----

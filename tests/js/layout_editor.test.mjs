@@ -25,7 +25,8 @@ const PAGE = `<!doctype html><meta charset="utf-8"><style>body{margin:0;backgrou
 #host{width:520px;height:560px;margin:10px}</style><div id="host"></div><script type="module">
 import { LayoutEditor } from "/layout_editor.js"
 window.changes = 0
-window.editor = new LayoutEditor({ onChange: () => window.changes++ })
+const language = new URLSearchParams(location.search).get("language") ?? "en"
+window.editor = new LayoutEditor({ onChange: () => window.changes++, language })
 document.querySelector("#host").append(editor.root)
 window.addEventListener("keydown", (event) => (window.leaked = event.key))
 </script>`
@@ -33,7 +34,7 @@ window.addEventListener("keydown", (event) => (window.leaked = event.key))
 function serve() {
   const types = { js: "text/javascript", css: "text/css" }
   return createServer((request, response) => {
-    const name = request.url.slice(1)
+    const name = request.url.slice(1).split("?")[0]
     const type = types[name.split(".").pop()]
     response.setHeader("Content-Type", type ?? "text/html")
     response.end(type ? readFileSync(new URL(`../../js/${name}`, import.meta.url)) : PAGE)
@@ -55,12 +56,12 @@ describe("the layout editor in a browser", { skip: missing }, () => {
     server?.close()
   })
 
-  async function open(options = {}) {
+  async function open(options = {}, query = "") {
     const page = await browser.newPage({ viewport: { width: 560, height: 600 }, ...options })
     page.problems = []
     page.on("pageerror", (error) => page.problems.push(error.message))
     page.on("dialog", (dialog) => page.problems.push(`dialog ${dialog.message()}`) && dialog.dismiss())
-    await page.goto(url)
+    await page.goto(url + query)
     await page.waitForFunction(() => window.editor?.pageElement.clientWidth > 0)
     return page
   }
@@ -233,8 +234,38 @@ describe("the layout editor in a browser", { skip: missing }, () => {
     assert.equal(await page.evaluate(() => editor.getValue()), foreign)
     assert.match(await page.locator(".glm-broken").textContent(), /version 9; this editor reads 1/)
     await picture(page, "editor_version")
+    assert.equal(await page.locator(".glm-bar").first().locator("button:enabled, select:enabled").count(), 0)
     await page.locator(".glm-broken button").click()
     assert.deepEqual(await regions(page), [])
+    assert.ok(await page.locator(".glm-bar").first().locator("select").isEnabled())
+    await page.close()
+  })
+
+  test("undoing ends at the layout that was loaded", async () => {
+    const page = await open()
+    const loaded = [newRegion({ x: 0.2, y: 0.2, width: 0.4, height: 0.1 }, { text: "A" })]
+    await set(page, loaded)
+    await page.locator(".glm-box").click()
+    await page.keyboard.press("Delete")
+    assert.deepEqual(await regions(page), [])
+    for (let i = 0; i < 3; i++) await page.keyboard.press("Control+z")
+    assert.deepEqual(await regions(page), loaded)
+    await page.close()
+  })
+
+  test("the status line says what is wrong, else where the selected box stands, in the user's language", async () => {
+    const page = await open({}, "?language=zh-CN")
+    const status = page.locator(".glm-status")
+    assert.match(await status.textContent(), /在页面上拖动/)
+    await set(page, [newRegion({ x: 0.25, y: 0.5, width: 0.5, height: 0.25 }, { text: "营业" })])
+    await page.locator(".glm-box").click()
+    await settle(page)
+    assert.equal(await status.textContent(), "1: 512 × 256 px @ 256, 512")
+    assert.equal(await page.locator("select").nth(1).locator("option:checked").textContent(), "文字")
+    await page.keyboard.press("Control+d")
+    await settle(page)
+    assert.match(await status.textContent(), /2: 与文字框 1 重叠 \d+%/)
+    await picture(page, "editor_chinese")
     await page.close()
   })
 
