@@ -48,8 +48,27 @@ class BrokenAnswerError(RemoteError):
     maybe_done = True
 
 
+class BusyError(RemoteError):
+    """The server has no room now and has not begun: 429 or 503."""
+
+    retry = True
+
+
+class ServerFailedError(RemoteError):
+    """The server broke while it worked: 5xx."""
+
+    retry = True
+    maybe_done = True
+
+
 class RefusedError(RemoteError):
     """The server understood and said no; asking again gives the same answer."""
+
+
+class AccountError(RefusedError):
+    """The key is not accepted, the account is empty or its quota used up."""
+
+    stops_batch = True
 
 
 class ContentFilteredError(RefusedError):

@@ -16,7 +16,14 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 
-from .errors import BrokenAnswerError, CancelledError, ServerTimeoutError, UnreachableError, UnsafeAddressError
+from .errors import (
+    BrokenAnswerError,
+    CancelledError,
+    RemoteError,
+    ServerTimeoutError,
+    UnreachableError,
+    UnsafeAddressError,
+)
 from .keys import Key
 from .safety import Endpoint, refusal
 
@@ -184,6 +191,9 @@ def _start_tls(sock: socket.socket, endpoint: Endpoint, watch: Watch) -> ssl.SSL
     except OSError as error:
         wrapped.close()
         raise UnreachableError(f"{endpoint}: no TLS connection ({type(error).__name__})") from None
+    except RemoteError:
+        wrapped.close()
+        raise
 
 
 class _Socket:

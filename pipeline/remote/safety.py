@@ -6,7 +6,7 @@ address is either on the server that drew it or public https. See `docs/serving.
 
 import ipaddress
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 from .errors import UnsafeAddressError
@@ -18,9 +18,7 @@ _PRIVATE = [
     for net in ("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "::1/128", "fc00::/7")
 ]
 # Metadata services outside 169.254.0.0/16: AWS over IPv6, Alibaba, Oracle, Azure.
-_METADATA = {
-    ipaddress.ip_address(ip) for ip in ("fd00:ec2::254", "100.100.100.200", "192.0.0.192", "168.63.129.16")
-}
+_METADATA = {ipaddress.ip_address(ip) for ip in ("fd00:ec2::254", "100.100.100.200", "192.0.0.192", "168.63.129.16")}
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
@@ -42,6 +40,15 @@ class Endpoint:
     def __str__(self) -> str:
         return self.origin
 
+    def below(self, path: str) -> "Endpoint":
+        return replace(self, path=path)
+
+
+def parse_engine(url: str) -> Endpoint:
+    """An engine's address; the /v1 that OpenAI's clients want at its end is part of the protocol's own paths."""
+    endpoint = parse_server(url)
+    return endpoint.below(endpoint.path.removesuffix("/v1"))
+
 
 def parse_server(url: str) -> Endpoint:
     """A server's address as the user wrote it. Messages do not repeat it: it may hold a password."""
@@ -56,15 +63,16 @@ def parse_picture(url: str, server: Endpoint) -> tuple[Endpoint, str, bool]:
 
     A foreign host must be https; that it is public is checked when its name is resolved.
     """
+    root = server.below("")
     if url.startswith("/") and not url.startswith("//"):
-        return server, url, True
+        return root, url, True
     parts, endpoint = _parse(url)
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     if endpoint.origin == server.origin:
-        return server, path, True
+        return root, path, True
     if endpoint.scheme != "https":
         raise UnsafeAddressError(f"{server} answered with a picture at {endpoint}; only https is followed elsewhere")
-    return endpoint, path, False
+    return endpoint.below(""), path, False
 
 
 def _parse(url: str):

@@ -1,0 +1,107 @@
+"""Answers of engines -> a JSON object or the one fitting error, with the server's own reason in it."""
+
+import json
+import math
+import re
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
+
+from .errors import (
+    AccountError,
+    BrokenAnswerError,
+    BusyError,
+    ContentFilteredError,
+    RefusedError,
+    RemoteError,
+    ServerFailedError,
+)
+from .http import Answer
+from .keys import Key, how_to_set
+from .safety import Endpoint
+
+REASON_LENGTH = 300
+MAX_WAIT = 60.0  # seconds of a Retry-After that are honoured
+FILTER_CODES = {"1301", "content_filter", "content_policy_violation", "moderation_blocked"}
+BUSY_CODES = {"1302", "1303", "1305"}  # z.ai's other codes under 429 are about balance, quota and plan
+
+
+def read_json(answer: Answer, endpoint: Endpoint, key: Key | None) -> dict:
+    """The object in an answer whose status is fine; any other answer is raised."""
+    if not 200 <= answer.status < 300:
+        raise failure(answer, endpoint, key)
+    try:
+        found = json.loads(answer.body)
+    except (ValueError, RecursionError):
+        kind = scrub(answer.headers.get("Content-Type") or "something", key)
+        raise BrokenAnswerError(
+            f"{endpoint} answered with {kind} that is not JSON; is this the address of an engine's API?"
+        ) from None
+    if not isinstance(found, dict):
+        raise BrokenAnswerError(f"{endpoint} answered with JSON that is no object")
+    if found.get("error"):  # some gateways report errors under status 200
+        raise _refusal(answer, endpoint, *_reason(found, key))
+    return found
+
+
+def failure(answer: Answer, endpoint: Endpoint, key: Key | None) -> RemoteError:
+    """The error for a status other than 2xx."""
+    try:
+        code, reason = _reason(json.loads(answer.body), key)
+    except (ValueError, RecursionError):
+        code, reason = "", ""
+    said = f"{endpoint} answered {answer.status}" + (f": {reason}" if reason else "")
+    if code in FILTER_CODES:
+        return ContentFilteredError(f"{endpoint} withheld the picture, its content filter says: {reason}")
+    if answer.status in (401, 403):
+        return AccountError(f"{said}; check the key: {how_to_set(endpoint)}")
+    if answer.status == 503 or (answer.status == 429 and (not code or code in BUSY_CODES)):
+        error = BusyError(said)
+        error.retry_after = retry_after(answer)
+        return error
+    if answer.status == 429:
+        return AccountError(said)
+    if answer.status >= 500 or answer.status == 408:
+        return ServerFailedError(said)
+    return RefusedError(said)
+
+
+def _refusal(answer: Answer, endpoint: Endpoint, code: str, reason: str) -> RemoteError:
+    if code in FILTER_CODES:
+        return ContentFilteredError(f"{endpoint} withheld the picture, its content filter says: {reason}")
+    return RefusedError(f"{endpoint} answered {answer.status} with an error: {reason}")
+
+
+def _reason(found: object, key: Key | None) -> tuple[str, str]:
+    """(code, reason) out of the shapes engines use: error.message, message, detail as text or as FastAPI's list."""
+    if not isinstance(found, dict):
+        return "", ""
+    error = found.get("error")
+    code = ""
+    if isinstance(error, dict):
+        code, said = str(error.get("code") or ""), error.get("message")
+    else:
+        said = error or found.get("message") or found.get("detail")
+    if isinstance(said, list):
+        said = "; ".join(str(item.get("msg")) for item in said if isinstance(item, dict))
+    return code, scrub(str(said or ""), key)
+
+
+def scrub(text: str, key: Key | None) -> str:
+    """A server's words as they may be shown: one line of bounded length, without the key."""
+    text = key.scrub(text) if key else text
+    text = re.sub(r"\s+", " ", "".join(c if c.isprintable() else " " for c in text)).strip()
+    return text if len(text) <= REASON_LENGTH else text[:REASON_LENGTH] + "..."
+
+
+def retry_after(answer: Answer) -> float:
+    """Seconds to wait, from the header's number or date; 0 without one."""
+    value = (answer.headers.get("Retry-After") or "").strip()
+    try:
+        seconds = float(value) if value[:1].isdigit() else _until(value)
+    except (ValueError, TypeError):
+        return 0.0
+    return min(max(seconds, 0.0), MAX_WAIT) if math.isfinite(seconds) else 0.0
+
+
+def _until(date: str) -> float:
+    return (parsedate_to_datetime(date) - datetime.now(timezone.utc)).total_seconds()
