@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .config import GlyphConfig
+from .errors import InputError
 from .kernels import attention, gelu_tanh, rms_norm
 
 BYTE_OFFSET = 3  # ids 0, 1, 2 are padding, end and unknown
@@ -102,10 +103,7 @@ class GlyphEncoder(nn.Module):
 
     def embed(self, texts: list[str]) -> torch.Tensor:
         """The glyph texts of one prompt -> (1, L, C): every string's outputs one after the other, without padding."""
-        rows = glyph_ids(texts or [""], self.config)
-        longest = max(map(len, rows))
-        ids = torch.tensor([row + [self.config.pad_token_id] * (longest - len(row)) for row in rows])
-        mask = torch.arange(longest) < torch.tensor([[len(row)] for row in rows])
+        ids, mask = glyph_batch(texts, self.config)
         where = mask.flatten().nonzero().squeeze(1)  # on the CPU, so that the device is not waited for
         device = next(self.parameters()).device
         out = self(ids.to(device), mask.to(device))
@@ -141,12 +139,28 @@ def glyph_ids(texts: list[str], config: GlyphConfig) -> list[list[int]]:
     The reference does so, and counts it as a real token.
     """
     prefix = [config.pad_token_id] * ((len(texts) + 1) % 2)
-    rows = [[byte + BYTE_OFFSET for byte in text.encode("utf-8")[: MAX_BYTES - 1]] for text in texts]
+    rows = [[byte + BYTE_OFFSET for byte in utf8(text)[: MAX_BYTES - 1]] for text in texts]
     return [prefix + row + [config.eos_token_id] for row in rows]
 
 
+def glyph_batch(texts: list[str], config: GlyphConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """Texts of one prompt -> (n, L) ids and boolean mask of the real ones; no text is one empty text."""
+    rows = [torch.tensor(row) for row in glyph_ids(texts or [""], config)]
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=config.pad_token_id)
+    return ids, torch.arange(ids.shape[1]) < torch.tensor([[len(row)] for row in rows])
+
+
+def utf8(text: str) -> bytes:
+    """The text's bytes; half of a surrogate pair has none and is refused."""
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        bad = text[error.start]
+        raise InputError(f"character {error.start} ({bad!r}) is half of a surrogate pair; enter it again") from None
+
+
 def pad_glyphs(embeds: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(1, L, C) embeddings of B prompts -> (B, longest, C) padded on the left, and a boolean mask unless none needed."""
+    """(1, L, C) embeddings of B prompts -> (B, longest, C) padded on the left, and a boolean mask if one is needed."""
     longest = max(embed.shape[1] for embed in embeds)
     batch = torch.cat([F.pad(embed, (0, 0, longest - embed.shape[1], 0)) for embed in embeds])
     if all(embed.shape[1] == longest for embed in embeds):
@@ -156,7 +170,7 @@ def pad_glyphs(embeds: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor |
 
 
 def distance_buckets(distance: torch.Tensor, buckets: int, farthest: int) -> torch.Tensor:
-    """Signed distances in tokens -> bucket ids: half for later tokens; in each half near ones exact, far ones by log."""
+    """Signed distances in tokens -> bucket ids, half of them for later tokens; near ones exact, far ones by log."""
     half = buckets // 2
     exact = half // 2
     size = distance.abs()

@@ -1,4 +1,4 @@
-"""Prompt -> token ids and positions for the planner, quoted texts -> byte ids for the glyph encoder.
+"""Prompt -> token ids and positions for the planner; the quoted texts in it, which the glyph encoder takes.
 
 Follows transformers 5.23 `processing_glm_image.py` and diffusers 0.42.1 `pipeline_glm_image.py`.
 Letters: L prompt tokens, h w full grid, ph pw preview grid, p next free position.
@@ -18,13 +18,10 @@ from tokenizers import Tokenizer
 
 from .config import VisionLanguageConfig, read_json
 from .errors import CheckpointError, InputError
+from .glyph import utf8
 
 Grid = tuple[int, int]
 CONTROL_TOKENS = ("image_token", "grid_bos_token", "grid_eos_token", "bos_token", "eos_token")
-
-BYTE_OFFSET = 3  # ByT5: 0 pad, 1 end, 2 unknown, then the bytes
-GLYPH_PAD, GLYPH_END = 0, 1
-MAX_GLYPH_IDS = 2048  # the reference cuts every text here
 
 
 @dataclass(frozen=True)
@@ -92,7 +89,7 @@ class PromptEncoder:
         found = [name for name in self.control.values() if name in prompt]
         if found:
             raise InputError(f"the prompt contains {found[0]}, a control token of the model; remove it")
-        _utf8(prompt)
+        utf8(prompt)
 
     def _grid_tag(self, grid: Grid) -> str:
         return f"{self.control['grid_bos_token']}{grid[0]} {grid[1]}{self.control['grid_eos_token']}"
@@ -184,14 +181,6 @@ def _fill_references(ids: torch.Tensor, reference_ids: Sequence[torch.Tensor], i
     if not reference_ids:
         return ids
     return ids.masked_scatter(ids == image_token_id, torch.cat(list(reference_ids)))
-
-
-def _utf8(text: str) -> bytes:
-    try:
-        return text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        bad = text[error.start]
-        raise InputError(f"character {error.start} ({bad!r}) is half of a surrogate pair; enter it again") from None
 
 
 def _read_tokenizer(path: Path) -> Tokenizer:
@@ -307,20 +296,3 @@ def _is_apostrophe(prompt: str, i: int) -> bool:
 
 def _in_word(character: str) -> bool:
     return character.isalnum() and character < LAST_SPACED_SCRIPT
-
-
-def glyph_ids(text: str) -> list[int]:
-    """UTF-8 bytes + 3 and the end id, cut as the reference cuts."""
-    return [byte + BYTE_OFFSET for byte in _utf8(text)[: MAX_GLYPH_IDS - 1]] + [GLYPH_END]
-
-
-def glyph_batch(texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Texts of one image -> (n, L) ids and boolean mask for the glyph encoder; no text is one empty text.
-
-    The reference puts (n + 1) % 2 pad ids before every text, and lets the encoder see them.
-    """
-    texts = list(texts) or [""]
-    rows = [torch.tensor([GLYPH_PAD] * ((len(texts) + 1) % 2) + glyph_ids(text)) for text in texts]
-    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=GLYPH_PAD)
-    mask = torch.arange(ids.shape[1]) < torch.tensor([[len(row)] for row in rows])
-    return ids, mask

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from comfyui_glm_image.pipeline.config import ProcessorConfig, VisionLanguageCon
 from comfyui_glm_image.pipeline.errors import CheckpointError, InputError
 from comfyui_glm_image.pipeline.geometry import preview_grid
 from comfyui_glm_image.pipeline.images import prepare_reference
-from comfyui_glm_image.pipeline.prompt import PromptEncoder, collate, glyph_batch, glyph_texts
+from comfyui_glm_image.pipeline.prompt import PromptEncoder, collate, glyph_texts
 from PIL import Image
 from torch.testing import assert_close
 
@@ -142,22 +141,6 @@ def test_prompt_order_reads_all_quotes_and_apostrophes(prompt, texts):
 def test_an_unknown_glyph_mode_is_refused():
     with pytest.raises(InputError, match="'reference' or 'prompt_order'"):
         glyph_texts("x", mode="best")
-
-
-@pytest.mark.parametrize("texts", [[], ["ONE"], ["one", "two words"], ["日本", "é", "🐈"], ["x" * 5000]])
-def test_glyph_ids_and_mask_equal_what_diffusers_gives_the_encoder(plain, texts):
-    _, pipeline, _ = plain
-    seen = {}
-
-    def record(ids, attention_mask):
-        seen.update(ids=ids, mask=attention_mask.bool())
-        return SimpleNamespace(last_hidden_state=torch.zeros(*ids.shape, 1))
-
-    stub = SimpleNamespace(get_glyph_texts=lambda _: [texts], tokenizer=pipeline.tokenizer, text_encoder=record)
-    type(pipeline)._get_glyph_embeds(stub, "x", device=torch.device("cpu"), dtype=torch.float32)
-    ids, mask = glyph_batch(texts)
-    assert_close(ids, seen["ids"])
-    assert_close(mask, seen["mask"])
 
 
 @pytest.fixture
