@@ -3,9 +3,16 @@
 from ..pipeline.errors import InputError
 from ..pipeline.geometry import LATENT, TOKEN
 
+CHANNELS = 16  # of a latent
+
 
 def check_conditioning(conds: dict[str, list[dict]], latents, model) -> None:
     """Raise `InputError` unless every conditioning of a sampling fits the model and the latents' shape."""
+    if len(latents) != 4 or latents[1] != CHANNELS:
+        raise InputError(
+            f"the latent has shape {tuple(latents)} and GLM-Image takes (images, {CHANNELS}, height, width); "
+            "make it with Empty GLM-Image Latent, or encode an image with the VAE of Load GLM-Image"
+        )
     height, width = (side * LATENT for side in latents[-2:])
     if height % TOKEN or width % TOKEN:
         raise InputError(
@@ -15,6 +22,7 @@ def check_conditioning(conds: dict[str, list[dict]], latents, model) -> None:
     for name, entries in conds.items():
         for entry in entries:
             _check_entry(name, entry, height, width, model)
+            _check_rows(name, entry, latents[0])
 
 
 def _check_entry(name: str, entry: dict, height: int, width: int, model) -> None:
@@ -28,10 +36,19 @@ def _check_entry(name: str, entry: dict, height: int, width: int, model) -> None
         )
     _check_model(name, entry, model.dit_config)
     _check_references(name, entry)
-    _check_batch(name, entry)
+    _check_length(name, entry)
     for key, what in (("area", "an area"), ("control", "a ControlNet"), ("gligen", "GLIGEN boxes")):
         if key in entry:
             raise InputError(f"the {name} conditioning has {what}, which GLM-Image cannot follow; remove that node")
+
+
+def _check_rows(name: str, entry: dict, images: int) -> None:
+    plans = len(entry["prior_token_ids"])
+    if images % plans:
+        raise InputError(
+            f"the {name} conditioning has plans for {plans} images, the latent is a batch of {images}; "
+            "give Empty GLM-Image Latent the plan, or a batch size that is a multiple of it"
+        )
 
 
 def _check_model(name: str, entry: dict, config) -> None:
@@ -63,7 +80,7 @@ def _check_references(name: str, entry: dict) -> None:
             )
 
 
-def _check_batch(name: str, entry: dict) -> None:
+def _check_length(name: str, entry: dict) -> None:
     mask = entry.get("glyph_mask")
     if mask is not None and mask.shape[-1] != entry["cross_attn"].shape[1]:
         raise InputError(

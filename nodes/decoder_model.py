@@ -8,6 +8,7 @@ Letters: B batch, L glyph tokens, N patches.
 """
 
 import math
+from functools import cached_property
 from pathlib import Path
 
 import comfy.conds
@@ -21,11 +22,11 @@ import torch
 from ..pipeline.config import DitConfig, SchedulerConfig, VaeConfig
 from ..pipeline.dit import Context, Dit, ReferenceCache
 from ..pipeline.scheduler import shift_mu
-from .checks import check_conditioning
+from .checks import CHANNELS, check_conditioning
 from .operations import computing_in
 from .parts import Dtypes, choose_device, choose_dtypes, fill, manage, weights_at
+from .preview import rgb_factors
 
-CHANNELS = 16
 RUN = "glm_image_run"  # key in transformer_options
 WRAPPER = "glm_image"
 
@@ -49,7 +50,8 @@ class ComfyDit(Dit):
         run = transformer_options.get(RUN) or Run()
         key = (*transformer_options.get("uuids", ()), *latents.shape)
         if key not in run.contexts:
-            run.contexts[key] = self._context(latents, context, prior_token_ids, **conditions)
+            images = slice(1) if len(transformer_options.get("uuids", ())) == 1 else slice(None)
+            run.contexts[key] = self._context(latents, context, prior_token_ids, images, **conditions)
         crop = torch.zeros_like(target_size)
         modulations = self.modulations(timestep, target_size, crop, latents.dtype)
         return self.step(latents, modulations, run.contexts[key])
@@ -59,6 +61,7 @@ class ComfyDit(Dit):
         latents,
         glyph_embeds,
         prior_token_ids,
+        images,
         prior_token_drop,
         glyph_mask=None,
         glyph_visible=None,
@@ -66,7 +69,9 @@ class ComfyDit(Dit):
         reference_token_ids=(),
         **_,
     ) -> Context:
-        written = [self.write_reference(*pair) for pair in zip(reference_latents, reference_token_ids)]
+        """`images`: the rows whose references differ; all rows of one conditioning share them."""
+        references = zip(reference_latents, reference_token_ids)
+        written = [self.write_reference(latent[images], ids[images]) for latent, ids in references]
         return self.prepare(
             glyph_embeds,
             prior_token_ids,
@@ -79,13 +84,29 @@ class ComfyDit(Dit):
 
 
 class Latents(comfy.latent_formats.LatentFormat):
-    """Latents outside the model are the VAE's own; inside they are normalised by the checkpoint's figures."""
+    """Latents outside the model are the VAE's own; inside they are normalised by the checkpoint's figures.
+
+    The preview's factors are fitted when a preview first asks for them.
+    """
 
     latent_channels = CHANNELS
 
-    def __init__(self, config: VaeConfig):
+    def __init__(self, config: VaeConfig, vae_folder: Path):
         self.mean = torch.tensor(config.latents_mean).view(1, -1, 1, 1)
         self.std = torch.tensor(config.latents_std).view(1, -1, 1, 1)
+        self.config, self.vae_folder = config, vae_folder
+
+    @cached_property
+    def _colours(self):
+        return rgb_factors(self.vae_folder, self.config) or (None, None)
+
+    @property
+    def latent_rgb_factors(self):
+        return self._colours[0]
+
+    @property
+    def latent_rgb_factors_bias(self):
+        return self._colours[1]
 
     def process_in(self, latent):
         return (latent - self.mean.to(latent)) / self.std.to(latent)
@@ -161,8 +182,8 @@ class ModelConfig(comfy.supported_models_base.BASE):
     supported_inference_dtypes = [torch.bfloat16, torch.float16, torch.float32]
     memory_usage_factor = 2.0  # about 24 activations of the layers' width a patch
 
-    def __init__(self, dit: DitConfig, scheduler: SchedulerConfig, vae: VaeConfig):
-        self.latent_format = lambda: Latents(vae)
+    def __init__(self, dit: DitConfig, scheduler: SchedulerConfig, vae: VaeConfig, vae_folder: Path):
+        self.latent_format = lambda: Latents(vae, vae_folder)
         super().__init__({"config": dit})
         self.scheduler = scheduler
 
@@ -180,6 +201,7 @@ def open_decoder(folder: Path, weights: Path, dtype: str = "auto", device: str =
         DitConfig.from_json(folder / "transformer" / "config.json"),
         SchedulerConfig.from_json(folder / "scheduler" / "scheduler_config.json"),
         VaeConfig.from_json(folder / "vae" / "config.json"),
+        folder / "vae",
     )
     stored, load_device = weights_at(weights), choose_device(device)
     dtypes = choose_dtypes(dtype, stored, load_device)
@@ -207,6 +229,7 @@ def with_shift(patcher, shift: float):
 
 def shift_times(times: torch.Tensor, shift: float) -> torch.Tensor:
     """Plain times in 0..1 -> sigmas, in the same float32 steps as `pipeline.scheduler.schedule`."""
+    shift = torch.full_like(times, shift)  # a Python number over a tensor is rounded twice
     return shift / (shift + (1 / times - 1))
 
 

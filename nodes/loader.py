@@ -4,10 +4,10 @@ The first node expands into the other four, so that ComfyUI caches each part by 
 one leaves the others loaded.
 """
 
-import torch
 from comfy_api.latest import io
 from comfy_execution.graph_utils import GraphBuilder
 
+from ..pipeline.device import available_devices
 from . import folders, sockets
 from .decoder_model import open_decoder
 from .parts import DTYPES, GlyphEncoderPart, PlannerPart
@@ -19,11 +19,8 @@ VAE_DTYPES = ["auto", "bf16", "fp32"]  # fp16 gives black images
 
 
 def device_names() -> list[str]:
-    """`auto` (ComfyUI's own choice), the CPU and every accelerator."""
-    if not torch.accelerator.is_available():
-        return ["auto", "cpu"]
-    kind = torch.accelerator.current_accelerator().type
-    return ["auto", "cpu", *(f"{kind}:{i}" for i in range(torch.accelerator.device_count()))]
+    """`auto` (ComfyUI's own choice), every accelerator and the CPU."""
+    return ["auto", *map(str, available_devices())]
 
 
 def model_input() -> io.Combo.Input:

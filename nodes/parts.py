@@ -16,7 +16,7 @@ import torch
 
 from ..pipeline.checkpoint import Weights
 from ..pipeline.config import GenerationConfig, GlyphConfig, ProcessorConfig, VisionLanguageConfig
-from ..pipeline.device import resolve_dtype
+from ..pipeline.device import resolve_device, resolve_dtype
 from ..pipeline.errors import CheckpointError, InputError
 from ..pipeline.glyph import GlyphEncoder
 from ..pipeline.kv_cache import KVCache
@@ -55,10 +55,9 @@ class Dtypes:
 
 
 def choose_device(choice: str) -> torch.device:
-    """ComfyUI's device, or one that the user names."""
-    if choice == "auto":
-        return comfy.model_management.get_torch_device()
-    return torch.device(choice)
+    """ComfyUI's device, or one that the user names; an NPU is set up for this package on the way."""
+    device = comfy.model_management.get_torch_device() if choice == "auto" else torch.device(choice)
+    return resolve_device(device) if device.type == "npu" else device
 
 
 def choose_dtypes(choice: str, weights: Weights, device: torch.device) -> Dtypes:
@@ -118,10 +117,10 @@ def fill(module: torch.nn.Module, weights: Weights, storage: torch.dtype) -> tor
     return module.eval().requires_grad_(False)
 
 
-def manage(module: torch.nn.Module, device: torch.device):
-    """Put a module under ComfyUI's memory management."""
+def manage(module: torch.nn.Module, device: torch.device, offload: torch.device | None = None):
+    """Put a module under ComfyUI's memory management; `offload` is where it waits, by default where decoders do."""
     kind = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
-    return kind(module, load_device=device, offload_device=comfy.model_management.unet_offload_device())
+    return kind(module, load_device=device, offload_device=offload or comfy.model_management.unet_offload_device())
 
 
 def open_part(build: Callable, config, path: Path, dtype: str, device: str):

@@ -20,6 +20,7 @@ from ..pipeline.kv_cache import BUCKET, cache_nbytes
 from ..pipeline.plan import Plan, Reference
 from ..pipeline.prompt import collate
 from .parts import PlannerPart
+from .pictures import to_pil
 
 MAX_COUNT = 64
 PREVIEW_EVERY = 8  # tokens between two pictures of the plan
@@ -52,7 +53,7 @@ def make_plan(
     check_sampling(sampling)
     grid = token_grid(height, width)
     preview = None if images else preview_grid(*grid)
-    references = [prepare_reference(_to_pil(image), part.processor) for image in images]
+    references = [prepare_reference(to_pil(image), part.processor) for image in images]
     encoded = part.prompts.encode(prompt, grid, preview, [reference.grid for reference in references])
     planned = sum(h * w for h, w in filter(None, (preview, grid)))
     _load(part, len(encoded.ids) + planned, count)
@@ -94,10 +95,6 @@ def _tokenize(part: PlannerPart, reference: PreparedReference) -> torch.Tensor:
 def _interruptible(step: DecodeStep, k: int) -> None:
     comfy.model_management.throw_exception_if_processing_interrupted()
     step.eager(k)
-
-
-def _to_pil(image: torch.Tensor) -> Image.Image:
-    return Image.fromarray((image.cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy())
 
 
 class Watch:

@@ -11,7 +11,8 @@ from ..pipeline.errors import InputError
 from ..pipeline.geometry import check_size, latent_size
 from ..pipeline.scheduler import schedule
 from . import sockets
-from .decoder_model import CHANNELS, GlmImageModel, has_own_sampling, shift_times, with_shift
+from .checks import CHANNELS
+from .decoder_model import GlmImageModel, has_own_sampling, shift_times, with_shift
 from .planner import MAX_SEED, size_inputs
 
 CATEGORY = "GLM-Image/sampling"
@@ -80,6 +81,7 @@ class GLMImageDecode(io.ComfyNode):
     @classmethod
     def execute(cls, model, plan, positive, negative, steps, cfg, seed, images_per_plan) -> io.NodeOutput:
         glm_model(model)
+        check_same_plan(plan, positive)
         empty = empty_latent(plan.height, plan.width, len(plan) * images_per_plan)
         samples = comfy.sample.sample_custom(
             model,
@@ -94,6 +96,13 @@ class GLMImageDecode(io.ComfyNode):
             seed=seed,
         )
         return io.NodeOutput({"samples": samples})
+
+
+def check_same_plan(plan, positive: list) -> None:
+    for _, entry in positive:
+        given = entry.get("prior_token_ids")
+        if given is not None and not torch.equal(given, plan.prior_token_ids):
+            raise InputError("positive was made from another plan; connect the same plan to GLM-Image Conditioning")
 
 
 class ModelSamplingGLMImage(io.ComfyNode):

@@ -1,2 +1,80 @@
-def open_vae(*a):
-    return None
+"""The checkpoint's autoencoder as ComfyUI's VAE: VAE Decode, VAE Encode, their tiled forms and previews use it.
+
+Latents outside are the VAE's own; the decoder's `LatentFormat` normalises them.
+"""
+
+from pathlib import Path
+
+import comfy.ldm.models.autoencoder
+import comfy.model_management
+import comfy.sd
+import torch
+
+from ..pipeline.config import VaeConfig
+from ..pipeline.device import resolve_dtype, retry_smaller
+from ..pipeline.errors import InputError
+from ..pipeline.vae import LIVE, Vae, decode_nbytes
+from .parts import DTYPES, Dtypes, choose_device, fill, manage, weights_at
+
+# ComfyUI's class builds an autoencoder of its own kind (32 norm groups, attention), whose place ours takes.
+STAND_IN = {
+    "embed_dim": 16,
+    "ddconfig": {
+        "double_z": True,
+        "z_channels": 16,
+        "resolution": 8,
+        "in_channels": 3,
+        "out_ch": 3,
+        "ch": 32,
+        "ch_mult": [1],
+        "num_res_blocks": 1,
+        "attn_resolutions": [],
+        "dropout": 0.0,
+    },
+}
+
+
+class GlmImageVAE(comfy.sd.VAE):
+    """ComfyUI's VAE around `pipeline.vae.Vae`, with that module's own memory figures."""
+
+    def __init__(self, module: Vae, dtype: torch.dtype, device: torch.device):
+        stand_in = comfy.ldm.models.autoencoder.AutoencoderKL(**STAND_IN)
+        super().__init__(sd=stand_in.state_dict(), config={"params": STAND_IN}, dtype=dtype, device=device)
+        config = module.config
+        self.first_stage_model = module
+        self.patcher = manage(module, device, comfy.model_management.vae_offload_device())
+        self.size = None
+        self.latent_channels = config.latent_channels
+        self.memory_used_decode = lambda shape, dtype: decode_nbytes(config, 8 * shape[2], 8 * shape[3], dtype)
+        self.memory_used_encode = lambda shape, dtype: encode_nbytes(config, *shape[2:4], dtype)
+        self.model_size()
+
+    def decode(self, samples_in, **options):
+        """As ComfyUI's, which does not know how older torch_npu says that memory ran out."""
+        whole = super().decode
+        return retry_smaller(self.device, lambda: whole(samples_in, **options), lambda: self.decode_tiled(samples_in))
+
+    def encode(self, pixel_samples):
+        whole = super().encode
+        return retry_smaller(self.device, lambda: whole(pixel_samples), lambda: self.encode_tiled(pixel_samples))
+
+
+def encode_nbytes(config: VaeConfig, height: int, width: int, dtype: torch.dtype) -> int:
+    """Bytes that encoding one image of these pixels takes; the second level is wider and a quarter of the size."""
+    first, second = config.block_out_channels[:2]
+    return LIVE * max(first, second // 4) * height * width * dtype.itemsize
+
+
+def open_vae(folder: Path, weights: Path, dtype: str = "auto", device: str = "auto") -> GlmImageVAE:
+    """A checkpoint's autoencoder, its weights from a folder or file -> VAE."""
+    if dtype not in ("auto", "bf16", "fp32"):
+        raise InputError(f"the VAE's dtype {dtype} is not usable; choose auto, bf16 or fp32 (fp16 gives black images)")
+    where = comfy.model_management.vae_device() if device == "auto" else choose_device(device)
+    number = resolve_dtype("auto", where, "vae") if dtype == "auto" else DTYPES[dtype]
+    with torch.device("meta"):
+        module = Vae(
+            VaeConfig.from_json(folder / "vae" / "config.json"),
+            operations=Dtypes(number, number).operations,
+            dtype=number,
+        )
+    return GlmImageVAE(fill(module, weights_at(weights), number), number, where)

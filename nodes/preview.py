@@ -1,0 +1,45 @@
+"""Colours of latents while sampling runs: a linear map fitted to the checkpoint's own autoencoder.
+
+Letters: h w latents (8 px), N = h*w cells, C latent channels.
+"""
+
+import logging
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from ..pipeline.checkpoint import load_module
+from ..pipeline.config import VaeConfig
+from ..pipeline.errors import CheckpointError
+from ..pipeline.geometry import LATENT
+from ..pipeline.vae import Vae
+
+CELLS = 32  # a side of the picture that is fitted
+RIDGE = 1e-2  # keeps channels that carry no colour near zero
+
+
+def rgb_factors(folder: Path, config: VaeConfig) -> tuple[list[list[float]], list[float]] | None:
+    """`vae/` of a checkpoint -> (C, 3) factors and (3,) bias from normalised latents to colours in -1..1.
+
+    Reads the autoencoder's weights; a folder without them has no preview.
+    """
+    try:
+        vae = load_module(Vae, config, folder, "cpu", torch.float32)
+    except CheckpointError as error:
+        logging.warning("no preview while sampling: %s", error)
+        return None
+    colours = torch.rand(1, 3, CELLS // 4, CELLS // 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    picture = F.interpolate(colours, scale_factor=4 * LATENT, mode="bicubic").clamp(-1, 1)
+    with torch.no_grad():
+        latents = vae.normalise(vae.encode(picture))
+    return fit(latents[0].flatten(1).T, F.avg_pool2d(picture, LATENT)[0].flatten(1).T)
+
+
+def fit(latents: torch.Tensor, colours: torch.Tensor) -> tuple[list[list[float]], list[float]]:
+    """(N, C) and (N, 3) -> the ridge regression's factors and bias."""
+    x = F.pad(latents, (0, 1), value=1.0)
+    penalty = RIDGE * len(x) * torch.eye(x.shape[1])
+    penalty[-1, -1] = 0
+    solution = torch.linalg.solve(x.T @ x + penalty, x.T @ colours)
+    return solution[:-1].tolist(), solution[-1].tolist()
