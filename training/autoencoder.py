@@ -16,6 +16,7 @@ from .common import Recipe, Stage
 
 LATENT_NOISE = 0.3
 CROPS = ((1, 1), (1, 2), (2, 1), (2, 2))  # tokens; small pictures are cheap steps
+WHOLE = 0.4  # share of steps on whole scenes: mostly blank, they give the group norms other statistics than crops
 
 
 def psnr(error: torch.Tensor) -> torch.Tensor:
@@ -28,15 +29,24 @@ def to_pixels(pictures: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
+def draw_grids(rng: random.Random, sizes: list, tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """(B, h, w) codes and (B, h, 2w) characters, about `tokens` tokens in all: crops of lettering or whole scenes."""
+    if rng.random() < WHOLE:
+        h, w, _ = rng.choice(sizes)
+        scenes = data.draw_scenes(rng, h, w, max(2, tokens // (h * w)), several=0.4)
+        return np.stack([s.codes for s in scenes]), np.stack([s.chars for s in scenes])
+    h, w = rng.choice(CROPS)
+    return data.random_cells(np.random.default_rng(rng.getrandbits(32)), max(2, tokens // (h * w)), h, w)
+
+
 def train(folder: Path, recipe: Recipe) -> None:
     """Train or go on training until `minutes` in all are spent."""
     torch.manual_seed(recipe.seed)
     model = models.vae().to(recipe.device, memory_format=torch.channels_last)
     stage = Stage(folder, model, [torch.optim.AdamW(model.parameters(), recipe.lr, betas=(0.9, 0.99))], recipe.minutes)
-    cells, shapes = np.random.default_rng(recipe.seed + stage.step), random.Random(recipe.seed + stage.step)
+    rng, sizes = random.Random(recipe.seed + stage.step), data.parse_sizes(recipe.sizes)
     while stage.running():
-        h, w = shapes.choice(CROPS)
-        grids = data.random_cells(cells, max(2, recipe.batch // (h * w)), h, w)
+        grids = draw_grids(rng, sizes, recipe.batch)
         x = to_pixels(data.render(*grids)).to(recipe.device, memory_format=torch.channels_last)
         z = torch.from_numpy(latent.latents(*grids)).to(recipe.device)
         noise = LATENT_NOISE * torch.rand(len(z), 1, 1, 1, device=recipe.device) * torch.randn_like(z)

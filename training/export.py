@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from . import bundle, data
-from .common import read_pieces
+from .common import read_meta, read_pieces
 
 DIFFUSERS_FILE, TRANSFORMERS_FILE = "diffusion_pytorch_model.safetensors", "model.safetensors"
 GRID = (3, 6)  # tokens of the benchmark's pictures: 192x96 px
@@ -16,6 +16,9 @@ SHOWN = 24  # ground-truth pictures kept a group
 
 def write_checkpoint(runs: Path, out: Path) -> None:
     """Write the frame and the moving averages of all four stages."""
+    missing = [stage for stage in ("vae", "vision", "planner", "decoder") if not read_meta(runs / stage)]
+    if missing:
+        raise FileNotFoundError(f"{runs} has no training state of {', '.join(missing)}; train these stages first")
     bundle.write_frame(out)
     bundle.write_weights(out / "vae", _average(runs / "vae"), DIFFUSERS_FILE)
     parts = _average(runs / "decoder")
