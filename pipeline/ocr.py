@@ -8,6 +8,7 @@ each, since OCR does not say where such words end.
 import importlib.util
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -153,13 +154,21 @@ def _covers(a: Word, b: Word) -> bool:
     return across > 0 and down > 0 and across * down > min(a.width * a.height, b.width * b.height) / 3
 
 
-def _rapidocr(image: Image.Image, languages: str) -> list[Word]:
-    """rapidocr finds lines; a line is split into words in proportion to their lengths."""
+@cache
+def _rapidocr_reader() -> Callable:
+    """Its three networks, loaded once: that takes seconds."""
     from rapidocr import RapidOCR
 
-    result = RapidOCR()(np.asarray(image))
+    return RapidOCR(params={"Global.log_level": "error"})
+
+
+def _rapidocr(image: Image.Image, languages: str) -> list[Word]:
+    """rapidocr finds lines; a line is split into words in proportion to their lengths."""
+    result = _rapidocr_reader()(np.asarray(image)[..., ::-1])  # it takes arrays as BGR
+    if result.txts is None:  # nothing found
+        return []
     words = []
-    for corners, line, confidence in zip(result.boxes or (), result.txts or (), result.scores or ()):
+    for corners, line, confidence in zip(result.boxes, result.txts, result.scores):
         (left, top), (right, bottom) = np.min(corners, axis=0), np.max(corners, axis=0)
         for found in re.finditer(r"\S+", line):
             start, stop = (left + (right - left) * i / len(line) for i in found.span())

@@ -1,12 +1,15 @@
 """Scores of words read back, and the two engines behind one call."""
 
 import shutil
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from comfyui_glm_image.pipeline import ocr, sketch
 from comfyui_glm_image.pipeline.errors import InputError
 from comfyui_glm_image.pipeline.layout import Layout, TextRegion
 from comfyui_glm_image.pipeline.ocr import Word
+from PIL import Image
 
 LAYOUT = Layout((TextRegion("OPEN 24h", 0.1, 0.1, 0.8, 0.25), TextRegion("Fresh bread", 0.1, 0.6, 0.8, 0.2)))
 
@@ -65,12 +68,41 @@ def test_a_missing_engine_says_what_to_install(monkeypatch):
         ocr.available_engine("magic")
 
 
-@pytest.mark.skipif(not shutil.which("tesseract"), reason="the tesseract program is not installed")
-def test_tesseract_reads_a_sketch_where_it_was_drawn():
-    pytest.importorskip("pytesseract")
-    for background, size in (("#ffffff", (512, 512)), ("#102040", (256, 320))):
-        found = ocr.read_words(sketch.render(LAYOUT, *size, background), "tesseract")
-        assert ocr.score_layout(LAYOUT, found) == ocr.Score(4, 4, 4.0, 4), [w.text for w in found]
+@pytest.fixture(params=["tesseract", "rapidocr"])
+def engine(request):
+    try:
+        return ocr.available_engine(request.param)
+    except InputError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize(("background", "size"), [("#ffffff", (512, 512)), ("#102040", (256, 320))])
+def test_a_sketch_is_read_where_it_was_drawn(engine, background, size):
+    found = ocr.read_words(sketch.render(LAYOUT, *size, background), engine)
+    assert ocr.score_layout(LAYOUT, found) == ocr.Score(4, 4, 4.0, 4), [w.text for w in found]
+
+
+def test_an_empty_page_has_no_words(engine):
+    assert ocr.read_words(Image.new("RGB", (128, 96), "white"), engine) == []
+
+
+def test_chinese_characters_are_read_in_their_box():
+    pytest.importorskip("rapidocr")
+    page = Layout((TextRegion("营业时间", 0.1, 0.1, 0.8, 0.3), TextRegion("OPEN 24h", 0.1, 0.6, 0.8, 0.3)))
+    found = ocr.read_words(sketch.render(page, 384, 512), "rapidocr")
+    assert ocr.score_layout(page, found) == ocr.Score(6, 6, 6.0, 6), [w.text for w in found]
+
+
+def test_a_line_of_rapidocr_is_cut_into_words_by_their_lengths(monkeypatch):
+    corners = np.array([[[100, 50], [300, 50], [300, 90], [100, 90]]], dtype=float)
+    lines = SimpleNamespace(boxes=corners, txts=("FRESH tea!",), scores=(0.5,))
+    monkeypatch.setattr(ocr, "available_engine", lambda name: "rapidocr")
+    monkeypatch.setattr(ocr, "_rapidocr_reader", lambda: lambda picture: lines)
+    fresh, tea = ocr.read_words(Image.new("RGB", (400, 100)), "rapidocr")
+    assert (fresh.text, fresh.x, fresh.y, fresh.width, fresh.height) == ("FRESH", 0.25, 0.5, 0.25, 0.4)
+    assert (tea.text, tea.x, tea.width, tea.confidence) == ("tea!", 0.55, 0.2, 50.0)
+    lines.boxes = lines.txts = lines.scores = None  # as it reports an empty page
+    assert ocr.read_words(Image.new("RGB", (400, 100)), "rapidocr") == []
 
 
 @pytest.mark.skipif(not shutil.which("tesseract"), reason="the tesseract program is not installed")
