@@ -1,0 +1,70 @@
+"""The command line `glm-image`. A command's module is imported when that command is called, and nothing before.
+
+A command's module has `add_arguments(parser)` and `run(args) -> exit code`. Errors a user can act on are one line
+and exit code 1; wrong arguments 2; Ctrl-C 130. `--debug` shows the traceback.
+"""
+
+import argparse
+import logging
+import os
+import sys
+from importlib import import_module
+
+from .errors import GlmImageError
+
+COMMANDS = {  # name -> (module, help)
+    "generate": (".commands.generate", "draw images from a prompt, or from a saved plan"),
+    "plan": (".commands.plan", "lay an image out as tokens and save the plan"),
+    "demo": (".commands.demo", "draw a picture with the bundled small checkpoint"),
+    "download": (".commands.download", "fetch a checkpoint's files"),
+    "doctor": (".doctor", "versions, devices and memory, and what to mend"),
+    "audit-npu": (".audit", "every operator of the model, and how an NPU runs it"),
+    "bench": (".bench", "time each stage against the device's limits"),
+    "eval": (".evaluate", "score a checkpoint on text-rendering benchmarks by OCR"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(prog="glm-image", description="GLM-Image on Ascend NPUs, CUDA and CPU.")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    chosen = next((word for word in argv if word in COMMANDS), None)
+    for name, (module, text) in COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text.capitalize() + ".")
+        if name == chosen:
+            import_module(module, __package__).add_arguments(command)
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO if args.debug else logging.WARNING, format="%(message)s")
+    return _run(import_module(COMMANDS[args.command][0], __package__).run, args)
+
+
+def _run(run, args: argparse.Namespace) -> int:
+    try:
+        return run(args)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output went away, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (GlmImageError, OSError) as error:
+        if args.debug:
+            raise
+        print(f"glm-image: {error}", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        if args.debug or not _is_out_of_memory(error):
+            raise
+        print(
+            f"glm-image: out of memory; use a smaller image, fewer at once, or --offload stream ({error})",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    from .device import is_out_of_memory
+
+    return is_out_of_memory(error)

@@ -1,0 +1,1 @@
+"""One module for each command of `glm-image` that draws or fetches."""

@@ -1,0 +1,104 @@
+"""Arguments that several commands share, and the model they ask for."""
+
+import argparse
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from ..checkpoint import HUB_ID
+from ..errors import InputError
+
+SMALL = Path(__file__).resolve().parents[2] / "checkpoints" / "small"
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", default=HUB_ID, help=f"folder, hub id, modelscope:ID, or 'small', the bundled one (default {HUB_ID})"
+    )
+    parser.add_argument("--revision", help="branch, tag or commit of a hub id")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, npu, npu:1 (default: the best present)")
+    parser.add_argument("--dtype", help="bf16, fp16 or fp32 (default: the device's best)")
+    parser.add_argument("--planner-device", metavar="DEVICE", help="where the planner runs, if elsewhere")
+    parser.add_argument("--decoder-device", metavar="DEVICE", help="where glyph encoder, decoder and VAE run")
+    parser.add_argument(
+        "--offload",
+        default="auto",
+        help="none: keep all loaded; phases: planner and decoder take turns; stream: layers wait in host memory; "
+        "auto: the first that fits",
+    )
+
+
+def add_planning(parser: argparse.ArgumentParser, size: int = 1024) -> None:
+    parser.add_argument("--width", type=int, default=size, help=f"pixels, a multiple of 32 (default {size})")
+    parser.add_argument("--height", type=int, default=size, help=f"pixels, a multiple of 32 (default {size})")
+    parser.add_argument(
+        "--image", action="append", type=Path, default=[], metavar="FILE", help="reference image; may be repeated"
+    )
+    parser.add_argument("--count", type=int, default=1, help="images, each with a plan of its own (default 1)")
+    parser.add_argument("--plan-seed", type=int, help="seed of the layout (default: --seed)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the noise, and of the layout (default 0)")
+    parser.add_argument("--temperature", type=float, help="of the planner; 0 is greedy (default: the checkpoint's)")
+    parser.add_argument("--top-p", type=float, help="of the planner (default: the checkpoint's)")
+
+
+def add_drawing(parser: argparse.ArgumentParser, steps: int = 50) -> None:
+    parser.add_argument("--steps", type=int, default=steps, help=f"passes through the decoder (default {steps})")
+    parser.add_argument("--cfg", type=float, default=1.5, help="guidance scale; 1 switches it off (default 1.5)")
+    parser.add_argument(
+        "--text", action="append", metavar="TEXT", help="text to draw, instead of the quoted ones; may be repeated"
+    )
+    parser.add_argument(
+        "--glyph-mode",
+        default="reference",
+        choices=("reference", "prompt_order"),
+        help="how quoted texts are found: as the reference does, or reading apostrophes and all quote styles",
+    )
+
+
+def open_model(args: argparse.Namespace, bar, local_only: bool = False):
+    """The `GlmImage` of these arguments; `bar` shows loading."""
+    from ..checkpoint import resolve
+    from ..glm_image import GlmImage
+    from ..placement import choose
+
+    name = str(SMALL) if args.model == "small" else args.model
+    checkpoint = resolve(name, args.revision, local_only)
+    checkpoint.check()
+    placement = choose(
+        checkpoint.folder,
+        args.device,
+        args.dtype,
+        planner_device=args.planner_device,
+        decoder_device=args.decoder_device,
+        offload=args.offload,
+        height=getattr(args, "height", 1024),
+        width=getattr(args, "width", 1024),
+        count=getattr(args, "count", 1),
+    )
+    model = GlmImage(checkpoint, placement)
+    model.on_load = bar
+    return model
+
+
+def read_images(paths: list[Path]) -> list[Image.Image]:
+    """Reference images, read whole, so that a broken one is named before anything else is done."""
+    images = []
+    for path in paths:
+        try:
+            image = Image.open(path)
+            image.load()
+        except FileNotFoundError:
+            raise InputError(f"image {path} does not exist") from None
+        except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+            raise InputError(f"image {path} cannot be read: {error}") from None
+        images.append(image)
+    return images
+
+
+def check_output(path: Path, suffixes: tuple[str, ...]) -> None:
+    """Refuse, before minutes of work, a file that could not be written."""
+    if path.suffix.lower() not in suffixes:
+        raise InputError(f"output {path} must end in {' or '.join(suffixes)}")
+    if path.is_dir():
+        raise InputError(f"output {path} is a folder; give a file name")
+    path.parent.mkdir(parents=True, exist_ok=True)
