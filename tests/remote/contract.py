@@ -11,6 +11,7 @@ import io
 import json
 import re
 import select
+import socket
 import struct
 import threading
 import time
@@ -79,6 +80,7 @@ class Contract(ThreadingHTTPServer):
         self.on_draw: Callable[[int], None] = lambda count: None
         self.lock = threading.Lock()
         self.open: set = set()
+        self.dead = False
         self.stopping = threading.Event()
         self.thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self.thread.start()
@@ -89,8 +91,12 @@ class Contract(ThreadingHTTPServer):
 
     def process_request(self, request, client_address):
         with self.lock:
+            dead = self.dead
             self.open.add(request)
-        super().process_request(request, client_address)
+        if dead:
+            self.shutdown_request(request)
+        else:
+            super().process_request(request, client_address)
 
     def shutdown_request(self, request):
         with self.lock:
@@ -102,15 +108,16 @@ class Contract(ThreadingHTTPServer):
 
     def die(self) -> None:
         """Stop at once: every open connection is cut, new ones are refused."""
+        with self.lock:
+            self.dead = True
+            for connection in self.open:
+                try:
+                    connection.shutdown(socket.SHUT_RDWR)
+                except OSError:
+                    continue  # already gone
         self.stopping.set()
         self.shutdown()
         self.server_close()
-        with self.lock:
-            for connection in self.open:
-                try:
-                    connection.shutdown(2)
-                except OSError:
-                    continue  # already gone
 
 
 class Handler(BaseHTTPRequestHandler):
