@@ -8,7 +8,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from ..errors import InputError
 from ..files import replacing
-from . import arguments
+from . import arguments, remote
 from .progress import Bars
 
 
@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_model(parser)
     arguments.add_planning(parser)
     arguments.add_drawing(parser)
+    remote.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -27,6 +28,8 @@ def run(args: argparse.Namespace) -> int:
     if (args.prompt is None) == (args.plan is None):
         raise InputError("give a prompt, or a plan with --plan, and not both")
     arguments.check_output(args.output, (".png",))
+    if args.server:
+        return remote.run(args)
     images = arguments.read_images(args.image)
     saved = Plan.load(args.plan) if args.plan else None
     with Bars() as bars:

@@ -42,9 +42,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Drawn:
-    """Pictures in the order of their seeds, and what is to be known about them."""
+    """Pictures in the order of their seeds, the names of the engines that drew, and what is to be known."""
 
     pictures: list[Image.Image]
+    engines: list[str]
     report: str
 
 
@@ -63,7 +64,8 @@ def draw(
     batch = pool.run(requests, cancelled, progress, job.keep_going)
     if not batch.pictures:
         raise next(iter(batch.errors.values()))
-    return Drawn(batch.in_order(), report(pool.servers, job, batch, added))
+    engines = sorted({server.engine.name for server in pool.servers if server.drawn})
+    return Drawn(batch.in_order(), engines, report(pool.servers, job, batch, added))
 
 
 def make_requests(job: Job) -> tuple[list[PictureRequest], list[str]]:

@@ -1,0 +1,79 @@
+"""`glm-image generate --server URL`: the same command on a serving engine or the hosted API."""
+
+import argparse
+import sys
+
+from ..errors import InputError
+from ..remote import AUTO, ENGINES, MAX_USD, Drawn, Job, draw
+from . import arguments
+
+LOCAL_ONLY = ("revision", "device", "dtype", "planner_device", "decoder_device", "plan_seed", "temperature", "top_p")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "remote", "draw on a server instead of this machine; keys come from the environment, see docs/serving.md"
+    )
+    group.add_argument(
+        "--server", action="append", metavar="URL", help="vLLM-Omni, SGLang or https://api.z.ai; may be repeated"
+    )
+    group.add_argument("--engine", default=AUTO, choices=(AUTO, *ENGINES), help="protocol (default: ask the server)")
+    group.add_argument("--parallel", type=int, default=4, help="requests at once (default 4)")
+    group.add_argument("--timeout", type=float, default=600.0, help="seconds for one try at one image (default 600)")
+    group.add_argument("--max-cost", type=float, default=MAX_USD, help=f"US dollars a run may cost (default {MAX_USD})")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draw on `args.server` and save; what it costs is printed before anything is sent."""
+    from .generate import numbered, save_png
+
+    if args.plan is not None:
+        raise InputError("servers take prompts, not plans; leave out --plan or --server")
+    ignored = [f"--{name.replace('_', '-')}" for name in LOCAL_ONLY if getattr(args, name) is not None]
+    if ignored:
+        say(f"the server decides on {', '.join(ignored)}: ignored")
+    job = job_of(args)
+    drawn = draw(job, say, lambda done, total: say(f"{done} of {total} done"))
+    paths = numbered(args.output, len(drawn.pictures))
+    for k, (path, picture) in enumerate(zip(paths, drawn.pictures)):
+        save_png(picture, path, about(job, drawn, k))
+        print(path)
+    say(drawn.report)
+    return 0
+
+
+def job_of(args: argparse.Namespace) -> Job:
+    return Job(
+        args.prompt,
+        " ".join(args.server),
+        args.width,
+        args.height,
+        engine=args.engine,
+        count=args.count,
+        seed=args.seed,
+        steps=args.steps,
+        guidance=args.cfg,
+        references=arguments.read_images(args.image),
+        texts=args.text or (),
+        parallel=args.parallel,
+        seconds=args.timeout,
+        max_usd=args.max_cost,
+    )
+
+
+def about(job: Job, drawn: Drawn, row: int) -> dict[str, str]:
+    """PNG text entries of one image; the server's address is not among them."""
+    picture = drawn.pictures[row]
+    return {
+        "prompt": job.prompt,
+        "seed": str(job.seed + row),
+        "size": f"{picture.width}x{picture.height}",
+        "steps": str(job.steps),
+        "guidance_scale": str(job.guidance),
+        "engine": ", ".join(drawn.engines),
+        "software": "comfyui-glm-image",
+    }
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr)
