@@ -6,27 +6,42 @@ picture without legible words are different things: when no picture of a run giv
 scored, it is an error.
 """
 
+import argparse
+import contextlib
 import html
+import itertools
 import json
 import math
 import random
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, UnidentifiedImageError
 
 from . import ocr
 from .config import read_json
 from .errors import InputError
 from .files import replacing
+from .geometry import check_size
 from .prompt import glyph_texts
 
 BENCHMARKS = ("small", "cvtg2k", "longtext")
-SMALL = Path(__file__).parents[1] / "checkpoints" / "small" / "benchmark"
+MODEL = Path(__file__).parents[1] / "checkpoints" / "small"  # bundled, and with it its benchmark
+SMALL = MODEL / "benchmark"
+ABLATIONS = {
+    "none": "nothing is left out",
+    "no-glyphs": "the decoder gets no glyph embeddings",
+    "no-plan": "the decoder gets no prior tokens",
+    "shuffled-plan": "the plan's tokens in a random order",
+}
 RESAMPLES = 2000  # of the bootstrap
 SILENT = 5  # pictures from which on "nothing read at all" is a failure of the reader, not of the pictures
 SHEET_COLUMNS, SHEET_WIDTH, SHEET_LIMIT = 4, 256, 48
+
+if TYPE_CHECKING:
+    import torch
 
 Progress = Callable[..., None]
 
@@ -128,17 +143,38 @@ def _read_longtext(folder: Path) -> list[Case]:
     return cases
 
 
-def draw(cases: Iterable[Case], folder: Path, make: Callable[[Case], Image.Image], progress: Progress | None = None):
-    """Write `folder/NAME.png` for every case that has none yet."""
-    cases = list(cases)
+def draw(
+    cases: Iterable[Case],
+    folder: Path,
+    make: Callable[[list[Case], int], list[Image.Image]],
+    batch: int = 1,
+    progress: Progress | None = None,
+) -> None:
+    """Write `folder/NAME.png` for every case that has none yet.
+
+    `make(some cases of one size, the index of the first)` draws up to `batch` pictures. What a case looks like does
+    not depend on which pictures existed before: batches are always cut at the same places.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    for done, case in enumerate(cases, start=1):
-        path = picture_path(folder, case)
-        if not path.exists():
-            with replacing(path) as partial:
-                make(case).save(partial, format="PNG")
+    cases = list(cases)
+    for start, part in batches(cases, batch):
+        missing = [case for case in part if not picture_path(folder, case).exists()]
+        if missing:
+            for case, picture in zip(part, make(part, start), strict=True):
+                with replacing(picture_path(folder, case)) as partial:
+                    picture.save(partial, format="PNG")
         if progress:
-            progress(done, len(cases), name=case.name)
+            progress(start + len(part), len(cases), name=part[-1].name)
+
+
+def batches(cases: list[Case], most: int) -> Iterator[tuple[int, list[Case]]]:
+    """(index of the first, neighbouring cases of one size), `most` cases or fewer."""
+    start = 0
+    for _, group in itertools.groupby(cases, lambda case: (case.height, case.width)):
+        same = list(group)
+        for i in range(0, len(same), most):
+            yield start + i, same[i : i + most]
+        start += len(same)
 
 
 def picture_path(folder: Path, case: Case) -> Path:
@@ -151,18 +187,19 @@ def read(
     """Read every picture of `folder`, keeping readings in `readings.jsonl` beside them."""
     cases = list(cases)
     engine = ocr.available_engine(engine)
+    for case in cases:
+        if not picture_path(folder, case).exists():
+            raise InputError(f"{picture_path(folder, case)} is missing; draw it first")
     path = folder / "readings.jsonl"
     known = _known_readings(path)
     readings = []
     with open(path, "a", encoding="utf-8") as file:
         for done, case in enumerate(cases, start=1):
             picture = picture_path(folder, case)
-            if not picture.exists():
-                raise InputError(f"{picture} is missing; draw it first")
             # A picture that was drawn again since is read again.
             key = f"{engine} {languages} {picture.stat().st_mtime_ns}"
             if known.get(case.name, {}).get("key") != key:
-                words = ocr.read_words(Image.open(picture), engine, languages)
+                words = ocr.read_words(_open(picture), engine, languages)
                 known[case.name] = {"key": key, "name": case.name, "read": _as_rows(words)}
                 file.write(json.dumps(known[case.name], ensure_ascii=False) + "\n")
                 file.flush()
@@ -170,6 +207,13 @@ def read(
             if progress:
                 progress(done, len(cases), name=case.name)
     return readings
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        return Image.open(path)
+    except UnidentifiedImageError:
+        raise InputError(f"{path} is not a picture; delete it, and it will be drawn again") from None
 
 
 def _known_readings(path: Path) -> dict[str, dict]:
@@ -198,6 +242,135 @@ def check_reader(readings: list[Reading]) -> None:
             f"OCR read nothing on any of {len(readings)} pictures, so there is no score; look at the contact sheet: "
             "if the words are legible, the engine or its language data is broken, try another with --ocr"
         )
+
+
+# ---- the command ----
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Draw a benchmark's prompts, read the pictures by OCR, score the words, write a report."
+    parser.add_argument("--benchmark", default="small", help=f"{', '.join(BENCHMARKS)} (default: small)")
+    parser.add_argument("--data", type=Path, help="folder of the benchmark's files; small comes with the package")
+    parser.add_argument("--model", default=str(MODEL), help="folder or hub id (default: the bundled small model)")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="folder of pictures and report; resumed")
+    parser.add_argument("--limit", type=int, help="only the first prompts of each group")
+    parser.add_argument("--height", type=int, help="pixels, where a prompt does not say its own (default: 1024)")
+    parser.add_argument("--width", type=int, help="pixels, where a prompt does not say its own (default: 1024)")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--cfg", type=float, default=1.5, help="guidance scale (default: 1.5)")
+    parser.add_argument("--seed", type=int, default=0, help="of the first prompt; the next ones count up")
+    parser.add_argument("--batch", type=int, default=1, help="pictures drawn at once (default: 1)")
+    parser.add_argument("--ablation", default="none", help=f"{', '.join(ABLATIONS)} (default: none)")
+    parser.add_argument("--read-only", action="store_true", help="draw nothing; score the pictures that lie in --out")
+    parser.add_argument("--ocr", default="auto", help=f"{', '.join(ocr.ENGINES)} (default: auto)")
+    parser.add_argument("--languages", default="eng", help="of tesseract, as eng+chi_sim (default: eng)")
+    parser.add_argument("--device", help="auto, cpu, cuda, npu:1, ... (default: the best present)")
+    parser.add_argument("--dtype", help="bf16, fp16 or fp32 (default: the device's)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Everything that can be wrong is looked at before the first picture is drawn."""
+    if args.ablation not in ABLATIONS:
+        raise InputError(f"ablation {args.ablation!r} is not known; use {', '.join(ABLATIONS)}")
+    for name in ("batch", "limit"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name} {value} is not accepted; use 1 or more")
+    engine = ocr.available_engine(args.ocr)
+    cases = [_sized(case, args) for case in load_cases(args.benchmark, args.data, args.limit)]
+    about = {"benchmark": args.benchmark, "OCR": f"{engine} ({args.languages})"}
+    if not args.read_only:
+        drawn = _settings(args)
+        check_settings(args.out, drawn)
+        draw(cases, args.out, _painter(args), args.batch, _bar("drawing"))
+        about = {**about, **{key: str(value) for key, value in drawn.items()}}
+    readings = read(cases, args.out, engine, args.languages, _bar("reading"))
+    print(write_report(args.out, f"GLM-Image: {args.benchmark}", about, cases, readings))
+    return 0
+
+
+def _sized(case: Case, args: argparse.Namespace) -> Case:
+    """The case with a size: its own, else the user's, else 1024."""
+    height, width = case.height or args.height or 1024, case.width or args.width or 1024
+    check_size(height, width)
+    return replace(case, height=height, width=width)
+
+
+def _settings(args: argparse.Namespace) -> dict:
+    """What pictures depend on, besides the prompts."""
+    names = ("model", "steps", "cfg", "seed", "ablation", "height", "width", "device", "dtype")
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+
+def check_settings(folder: Path, settings: dict) -> None:
+    """Keep the settings in `settings.json`; refuse to go on with pictures that were drawn with others."""
+    path = folder / "settings.json"
+    old = read_json(path) if path.exists() else settings
+    changed = sorted(key for key in old.keys() | settings.keys() if old.get(key) != settings.get(key))
+    if changed:
+        pairs = ", ".join(f"{key} {old.get(key)!r}, now {settings.get(key)!r}" for key in changed)
+        raise InputError(f"{folder} holds pictures drawn with {pairs}; use another --out, or the same settings")
+    _write(path, json.dumps(settings, indent=2))
+
+
+def _bar(what: str) -> Progress:
+    """A progress bar that follows `progress(done, total)`."""
+    from tqdm import tqdm
+
+    bar = tqdm(desc=what, unit="picture")
+
+    def progress(done: int, total: int, **_more) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+        if done == total:
+            bar.close()
+
+    return progress
+
+
+def _painter(args: argparse.Namespace) -> Callable[[list[Case], int], list[Image.Image]]:
+    """Draw with the model; every prompt has a seed of its own, counted from the first prompt of the benchmark."""
+    from .glm_image import GlmImage
+
+    model = GlmImage.from_pretrained(args.model, device=args.device, dtype=args.dtype)
+
+    def make(cases: list[Case], index: int) -> list[Image.Image]:
+        seed = args.seed + index
+        return paint(model, cases, seed, steps=args.steps, cfg=args.cfg, ablation=args.ablation)
+
+    return make
+
+
+def paint(model, cases: list[Case], seed: int, *, steps: int, cfg: float, ablation: str = "none") -> list[Image.Image]:
+    """Pictures of cases of one size, case k with seed + k, with one part of the model left out if so asked."""
+    from .glm_image import to_pil
+
+    plan = model.plan([case.prompt for case in cases], cases[0].height, cases[0].width, seed=seed)
+    if ablation == "shuffled-plan":
+        plan = replace(plan, prior_token_ids_d32=_shuffled(plan.prior_token_ids_d32, seed))
+    glyphs = [""] if ablation == "no-glyphs" else [list(case.texts) for case in cases]
+    with _prior_off(model.transformer) if ablation == "no-plan" else contextlib.nullcontext():
+        latents = model.denoise(plan, steps, cfg, seed, glyph_texts=glyphs)
+    return to_pil(model.decode(latents))
+
+
+def _shuffled(ids: "torch.Tensor", seed: int) -> "torch.Tensor":
+    """(B, N) tokens, every row in an order of its own."""
+    rng = random.Random(seed)
+    return ids.clone().gather(1, ids.new_tensor([rng.sample(range(ids.shape[1]), ids.shape[1]) for _ in ids]))
+
+
+@contextlib.contextmanager
+def _prior_off(decoder: "torch.nn.Module") -> Iterator[None]:
+    """Let the decoder see what it sees when prior tokens are dropped: zeros before the prior's projection."""
+    handle = decoder.prior_projector.register_forward_pre_hook(lambda _module, inputs: (inputs[0] * 0,))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+# ---- scores and the report ----
 
 
 def score_groups(readings: list[Reading], seed: int = 0) -> list[GroupScore]:
@@ -235,7 +408,7 @@ def _interval(values: Iterable[float]) -> tuple[float, float]:
 def contact_sheet(cases: list[Case], readings: list[Reading], folder: Path) -> Image.Image:
     """The first pictures in rows, each over what was asked for and what was read."""
     chosen = list(zip(cases, readings))[:SHEET_LIMIT]
-    pictures = [_fit(Image.open(picture_path(folder, case)).convert("RGB")) for case, _ in chosen]
+    pictures = [_fit(_open(picture_path(folder, case)).convert("RGB")) for case, _ in chosen]
     cell = max(picture.height for picture in pictures) + 34
     rows = math.ceil(len(chosen) / SHEET_COLUMNS)
     sheet = Image.new("RGB", (SHEET_COLUMNS * (SHEET_WIDTH + 8), rows * cell), "white")

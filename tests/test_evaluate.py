@@ -1,9 +1,11 @@
 """Benchmarks: reading their files, resuming, scoring, reporting; OCR is replaced where it is not the subject."""
 
+import argparse
 import json
+from dataclasses import replace
 
 import pytest
-from comfyui_glm_image.pipeline import evaluate, ocr
+from comfyui_glm_image.pipeline import GlmImage, evaluate, ocr
 from comfyui_glm_image.pipeline.errors import InputError
 from PIL import Image
 
@@ -40,10 +42,10 @@ def fake_ocr(monkeypatch):
 
 
 def painter(words):
-    """A `make` that draws nothing but lets the fake OCR read `words[case.name]`."""
+    """A `make` that draws nothing but lets the fake OCR read `words[case.name]`; `batches` tells what it was given."""
     from PIL.PngImagePlugin import PngInfo
 
-    def make(case):
+    def picture(case):
         image = Image.new("RGB", (64, 32))
         info = PngInfo()
         info.add_text("words", words[case.name])
@@ -51,6 +53,11 @@ def painter(words):
         image.save = lambda path, format: save(path, format=format, pnginfo=info)
         return image
 
+    def make(cases, index):
+        make.batches.append((index, [case.name for case in cases]))
+        return [picture(case) for case in cases]
+
+    make.batches = []
     return make
 
 
@@ -103,7 +110,7 @@ def test_pictures_and_readings_are_not_made_twice(cvtg, tmp_path, fake_ocr):
     make = painter({"2_0": "open late tea", "2_1": "go", "3_7": "one two it's three"})
     evaluate.draw(cases, out, make)
     first = evaluate.read(cases, out)
-    evaluate.draw(cases, out, lambda case: pytest.fail("drawn again"))
+    evaluate.draw(cases, out, lambda cases, index: pytest.fail("drawn again"))
     assert evaluate.read(cases, out) == first
     assert len(fake_ocr) == 3
 
@@ -173,3 +180,119 @@ def test_a_missing_picture_is_named(cvtg, tmp_path, fake_ocr):
     out.mkdir()
     with pytest.raises(InputError, match="2_0.png is missing"):
         evaluate.read(evaluate.load_cases("cvtg2k", cvtg), out)
+
+
+def test_batches_are_of_one_size_and_cut_at_the_same_places_however_often_a_run_stops(cvtg, tmp_path):
+    sizes = [32, 32, 32, 64, 64]
+    cases = [evaluate.Case(str(i), "2", "x", ("x",), side, side) for i, side in enumerate(sizes)]
+    make = painter(dict.fromkeys("01234", "x"))
+    evaluate.draw(cases, tmp_path, make, batch=2)
+    assert make.batches == [(0, ["0", "1"]), (2, ["2"]), (3, ["3", "4"])]
+    (tmp_path / "4.png").unlink()
+    evaluate.draw(cases, tmp_path, make, batch=2)
+    assert make.batches[3:] == [(3, ["3", "4"])]
+    assert (tmp_path / "4.png").exists()
+
+
+# ---- the command, on a tiny checkpoint with random weights ----
+
+
+def options(*words):
+    parser = argparse.ArgumentParser()
+    evaluate.add_arguments(parser)
+    return parser.parse_args([str(word) for word in words])
+
+
+@pytest.fixture
+def small(references, tmp_path):
+    """(arguments of a run that takes a second, its output folder)"""
+    data = tmp_path / "data"
+    write_regions(data, 2, [{**entry(i, f"a sign 'Word{i}' and 'two'"), "height": 64, "width": 96} for i in range(2)])
+    out = tmp_path / "out"
+    given = ("--benchmark", "cvtg2k", "--data", data, "--model", references("plain")[0], "--out", out, "--steps", 2)
+    return (*given, "--device", "cpu"), out
+
+
+@pytest.fixture
+def reads_word0(monkeypatch):
+    monkeypatch.setattr(ocr, "available_engine", lambda name: "tesseract")
+    monkeypatch.setattr(ocr, "read_words", lambda *_: [ocr.Word("word0", 0, 0, 1, 1, 90.0)])
+
+
+def test_the_command_draws_reads_scores_and_resumes(small, reads_word0, capsys):
+    words, out = small
+    assert evaluate.run(options(*words)) == 0
+    assert "| 2 | 2 | 4 | 0.250 (" in capsys.readouterr().out
+    before = {path.name: path.read_bytes() for path in out.glob("*.png")}
+    assert sorted(before) == ["2_0.png", "2_1.png", "sheet.png"]
+    (out / "2_1.png").unlink()
+    assert evaluate.run(options(*words)) == 0
+    assert {path.name: path.read_bytes() for path in out.glob("2_*.png")}.items() <= before.items()
+
+
+def test_pictures_of_other_settings_are_not_mixed_in(small, reads_word0):
+    words, out = small
+    evaluate.run(options(*words))
+    with pytest.raises(InputError, match="drawn with cfg 1.5, now 2.0; use another --out"):
+        evaluate.run(options(*words, "--cfg", "2"))
+
+
+def test_pictures_from_elsewhere_are_scored_without_a_model(small, reads_word0):
+    words, out = small
+    with pytest.raises(InputError, match="2_0.png is missing"):
+        evaluate.run(options(*words, "--read-only"))
+    out.mkdir()
+    for name in ("2_0", "2_1"):
+        Image.new("RGB", (32, 32)).save(out / f"{name}.png")
+    assert evaluate.run(options(*words, "--read-only", "--model", "no/such")) == 0
+
+
+def test_each_ablation_leaves_its_part_out_and_nothing_else(references):
+    model = GlmImage.from_pretrained(references("plain")[0], device="cpu")
+    cases = [evaluate.Case("a", "1", "a sign 'Open'", ("Open",), 64, 96)]
+    drawn = {name: paint(model, cases, name) for name in evaluate.ABLATIONS}
+    assert len(set(drawn.values())) == len(evaluate.ABLATIONS)
+    assert paint(model, cases, "none") == drawn["none"]
+    assert paint(model, [replace(cases[0], texts=())], "none") == drawn["no-glyphs"]
+
+
+def paint(model, cases, ablation):
+    return evaluate.paint(model, cases, seed=3, steps=2, cfg=1.5, ablation=ablation)[0].tobytes()
+
+
+def test_without_a_plan_pictures_of_different_plans_are_equal(references):
+    model = GlmImage.from_pretrained(references("plain")[0], device="cpu")
+    one, other = (evaluate.Case("a", "1", text, ("x",), 64, 96) for text in ("a sign", "another"))
+    assert paint(model, [one], "none") != paint(model, [other], "none")
+    assert paint(model, [one], "no-plan") == paint(model, [other], "no-plan")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--ablation", "half"), "ablation 'half' is not known; use none, no-glyphs, no-plan, shuffled-plan"),
+        (("--batch", "0"), "--batch 0 is not accepted"),
+        (("--limit", "-1"), "--limit -1 is not accepted"),
+        (("--benchmark", "cvtg2k"), "name its folder with --data"),
+        (("--data", "/no/such"), "/no/such is not a folder"),
+        (("--ocr", "magic"), "OCR engine 'magic'"),
+    ],
+)
+def test_wrong_options_are_named_before_anything_is_drawn(tmp_path, words, message):
+    with pytest.raises(InputError, match=message):
+        evaluate.run(options("--out", tmp_path / "out", *words))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_size_the_model_cannot_draw_is_named(cvtg, tmp_path, fake_ocr):
+    with pytest.raises(InputError, match="height 1000 is not a multiple of 32"):
+        evaluate.run(options("--out", tmp_path / "out", "--benchmark", "cvtg2k", "--data", cvtg, "--height", 1000))
+
+
+def test_a_file_that_is_no_picture_is_named(small, reads_word0):
+    words, out = small
+    out.mkdir()
+    for name in ("2_0", "2_1"):
+        (out / f"{name}.png").write_bytes(b"half a file")
+    with pytest.raises(InputError, match="2_0.png is not a picture; delete it"):
+        evaluate.run(options(*words, "--read-only"))
