@@ -6,7 +6,7 @@ Letters: B images, h w latents.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -18,11 +18,19 @@ from .scheduler import Schedule, euler_step
 
 @dataclass(frozen=True)
 class Passes:
-    """What each step runs: the conditional pass and, with guidance, the unconditional one."""
+    """What each step runs: the conditional pass and, with guidance, the unconditional one.
+
+    In the first `guided_steps` steps `guided` stands in for `conditional`.
+    """
 
     conditional: Context
     unconditional: Context | None
     guidance_scale: float
+    guided: Context | None = None
+    guided_steps: int = 0
+
+    def at(self, step: int) -> "Passes":
+        return replace(self, conditional=self.guided) if self.guided and step < self.guided_steps else self
 
 
 @torch.no_grad()  # around each resumption: a generator must not leave it on for its caller
@@ -46,7 +54,7 @@ def denoise_steps(
         with current(device):
             if hold:
                 latents = hold(latents, sigmas[k])
-            velocity = guided_velocity(dit, latents.to(dtype), modulations[k], passes)
+            velocity = guided_velocity(dit, latents.to(dtype), modulations[k], passes.at(k))
             latents = euler_step(latents, velocity, delta)
             if k + 1 == schedule.steps:
                 check_finite(velocity.to(dtype), "decoder")

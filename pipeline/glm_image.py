@@ -8,6 +8,7 @@ Letters: B images, H W pixels, h w planner tokens of 32 px.
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from PIL import Image
@@ -34,7 +35,7 @@ from .images import prepare_reference
 from .placement import DECODER, GLYPH, PLANNER, VAE, Placement, choose
 from .plan import Plan, Reference, upsample_tokens
 from .planner import Planner
-from .prompt import PromptEncoder, collate
+from .prompt import PromptEncoder, check_length, collate
 from .prompt import glyph_texts as quoted_texts
 from .scheduler import schedule
 from .stream import stream_layers
@@ -195,6 +196,7 @@ class GlmImage:
         prepared = [prepare_reference(image, self.processor) for image in images or ()]
         preview = None if prepared else preview_grid(*grid)
         encoded = [self.prompts.encode(text, grid, preview, [r.grid for r in prepared]) for text in prompts]
+        check_length(encoded, [g for g in (preview, grid) if g], self.configs[PLANNER])
         with self._stage("planning", PLANNER) as device:
             references = [self._reference(image, device) for image in prepared]
             tokens = [reference.prior_token_ids_d32 for reference in references]
@@ -255,6 +257,7 @@ class GlmImage:
         negative_glyph_texts: Sequence[str] | None = None,
         glyph_mode: str = "reference",
         glyph_visible: torch.Tensor | None = None,
+        glyph_visible_until: float = 1.0,
         hold: Callable[[torch.Tensor, float], torch.Tensor] | None = None,
     ) -> Iterator[torch.Tensor]:
         """The latents after each step.
@@ -264,7 +267,8 @@ class GlmImage:
         `glyph_mode` "reference" finds them exactly as diffusers does, its faults included, and is the default because
         the decoder was trained with it and results can be compared; "prompt_order" reads apostrophes and all quote
         styles. Guidance steers away from `negative_glyph_texts` (none); a scale of 1 leaves it out. `glyph_visible`
-        (B or 1, patches, L) and `hold` are a layout's, see `guidance`.
+        (B or 1, patches, L) and `hold` are a layout's, see `guidance`; `glyph_visible_until` is the share of the
+        steps for which the former counts.
         """
         self._check_plan(plan, guidance_scale)
         noise = draw_noise(plan, seed) if noise is None else _check_noise(noise, plan)
@@ -272,6 +276,7 @@ class GlmImage:
         times = schedule(self.scheduler, steps, patch_count(plan.height, plan.width))
         with self._stage("drawing", DECODER) as device:
             passes = self._passes(plan, texts, list(negative_glyph_texts or ()), guidance_scale, glyph_visible)
+            passes = replace(passes, guided_steps=round(glyph_visible_until * steps))
         return denoise_steps(self.transformer, times, noise.to(device, torch.float32), passes, hold)
 
     def _check_plan(self, plan: Plan, guidance_scale: float) -> None:
@@ -288,18 +293,14 @@ class GlmImage:
         device, dit = self.placement.devices[DECODER], self.transformer
         ids, grid = plan.prior_token_ids.to(device), (2 * plan.grid[0], 2 * plan.grid[1])
         embeds, mask = self._glyphs(texts)
-        conditional = dit.prepare(
-            embeds,
-            ids,
-            grid,
-            glyph_mask=mask,
-            glyph_visible=None if glyph_visible is None else glyph_visible.to(device),
-            references=self._written(plan),
-        )
-        if guidance_scale == 1:
-            return Passes(conditional, None, 1.0)
-        embeds, _ = self._glyphs([negative_texts] * len(plan))
-        return Passes(conditional, dit.prepare(embeds, ids, grid, prior_token_drop=True), guidance_scale)
+        about = {"glyph_mask": mask, "references": self._written(plan)}
+        conditional, guided, unconditional = dit.prepare(embeds, ids, grid, **about), None, None
+        if glyph_visible is not None:
+            guided = dit.prepare(embeds, ids, grid, glyph_visible=glyph_visible.to(device), **about)
+        if guidance_scale != 1:
+            embeds, _ = self._glyphs([negative_texts] * len(plan))
+            unconditional = dit.prepare(embeds, ids, grid, prior_token_drop=True)
+        return Passes(conditional, unconditional, guidance_scale, guided)
 
     def _glyphs(self, texts: list[list[str]]) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Embeddings (B, L, C) and mask of each row's texts, on the decoder's device and in its dtype."""
