@@ -19,6 +19,7 @@ from .loader import (
 from .lora import GLMImageLoRA
 from .planner import GLMImageLoadPlan, GLMImagePlan, GLMImagePlanPreview, GLMImageSavePlan
 from .reading import GLMImageBestOfN, GLMImageReadText
+from .remote import GLMImageRemote
 from .sampling import EmptyGLMImageLatent, GLMImageDecode, GLMImageSigmas, ModelSamplingGLMImage
 
 NODES = [
@@ -43,6 +44,7 @@ NODES = [
     GLMImageReplanRegion,
     GLMImageReadText,
     GLMImageBestOfN,
+    GLMImageRemote,
 ]
 
 

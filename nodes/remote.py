@@ -1,0 +1,203 @@
+"""GLM-Image Remote: the same prompt, layout and references drawn on a serving engine or the hosted API."""
+
+import asyncio
+import logging
+import threading
+
+import comfy.model_management
+import comfy.utils
+import torch
+from comfy_api.latest import io
+from PIL import Image
+from server import PromptServer
+
+from ..pipeline.remote import (
+    AUTO,
+    ENGINES,
+    MAX_COUNT,
+    MAX_GUIDANCE,
+    MAX_PARALLEL,
+    MAX_SEED,
+    MAX_STEPS,
+    MAX_USD,
+    CancelledError,
+    Job,
+    draw,
+)
+from .conditioner import lines
+from .pictures import to_image, to_pil
+from .planner import REFERENCES, reference_images, size_inputs
+
+STOP, KEEP = "stop", "keep what arrived"
+
+
+class GLMImageRemote(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="GLMImageRemote",
+            display_name="GLM-Image Remote",
+            category="GLM-Image",
+            description="Draws on a server: vLLM-Omni, SGLang, or the hosted API of z.ai. Keys come from the "
+            "environment or a private file, never from the graph.",
+            inputs=[
+                io.String.Input(
+                    "server",
+                    default="http://127.0.0.1:8091",
+                    tooltip="Address of the server, such as http://127.0.0.1:8091 or https://api.z.ai; several with "
+                    "commas between them share the work.",
+                ),
+                io.Combo.Input(
+                    "engine",
+                    options=[AUTO, *ENGINES],
+                    default=AUTO,
+                    tooltip="Protocol of the server; auto asks it. vllm-omni uses its chat form, vllm-omni-images its "
+                    "images form; zai-async asks for a task and then for its result.",
+                ),
+                io.String.Input(
+                    "prompt",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    tooltip="What to draw; put texts that must appear in quotes.",
+                ),
+                *size_inputs(),
+                io.Int.Input(
+                    "steps",
+                    default=50,
+                    min=0,
+                    max=MAX_STEPS,
+                    tooltip="Passes through the decoder; 0 leaves them to the server. The hosted API takes none.",
+                ),
+                io.Float.Input(
+                    "guidance",
+                    default=1.5,
+                    min=0.0,
+                    max=MAX_GUIDANCE,
+                    step=0.1,
+                    tooltip="Guidance scale; 0 leaves it to the server. The hosted API takes none.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=MAX_SEED - MAX_COUNT,
+                    control_after_generate=True,
+                    tooltip="Image k of a batch uses seed + k. The hosted API takes none.",
+                ),
+                io.Int.Input("count", default=1, min=1, max=MAX_COUNT, tooltip="Images to draw, one request each."),
+                io.Int.Input("parallel", default=4, min=1, max=MAX_PARALLEL, tooltip="Requests at once."),
+                io.Float.Input(
+                    "timeout",
+                    default=600.0,
+                    min=1.0,
+                    max=7200.0,
+                    step=1.0,
+                    tooltip="Seconds for one try at one image, waiting in the server's queue included.",
+                ),
+                io.Float.Input(
+                    "max_cost",
+                    default=MAX_USD,
+                    min=0.0,
+                    max=1000.0,
+                    step=0.01,
+                    tooltip="US dollars a run may cost on the hosted API; a dearer batch is not sent.",
+                ),
+                io.Combo.Input(
+                    "on_error",
+                    options=[STOP, KEEP],
+                    default=STOP,
+                    tooltip="When an image of a batch fails: stop with its error, or give the others and say which "
+                    "one is missing in the report.",
+                ),
+                io.String.Input(
+                    "glyph_texts",
+                    default="",
+                    force_input=True,
+                    optional=True,
+                    tooltip="Texts to draw, one a line; those the prompt does not quote are added to it.",
+                ),
+                *(
+                    io.Image.Input(
+                        f"reference_{i + 1}",
+                        optional=True,
+                        tooltip="Image to edit or to take subjects from. A batch is several. Not on the hosted API.",
+                    )
+                    for i in range(REFERENCES)
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="images"),
+                io.String.Output(
+                    display_name="report", tooltip="Who drew what, what it cost, and which settings had no effect."
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    async def execute(
+        cls,
+        server,
+        engine,
+        prompt,
+        width,
+        height,
+        steps,
+        guidance,
+        seed,
+        count,
+        parallel,
+        timeout,
+        max_cost,
+        on_error,
+        glyph_texts="",
+        **references,
+    ) -> io.NodeOutput:
+        job = Job(
+            prompt,
+            server,
+            width,
+            height,
+            engine=engine,
+            count=count,
+            seed=seed,
+            steps=steps or None,
+            guidance=guidance or None,
+            references=[to_pil(image) for image in reference_images(references)],
+            texts=lines(glyph_texts),
+            parallel=parallel,
+            seconds=timeout,
+            max_usd=max_cost,
+            keep_going=on_error == KEEP,
+        )
+        drawn = await _in_thread(job, cls.hidden.unique_id)
+        return io.NodeOutput(to_batch(drawn.pictures), drawn.report)
+
+
+async def _in_thread(job: Job, node_id: str):
+    """Draw beside ComfyUI's loop; an interruption, or the end of the prompt by another node's error, ends it too."""
+    ended = threading.Event()
+    bar = comfy.utils.ProgressBar(job.count, node_id)
+
+    def tell(text: str) -> None:
+        logging.info("GLM-Image Remote: %s", text.replace("\n", "; "))
+        PromptServer.instance.send_progress_text(text, node_id)
+
+    def cancelled() -> bool:
+        return ended.is_set() or comfy.model_management.processing_interrupted()
+
+    try:
+        drawn = await asyncio.to_thread(draw, job, tell, bar.update_absolute, cancelled)
+    except CancelledError:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        raise comfy.model_management.InterruptProcessingException() from None
+    finally:
+        ended.set()
+    tell(drawn.report)
+    return drawn
+
+
+def to_batch(pictures: list[Image.Image]) -> torch.Tensor:
+    """(B, H, W, 3) in 0..1, all in the first picture's size; the report names the sizes that were drawn."""
+    size = pictures[0].size
+    return torch.cat([to_image(p if p.size == size else p.resize(size, Image.Resampling.LANCZOS)) for p in pictures])
