@@ -1,5 +1,6 @@
 """Guidance: boxes on grids, forced and favoured tokens, re-planning, glyph visibility, held latents."""
 
+import numpy as np
 import pytest
 import torch
 from comfyui_glm_image.pipeline import guidance as G
@@ -8,6 +9,7 @@ from comfyui_glm_image.pipeline.checkpoint import load_module
 from comfyui_glm_image.pipeline.config import GenerationConfig, GlyphConfig, ProcessorConfig, VisionLanguageConfig
 from comfyui_glm_image.pipeline.errors import InputError
 from comfyui_glm_image.pipeline.generate import decode, prefill
+from comfyui_glm_image.pipeline.glm_image import GlmImage, draw_noise
 from comfyui_glm_image.pipeline.glyph import glyph_ids
 from comfyui_glm_image.pipeline.guidance import PlanGuidance
 from comfyui_glm_image.pipeline.images import prepare_reference
@@ -230,3 +232,42 @@ def test_level_one_never_holds_and_other_levels_are_checked():
     assert G.latent_holder(noise, noise, LAYOUT, 1.0)(noise, 1.0) is noise
     with pytest.raises(InputError, match="noise level 1.5 is out of range"):
         G.latent_holder(noise, noise, LAYOUT, 1.5)
+
+
+# All of it in the pipeline ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model(references):
+    return GlmImage.from_pretrained(references("plain")[0], device="cpu", dtype="fp32")
+
+
+@pytest.fixture(scope="module")
+def drawn(model):
+    """(plan, glyph texts, which glyphs patches see, a function that draws the plan)."""
+    texts = LAYOUT.glyph_texts()
+    plan = model.plan("a sign", 192, 256, seed=3)
+    visible = G.glyph_visibility(LAYOUT, texts, (12, 16))
+
+    def draw(**options):
+        return model.denoise(plan, steps=4, seed=5, glyph_texts=texts, **options)
+
+    return plan, visible, draw
+
+
+def test_attention_guides_the_first_steps_only(drawn):
+    _, visible, draw = drawn
+    plain, off, early, always = draw(), *(draw(glyph_visible=visible, glyph_visible_until=k) for k in (0.0, 0.5, 1.0))
+    assert torch.equal(plain, off)
+    assert not torch.equal(plain, early) and not torch.equal(early, always)
+
+
+def test_held_boxes_end_as_the_sketch_and_a_level_of_one_changes_nothing(model, drawn):
+    plan, _, draw = drawn
+    picture = torch.from_numpy(np.array(sketch.render(LAYOUT, 192, 256)))[None] / 255
+    clean, noise = model.encode(picture), draw_noise(plan, 5)
+    inside = G.inside_boxes(LAYOUT, clean.shape[-2:]).any(0)
+    assert torch.equal(draw(hold=G.latent_holder(clean, noise, LAYOUT, 1.0)), draw())
+    held = draw(hold=G.latent_holder(clean, noise, LAYOUT, 0.0))
+    assert (held - clean)[..., inside].abs().mean() < 0.3 * (draw() - clean)[..., inside].abs().mean()
+    assert torch.isfinite(held).all()
