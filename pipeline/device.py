@@ -70,11 +70,7 @@ class Memory:
 
 def resolve_device(choice: str | torch.device | None = None) -> torch.device:
     """The user's device, or the best one present, with an index; an NPU is set up for this package on the way."""
-    if choice is None or choice == "auto":
-        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        device = torch.device(accelerator or "cpu")
-    else:
-        device = _parse(choice)
+    device = _best_present() if choice is None or choice == "auto" else _parse(choice)
     if device.type == "npu":
         require_npu()
     if device.type != "cpu":
@@ -82,6 +78,19 @@ def resolve_device(choice: str | torch.device | None = None) -> torch.device:
     if device.type == "npu":
         _prepare_npu(device)
     return device
+
+
+def _best_present() -> torch.device:
+    """The accelerator that torch knows, or an NPU that torch_npu finds, or the CPU with the reason in the log."""
+    if torch.accelerator.is_available():
+        return torch.device(torch.accelerator.current_accelerator())
+    if not hasattr(torch, "npu") and importlib.util.find_spec("torch_npu") is not None:
+        try:
+            require_npu()
+            return torch.device("npu")
+        except DeviceError as error:
+            logger.warning("running on the CPU: %s", error)
+    return torch.device("cpu")
 
 
 def _parse(choice: str | torch.device) -> torch.device:
@@ -207,7 +216,9 @@ def _supported(dtype: torch.dtype, device: torch.device) -> torch.dtype:
 def check_finite(x: torch.Tensor, stage: str) -> torch.Tensor:
     """The tensor; raises when float16 overflowed. Other dtypes have the range and cost no wait for the device."""
     if x.dtype == torch.float16 and not torch.isfinite(x).all():
-        raise GlmImageError(f"{stage}: float16 overflowed to NaN or infinity; use --dtype fp32, or bf16 where it exists")
+        raise GlmImageError(
+            f"{stage}: float16 overflowed to NaN or infinity; use --dtype fp32, or bf16 where it exists"
+        )
     return x
 
 
@@ -304,6 +315,10 @@ def _prepare_npu(device: torch.device) -> None:
     """Process-wide settings of torch_npu, and its fused kernels where the chip has them. Once a device."""
     if device.index in _prepared:
         return
+    try:
+        torch.zeros(1, device=device)  # takes the device, which fails here and not amid loading
+    except RuntimeError as error:
+        raise DeviceError(explain_npu_failure(error)) from error
     _prepared.add(device.index)
     torch.npu.set_compile_mode(jit_compile=False)  # operators come compiled; compiling costs seconds a shape
     torch.npu.config.allow_internal_format = False  # FRACTAL_NZ weights cannot be viewed, saved or fused

@@ -16,7 +16,7 @@ from torch import nn
 
 from .config import DitConfig
 from .geometry import LATENT
-from .kernels import attention, gelu_tanh, modulated_norm, rope
+from .kernels import attention, gelu, gelu_tanh, modulated_norm, rope
 
 EPS = 1e-5  # of every norm here; the reference fixes it in code
 THETA = 10000.0
@@ -244,7 +244,7 @@ class Dit(nn.Module):
         channels, patch = config.inner_dim, config.patch_size**2
         self.image_projector = nn.Module()
         self.image_projector.proj = operations.Linear(config.in_channels * patch, channels, **place)
-        self.glyph_projector = FeedForward(config.text_embed_dim, channels, channels, F.gelu, operations, **place)
+        self.glyph_projector = FeedForward(config.text_embed_dim, channels, channels, gelu, operations, **place)
         self.prior_token_embedding = operations.Embedding(config.prior_vq_quantizer_codebook_size, channels, **place)
         self.prior_projector = FeedForward(channels, channels, channels, F.silu, operations, **place)
         self.time_condition_embed = SizeTimeEmbedding(config, operations, **place)

@@ -15,7 +15,7 @@ _PLAIN: dict[str, Callable] = {}
 
 def use_forms(device_type: str, **forms: Callable) -> None:
     """From now on run these functions of this module with `forms` for tensors of `device_type`; none resets it."""
-    unknown = forms.keys() - {"attention", "rms_norm", "rope", "swiglu", "gelu_tanh", "modulated_norm"}
+    unknown = forms.keys() - {"attention", "rms_norm", "rope", "swiglu", "gelu", "gelu_tanh", "modulated_norm"}
     if unknown:
         raise ValueError(f"kernels have no function named {', '.join(sorted(unknown))}")
     _FORMS[device_type] = forms
@@ -54,6 +54,11 @@ def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
     return _form("swiglu", gate_up, _swiglu)(gate_up)
 
 
+def gelu(x: torch.Tensor) -> torch.Tensor:
+    """GELU by the error function."""
+    return _form("gelu", x, F.gelu)(x)
+
+
 def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
     """GELU by its tanh approximation."""
     return _form("gelu_tanh", x, _gelu_tanh)(x)
@@ -70,9 +75,7 @@ def _attention(q, k, v, mask, scale):
 
 
 def _rms_norm(x, weight, eps):
-    # Half types overflow when squared and lose digits in the mean; only the result is rounded.
-    wide = x.float()
-    return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+    return F.rms_norm(x, weight.shape, weight, eps)  # computes half types in float32 and rounds the result only
 
 
 def _rope(x, cos, sin):

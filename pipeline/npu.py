@@ -6,9 +6,9 @@ throughout: a float mask takes the slow path of torch_npu. Letters as in `kernel
 
 import torch
 import torch.nn.functional as F
-import torch_npu
 from torch.utils.weak import WeakIdKeyDictionary
 
+npu = torch.ops.npu  # torch_npu has registered its operators here
 HALVES = (torch.float16, torch.bfloat16)
 MAX_GROUP = 64  # query heads that may share a key head in the inference kernel
 
@@ -28,9 +28,7 @@ def attention(q, k, v, mask, scale):
         return _products(q, k, v, scale, lambda scores: scores + mask)  # T5's position bias
     if mask.shape[-2] > 1:
         mask = mask.expand(q.shape[0], 1, q.shape[2], k.shape[2])
-        return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
-        )
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
     if q.dtype in HALVES and q.shape[1] * q.shape[2] // k.shape[1] <= MAX_GROUP:
         return _decode(q, k, v, _forbidden(mask), scale)
     return _products(q, k, v, scale, lambda scores: scores.masked_fill(_forbidden(mask), float("-inf")))
@@ -39,7 +37,7 @@ def attention(q, k, v, mask, scale):
 def _decode(q, k, v, forbidden, scale):
     """Queries that see the same keys are query heads that share a key head: (B, H, L, D) -> (B, H*L, 1, D)."""
     heads = q.shape[1] * q.shape[2]
-    out, _ = torch_npu.npu_fused_infer_attention_score(
+    out, _ = npu.npu_fused_infer_attention_score(
         q.reshape(q.shape[0], heads, 1, q.shape[3]),
         k.contiguous(),
         v.contiguous(),
@@ -71,21 +69,33 @@ def _forbidden(mask: torch.Tensor) -> torch.Tensor:
 
 
 def rms_norm(x, weight, eps):
-    return torch_npu.npu_rms_norm(x, weight, eps)[0]
+    return npu.npu_rms_norm(x, weight, eps)[0]
 
 
 def rope(x, cos, sin):
     """In float32: the kernel takes tables of its input's dtype, and half precision has too few digits for angles."""
     shape = (1,) * (4 - cos.ndim) + cos.shape
-    return torch_npu.npu_rotary_mul(x.float(), cos.view(shape), sin.view(shape)).to(x.dtype)
+    return npu.npu_rotary_mul(x.float(), cos.view(shape), sin.view(shape)).to(x.dtype)
 
 
 def swiglu(gate_up):
-    return torch_npu.npu_swiglu(gate_up, dim=-1)
+    return npu.npu_swiglu(gate_up, dim=-1)
+
+
+def gelu(x):
+    """F.gelu ignores `approximate` on an NPU and always takes the tanh."""
+    return npu.npu_gelu(x, approximate="none")
 
 
 def gelu_tanh(x):
-    return torch_npu.npu_gelu(x, approximate="tanh")  # F.gelu ignores `approximate` on an NPU
+    return npu.npu_gelu(x, approximate="tanh")
 
 
-FORMS = {"attention": attention, "rms_norm": rms_norm, "rope": rope, "swiglu": swiglu, "gelu_tanh": gelu_tanh}
+FORMS = {
+    "attention": attention,
+    "rms_norm": rms_norm,
+    "rope": rope,
+    "swiglu": swiglu,
+    "gelu": gelu,
+    "gelu_tanh": gelu_tanh,
+}

@@ -62,7 +62,7 @@ class MLP(nn.Module):
         self.fc2 = operations.Linear(config.intermediate_size, config.hidden_size, **factory)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(kernels.gelu(self.fc1(x)))
 
 
 class Block(nn.Module):

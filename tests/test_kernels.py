@@ -80,6 +80,11 @@ def test_gelu_tanh_follows_its_formula():
     assert_close(kernels.gelu_tanh(x), 0.5 * x * (1 + torch.tanh(inner)))
 
 
+def test_gelu_follows_the_error_function():
+    x = draw(100) * 3
+    assert_close(kernels.gelu(x), 0.5 * x * (1 + torch.erf(x / math.sqrt(2))))
+
+
 def test_one_modulation_for_all_equals_the_same_modulation_for_each():
     x, scale, shift = draw(3, 5, 16), draw(1, 16, seed=1), draw(1, 16, seed=2)
     each = kernels.modulated_norm(x, scale.expand(3, -1), shift.expand(3, -1), 1e-5)

@@ -16,7 +16,7 @@ UNARY = {
     "Erf": torch.erf,
     "Exp": torch.exp,
     "Floor": torch.floor,
-    "Gelu": F.gelu,
+    "Gelu": lambda x: F.gelu(x, approximate="tanh"),  # as CANN documents it
     "IsFinite": torch.isfinite,
     "IsInf": torch.isinf,
     "IsNegInf": torch.isneginf,

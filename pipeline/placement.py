@@ -1,0 +1,297 @@
+"""Where each component lives, decided from free memory and sizes before the first weight is read.
+
+`choose` weighs the ways to run a checkpoint on the devices at hand and takes the first that fits, in this order: all
+components stay on one device; the planner on one, decoder and VAE on another of the same kind; planner and decoder
+take turns on one; layers that do not fit stream from host memory. What the user asks for is honoured and only
+reported when it looks too tight. Sizes are bytes throughout.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from . import device as devices
+from .checkpoint import COMPONENTS, Weights
+from .config import DitConfig, VaeConfig, VisionLanguageConfig
+from .device import DeviceError
+from .errors import InputError
+from .geometry import check_size, patch_count, preview_grid, token_grid
+from .kv_cache import BUCKET, cache_nbytes
+from .vae import decode_nbytes
+
+logger = logging.getLogger(__name__)
+
+PLANNER, GLYPH, DECODER, VAE = COMPONENTS
+STAGES = {"planning": (PLANNER,), "drawing": (GLYPH, DECODER, VAE)}  # what must be on its device at the same time
+STREAMABLE = (PLANNER, DECODER)
+OFFLOADS = ("auto", "none", "phases", "stream")
+HEADROOM = 0.08  # part of a device's memory left alone: fragments, workspaces of its libraries, other programs
+PROMPT_TOKENS = 1024  # room for a long prompt; references add their own tokens
+GLYPH_TOKENS = 512
+STREAM_LAYERS = 2  # layers on the device at once while streaming: the one that runs and the one that arrives
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Component folder -> device and dtype. `phased`: components of a stage leave when the other stage begins.
+
+    `streamed`: component -> bytes of its weights that may stay on the device; its other layers wait in host memory
+    and come one after the other.
+    """
+
+    devices: Mapping[str, torch.device]
+    dtypes: Mapping[str, torch.dtype]
+    phased: bool = False
+    streamed: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def on(cls, device: torch.device, dtype: str | torch.dtype | None = None) -> "Placement":
+        """Everything on one device, in the user's dtype or the device's for each component."""
+        return cls.split(dict.fromkeys(COMPONENTS, device), dtype)
+
+    @classmethod
+    def split(cls, where: Mapping[str, torch.device], dtype: str | torch.dtype | None = None) -> "Placement":
+        return cls(where, {name: devices.resolve_dtype(dtype, where[name], name) for name in COMPONENTS})
+
+    @property
+    def name(self) -> str:
+        """The strategy in words."""
+        words = "planner and decoder take turns" if self.phased else "everything stays loaded"
+        if self.streamed:
+            words += f", layers of the {' and the '.join(map(title, self.streamed))} stream from host memory"
+        return words
+
+    def leaving(self, stage: str) -> tuple[str, ...]:
+        """Components to release before `stage` ("planning" or "drawing") begins."""
+        if not self.phased:
+            return ()
+        return tuple(name for other, names in STAGES.items() if other != stage for name in names)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes. `weights` and the largest repeated `layer` of each component; `work` of each besides its weights."""
+
+    weights: Mapping[str, int]
+    layer: Mapping[str, int]
+    work: Mapping[str, int]
+
+
+# ---- what a checkpoint needs ----
+
+
+def measure(
+    folder: Path, dtypes: Mapping[str, torch.dtype], height: int = 1024, width: int = 1024, count: int = 1
+) -> Needs:
+    """Needs of a checkpoint for `count` images of this size, from its JSON and weight headers alone."""
+    check_size(height, width)
+    weights, layer = {}, {}
+    for name in COMPONENTS:
+        sizes = _sizes(Weights(folder / name), dtypes[name])
+        weights[name] = sum(sizes.values())
+        layer[name] = _largest_layer(sizes)
+    planner = VisionLanguageConfig.from_json(folder / PLANNER / "config.json")
+    decoder = DitConfig.from_json(folder / DECODER / "config.json")
+    vae = VaeConfig.from_json(folder / VAE / "config.json")
+    work = {
+        PLANNER: planner_work(planner, dtypes[PLANNER], height, width, count),
+        GLYPH: 0,  # short texts; counted with the decoder's
+        DECODER: decoder_work(decoder, dtypes[DECODER], height, width, count),
+        VAE: vae_work(vae, dtypes[VAE], height, width),
+    }
+    return Needs(weights, layer, work)
+
+
+def _sizes(weights: Weights, dtype: torch.dtype) -> dict[str, int]:
+    numbers = {key: torch.Size(shape).numel() for key, (_, shape, *_) in weights.headers.items()}
+    return {key: count * dtype.itemsize for key, count in numbers.items()}
+
+
+def _largest_layer(sizes: Mapping[str, int]) -> int:
+    """Of the repeated layers, whose keys hold a number: `model.language_model.layers.17.` belongs to one."""
+    layers: dict[str, int] = {}
+    for key, size in sizes.items():
+        parts = key.split(".")
+        number = next((i for i, part in enumerate(parts) if part.isdigit()), None)
+        if number is not None:
+            name = ".".join(parts[: number + 1])
+            layers[name] = layers.get(name, 0) + size
+    return max(layers.values(), default=0)
+
+
+def planner_work(
+    config: VisionLanguageConfig, dtype: torch.dtype, height: int, width: int, count: int, prompt: int = PROMPT_TOKENS
+) -> int:
+    """The caches of prompt and plans, one pass over the prompt, and the noise and scores of the choice of tokens."""
+    text, codebook = config.text_config, config.vq_config.num_embeddings
+    grid = token_grid(height, width)
+    planned = sum(h * w for h, w in (grid, preview_grid(*grid)))
+    cache = cache_nbytes(text, 1 + count, prompt + planned + BUCKET, dtype)
+    activations = prompt * (3 * text.intermediate_size + 8 * text.hidden_size) * dtype.itemsize
+    choice = (32 + 8) * count * codebook * 4  # a block of noise, and the sorted scores of one token, in float32
+    return cache + activations + choice
+
+
+def decoder_work(config: DitConfig, dtype: torch.dtype, height: int, width: int, count: int) -> int:
+    """One guided pass: both halves of the batch, the widest layer's activations, float32 rotary copies."""
+    tokens = 2 * count * (patch_count(height, width) + GLYPH_TOKENS)
+    activations = tokens * config.inner_dim * (14 * dtype.itemsize + 8)
+    modulations = 50 * (12 * config.num_layers + 2) * config.inner_dim * dtype.itemsize
+    return activations + modulations
+
+
+def vae_work(config: VaeConfig, dtype: torch.dtype, height: int, width: int) -> int:
+    """Decoding in strips, which the VAE falls back to; a whole image needs four times as much, and tries first."""
+    return decode_nbytes(config, height, width, dtype) // 4
+
+
+# ---- the choice ----
+
+
+def choose(
+    folder: Path,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    *,
+    planner_device: str | torch.device | None = None,
+    decoder_device: str | torch.device | None = None,
+    offload: str = "auto",
+    height: int = 1024,
+    width: int = 1024,
+    count: int = 1,
+) -> Placement:
+    """The user's wishes and the memory there is -> a placement; prints its estimate to the log.
+
+    `device` is for everything that has no device of its own; `offload` "none" keeps all loaded, "phases" lets planner
+    and decoder take turns, "stream" leaves layers in host memory, "auto" does the first that fits. Raises DeviceError
+    when nothing can fit.
+    """
+    if offload not in OFFLOADS:
+        raise InputError(f"offload {offload!r} is not known; use {', '.join(OFFLOADS)}")
+    main = devices.resolve_device(device)
+    where = dict.fromkeys(COMPONENTS, main)
+    if planner_device is not None:
+        where[PLANNER] = devices.resolve_device(planner_device)
+    if decoder_device is not None:
+        where |= dict.fromkeys(STAGES["drawing"], devices.resolve_device(decoder_device))
+    wanted = Placement.split(where, dtype)
+    needs = measure(folder, wanted.dtypes, height, width, count)
+    free_choice = device is None and planner_device is None and decoder_device is None
+    candidates = list(_candidates(wanted, needs, offload, others=_others(main) if free_choice else []))
+    chosen = next((c for c in candidates if fits(c, needs)), None)
+    if chosen is None:
+        chosen = candidates[-1]
+        shortage = f"this may not fit:\n{estimate(chosen, needs)}"
+        if offload == "auto" and any(d.type != "cpu" for d in chosen.devices.values()):
+            raise DeviceError(f"{shortage}\nuse a smaller image, fewer images at once, another device, or --device cpu")
+        logger.warning(shortage)
+    logger.info("%s", estimate(chosen, needs))
+    return chosen
+
+
+def _others(main: torch.device) -> list[torch.device]:
+    """Further devices of the same kind."""
+    if main.type == "cpu":
+        return []
+    return [d for d in devices.available_devices() if d.type == main.type and d != main]
+
+
+def _candidates(wanted: Placement, needs: Needs, offload: str, others: list[torch.device]):
+    """Placements from fast to frugal; only those that `offload` allows."""
+    if offload in ("auto", "none"):
+        yield wanted
+    if offload == "auto" and others:
+        second = devices.resolve_device(others[0])
+        yield replace(wanted, devices={**wanted.devices, **dict.fromkeys(STAGES["drawing"], second)})
+    turns = replace(wanted, phased=len(set(wanted.devices.values())) == 1)
+    if offload in ("auto", "phases"):
+        yield turns
+    if offload in ("auto", "stream"):
+        yield _streaming(turns, needs, forced=offload == "stream")
+
+
+def _streaming(placement: Placement, needs: Needs, forced: bool) -> Placement:
+    """Stream what does not fit (everything that can, if `forced`), keeping as many weights as memory allows."""
+    streamed = {}
+    for name in STREAMABLE:
+        device = placement.devices[name]
+        if device.type == "cpu":
+            continue
+        stage = _stage_peaks(placement, needs)[device]
+        spare = available(device) - (stage[_stage_of(name)] - needs.weights[name])
+        keep = spare - STREAM_LAYERS * needs.layer[name]
+        if forced or keep < needs.weights[name]:
+            streamed[name] = max(0, min(keep, needs.weights[name]))
+    return replace(placement, streamed=streamed)
+
+
+def _stage_of(name: str) -> str:
+    return next(stage for stage, names in STAGES.items() if name in names)
+
+
+def available(device: torch.device) -> int:
+    """Bytes that a placement may count on."""
+    memory = devices.memory(device)
+    return int(memory.free - HEADROOM * memory.total)
+
+
+def fits(placement: Placement, needs: Needs) -> bool:
+    return all(peak <= available(device) for device, peak in peaks(placement, needs).items())
+
+
+def peaks(placement: Placement, needs: Needs) -> dict[torch.device, int]:
+    """The most that each device holds at any time, host memory for streamed layers included."""
+    result = {device: max(stages.values()) for device, stages in _stage_peaks(placement, needs).items()}
+    waiting = sum(needs.weights[name] for name in placement.streamed)
+    if waiting:
+        host = torch.device("cpu")
+        result[host] = result.get(host, 0) + waiting
+    return result
+
+
+def _stage_peaks(placement: Placement, needs: Needs) -> dict[torch.device, dict[str, int]]:
+    """device -> stage -> bytes: weights that lie there during the stage, and the stage's largest work."""
+    result: dict[torch.device, dict[str, int]] = {}
+    for stage, names in STAGES.items():
+        leaving = placement.leaving(stage)
+        for device in set(placement.devices.values()):
+            here = [name for name in COMPONENTS if placement.devices[name] == device]
+            loaded = sum(_held(placement, needs, name) for name in here if name not in leaving)
+            work = max((needs.work[name] for name in here if name in names), default=0)
+            result.setdefault(device, {})[stage] = loaded + work
+    return result
+
+
+def _held(placement: Placement, needs: Needs, name: str) -> int:
+    """Bytes of weights on the component's device."""
+    if name not in placement.streamed:
+        return needs.weights[name]
+    return min(needs.weights[name], placement.streamed[name] + STREAM_LAYERS * needs.layer[name])
+
+
+# ---- the report ----
+
+
+def title(component: str) -> str:
+    """The component's name for people."""
+    return {PLANNER: "planner", GLYPH: "glyph encoder", DECODER: "decoder", VAE: "VAE"}[component]
+
+
+def estimate(placement: Placement, needs: Needs) -> str:
+    """The placement as a small table: component, device, dtype, bytes of weights and work; then each device's peak."""
+    lines = [f"placement: {placement.name}"]
+    for name in COMPONENTS:
+        dtype = str(placement.dtypes[name]).removeprefix("torch.")
+        weights, work = _gib(needs.weights[name]), _gib(needs.work[name])
+        lines.append(f"  {title(name):13} {placement.devices[name]!s:7} {dtype:9} {weights} weights, {work} work")
+    for device, peak in peaks(placement, needs).items():
+        lines.append(f"  peak on {device}: {_gib(peak)} of {_gib(available(device))} that may be used")
+    return "\n".join(lines)
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.1f} GiB" if size >= GIB / 10 else f"{size / (1 << 20):.0f} MiB"

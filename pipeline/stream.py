@@ -1,0 +1,92 @@
+"""Running a module whose weights do not fit: its layers wait in host memory and come to the device one by one.
+
+While a layer runs, the next one is copied on a side stream. As many layers as fit stay on the device for good. Hooks
+do the work, so models know nothing of it. Every pass costs a copy of all waiting layers, and a module that streams
+cannot be captured into a graph.
+"""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+
+import torch
+from torch import nn
+
+Slot = tuple[nn.Module, str]  # a module and the name of one of its own parameters
+
+
+def stream_layers(module: nn.Module, device: torch.device, keep: int = 0) -> nn.Module:
+    """Spread a module on the CPU: everything but its repeated layers, and `keep` bytes of them, goes to `device`."""
+    waiting = []
+    for layer in repeated_layers(module):
+        size = sum(tensor.nbytes for tensor in layer.parameters())
+        if size > keep:
+            waiting.append(layer)
+        keep -= min(size, keep)
+    inside = {id(part) for layer in waiting for part in layer.modules()}
+    for part in module.modules():
+        if id(part) not in inside:
+            part._apply(lambda tensor: tensor.to(device), recurse=False)
+    shuttle = Shuttle(waiting, device)
+    for i, layer in enumerate(waiting):
+        layer.register_forward_pre_hook(lambda *_, i=i: shuttle.bring(i))
+        layer.register_forward_hook(lambda *_, i=i: shuttle.drop(i))
+    return module
+
+
+def repeated_layers(module: nn.Module) -> list[nn.Module]:
+    """The layers of every outermost list whose items are of one class, in order."""
+    found = []
+    for child in module.children():
+        is_stack = isinstance(child, nn.ModuleList) and len({type(item) for item in child}) == 1
+        found += list(child) if is_stack else repeated_layers(child)
+    return found
+
+
+def _slots(layer: nn.Module) -> Iterator[Slot]:
+    for part in layer.modules():
+        for name, parameter in part._parameters.items():
+            if parameter is not None:
+                yield part, name
+
+
+class Shuttle:
+    """Two layers are on the device at most: the one that runs, and the next on its way."""
+
+    def __init__(self, layers: list[nn.Module], device: torch.device):
+        self.device = device
+        self.vendor = getattr(torch, device.type) if device.type in ("npu", "cuda") else None
+        self.side = self.vendor.Stream(device) if self.vendor else None
+        self.waiting = [{slot: self._host(getattr(*slot)) for slot in _slots(layer)} for layer in layers]
+        self.coming: dict[int, dict[Slot, torch.Tensor]] = {}
+        for i in range(len(layers)):
+            self.drop(i)
+
+    def _host(self, parameter: torch.Tensor) -> torch.Tensor:
+        """Only pinned memory is copied while the device works."""
+        return parameter.detach().pin_memory() if self.vendor else parameter.detach()
+
+    def bring(self, i: int) -> None:
+        """Give layer `i` its weights on the device, and send for the next."""
+        self._send(i)
+        arrived = self.coming.pop(i)
+        if self.vendor:
+            main = self.vendor.current_stream(self.device)
+            main.wait_stream(self.side)
+            for tensor in arrived.values():
+                tensor.record_stream(main)  # its memory came from the side stream
+        self._assign(arrived)
+        self._send((i + 1) % len(self.waiting))
+
+    def drop(self, i: int) -> None:
+        self._assign(self.waiting[i])
+
+    def _send(self, i: int) -> None:
+        if i not in self.coming:
+            with self.vendor.stream(self.side) if self.vendor else nullcontext():
+                host = self.waiting[i].items()
+                self.coming[i] = {slot: tensor.to(self.device, non_blocking=True) for slot, tensor in host}
+
+    @staticmethod
+    def _assign(tensors: dict[Slot, torch.Tensor]) -> None:
+        for (part, name), tensor in tensors.items():
+            part._parameters[name] = nn.Parameter(tensor, requires_grad=False)
