@@ -14,7 +14,9 @@ from . import sockets
 from .checks import CHANNELS
 from .decoder_model import GlmImageModel, has_own_sampling, shift_times, with_shift
 from .planner import MAX_SEED, size_inputs
+from .planning import MAX_COUNT
 
+MAX_IMAGES = MAX_COUNT * MAX_COUNT
 CATEGORY = "GLM-Image/sampling"
 
 
@@ -67,12 +69,17 @@ class GLMImageDecode(io.ComfyNode):
                     "seed",
                     default=0,
                     min=0,
-                    max=MAX_SEED,
+                    max=MAX_SEED - MAX_IMAGES,
                     control_after_generate=True,
-                    tooltip="Seed of the noise; the same plan with another seed keeps its layout.",
+                    tooltip="Seed of the noise; the same plan with another seed keeps its layout. Image k of a batch "
+                    "uses seed + k.",
                 ),
                 io.Int.Input(
-                    "images_per_plan", default=1, min=1, max=64, tooltip="Images of each plan, each with its own noise."
+                    "images_per_plan",
+                    default=1,
+                    min=1,
+                    max=MAX_COUNT,
+                    tooltip="Images of each plan, each with its own noise.",
                 ),
             ],
             outputs=[io.Latent.Output(display_name="latent")],
@@ -85,7 +92,7 @@ class GLMImageDecode(io.ComfyNode):
         empty = empty_latent(plan.height, plan.width, len(plan) * images_per_plan)
         samples = comfy.sample.sample_custom(
             model,
-            comfy.sample.prepare_noise(empty, seed),
+            noise_like(empty, seed),
             cfg,
             comfy.samplers.sampler_object("euler"),
             sigmas_for(model, steps),
@@ -96,6 +103,14 @@ class GLMImageDecode(io.ComfyNode):
             seed=seed,
         )
         return io.NodeOutput({"samples": samples})
+
+
+def noise_like(latents: torch.Tensor, seed: int) -> torch.Tensor:
+    """Noise of each image from a generator of its own, seed + k for image k, so that any can be drawn alone."""
+    rows = [
+        torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(seed + k)) for k in range(len(latents))
+    ]
+    return torch.stack(rows)
 
 
 def check_same_plan(plan, positive: list) -> None:

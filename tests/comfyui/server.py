@@ -1,6 +1,7 @@
 """A running ComfyUI and the few requests the tests make of it."""
 
 import json
+import os
 import socket
 import subprocess
 import time
@@ -32,9 +33,13 @@ class Server:
         self.base = make_base(base)
         self.url = f"http://127.0.0.1:{_free_port()}"
         self.log_file = base / "server.log"
-        command = install.command(base, int(self.url.rsplit(":", 1)[1]), "--cpu")
+        port = int(self.url.rsplit(":", 1)[1])
+        command = install.command(base, port, "--cpu", "--preview-method", "latent2rgb")
+        quiet = {"OMP_WAIT_POLICY": "PASSIVE"}  # waiting threads would take the processor from the tests
         with self.log_file.open("w") as log:
-            self.process = subprocess.Popen(command, cwd=base, stdout=log, stderr=subprocess.STDOUT)
+            self.process = subprocess.Popen(
+                command, cwd=base, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **quiet}
+            )
         self._wait_until_up()
 
     @property
@@ -71,6 +76,19 @@ class Server:
         request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=60) as response:
             return response.read()
+
+    def add_model(self, name: str, folder: Path) -> str:
+        """Offer a checkpoint folder to the loaders -> its name there."""
+        link = self.base / "models" / "glm_image" / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.exists():
+            link.symlink_to(folder, target_is_directory=True)
+        return f"{name}/model_index.json"
+
+    def options(self, node: str, widget: str) -> list[str]:
+        """What a combo offers now."""
+        declared = self.get(f"/object_info/{node}")[node]["input"]["required"][widget]
+        return declared[1]["options"] if len(declared) > 1 and "options" in declared[1] else declared[0]
 
     def queue(self, prompt: dict, client: str = "tests") -> str:
         """Queue a graph in API form; returns its id. A graph that ComfyUI refuses is a `PromptError`."""
