@@ -6,6 +6,7 @@ import pytest
 import torch
 from comfyui_glm_image.pipeline import ocr
 from comfyui_glm_image.pipeline.generate import GridControl
+from comfyui_glm_image.pipeline.plan import Plan
 from comfyui_glm_image.tools import layout_eval as E
 from comfyui_glm_image.training import data
 
@@ -39,6 +40,15 @@ def test_joined_controls_hold_each_images_own():
     assert E.joined_controls(biased).bias_at(4).sum(1).tolist() == [0, 4 * data.CODEBOOK]
 
 
+def test_visibility_of_a_batch_is_padded_on_the_left():
+    short, long = E.held_out_cases(2)
+    visible = E.joined_visibility([short, long])
+    lengths = [sum(len(w) + 1 + (len(c.words) + 1) % 2 for w in c.words) for c in (short, long)]
+    assert visible.shape == (2, 4 * E.GRID[0] * E.GRID[1], max(lengths))
+    assert not visible[0, :, : max(lengths) - lengths[0]].any()
+    assert visible[0, :, max(lengths) - lengths[0] :].any(0).all() and visible[1].any(0).all()
+
+
 def test_interval_pools_counts():
     share, low, high = E.interval([(1, 1), (0, 2), (1, 1)])
     assert share == 0.5 and low <= 0.5 <= high
@@ -52,5 +62,5 @@ def test_plans_with_the_right_tokens_put_every_word_in_its_box():
         for word, region, row, ink in zip(case.words, case.layout.regions, case.rows, E.INKS):
             for pair in range((len(word) + 1) // 2):
                 codes[row, round(region.x * E.GRID[1]) + pair] = data.text_code(E.PAPER, ink, len(word), pair)
-        picture = E.Planted().draw(case, codes.flatten(), E.Switches(), None, 0)
+        (picture,) = E.Planted().draw([case], Plan(codes.view(1, -1), E.GRID, data.CODEBOOK, ["a"], 0))
         assert ocr.score_layout(case.layout, ocr.read_words(picture)).placement == 1.0, case.words

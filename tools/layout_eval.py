@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -38,20 +39,9 @@ if "comfyui_glm_image" not in sys.modules:
     _load_package()
 
 from comfyui_glm_image.pipeline import ocr, sketch  # noqa: E402
-from comfyui_glm_image.pipeline.checkpoint import load_module  # noqa: E402
-from comfyui_glm_image.pipeline.config import (  # noqa: E402
-    DitConfig,
-    GenerationConfig,
-    GlyphConfig,
-    ProcessorConfig,
-    SchedulerConfig,
-    VaeConfig,
-    VisionLanguageConfig,
-)
-from comfyui_glm_image.pipeline.dit import Dit  # noqa: E402
-from comfyui_glm_image.pipeline.generate import GridControl, decode, prefill  # noqa: E402
+from comfyui_glm_image.pipeline.generate import GridControl  # noqa: E402
 from comfyui_glm_image.pipeline.geometry import TOKEN, preview_grid  # noqa: E402
-from comfyui_glm_image.pipeline.glyph import GlyphEncoder  # noqa: E402
+from comfyui_glm_image.pipeline.glm_image import GlmImage, draw_noise, to_pil  # noqa: E402
 from comfyui_glm_image.pipeline.guidance import (  # noqa: E402
     PlanGuidance,
     glyph_visibility,
@@ -60,10 +50,7 @@ from comfyui_glm_image.pipeline.guidance import (  # noqa: E402
     sketch_tokens,
 )
 from comfyui_glm_image.pipeline.layout import Layout, TextRegion  # noqa: E402
-from comfyui_glm_image.pipeline.plan import upsample_tokens  # noqa: E402
-from comfyui_glm_image.pipeline.planner import Planner  # noqa: E402
-from comfyui_glm_image.pipeline.prompt import PromptEncoder, collate  # noqa: E402
-from comfyui_glm_image.pipeline.scheduler import euler_step, schedule  # noqa: E402
+from comfyui_glm_image.pipeline.plan import Plan  # noqa: E402
 from comfyui_glm_image.training import data  # noqa: E402
 
 GRID = (3, 6)  # tokens: pictures of 192x96 px, the small checkpoint's largest
@@ -156,38 +143,23 @@ def interval(shares: list[tuple[int, int]]) -> tuple[float, float, float]:
 
 
 class Planning:
-    """The planner's half: prompts and guidance -> tokens of the full grid."""
+    """The planner's half: prompts and guidance -> plans, row k of all cases drawn with seed k."""
 
-    def __init__(self, folder: Path):
-        home = folder / "vision_language_encoder"
-        self.config = VisionLanguageConfig.from_json(home / "config.json")
-        self.planner = load_module(Planner, self.config, home, "cpu", torch.float32)
-        self.sampling = GenerationConfig.from_json(home / "generation_config.json")
-        self.processor = ProcessorConfig.from_folder(folder / "processor")
-        self.prompts = PromptEncoder(folder / "processor", self.config)
+    def __init__(self, model: GlmImage):
+        self.model = model
 
-    def plans(self, cases: list[Case], switches: Switches, pictures: list[Image.Image]) -> list[torch.Tensor]:
-        """(h*w,) ids of the full grid of every case, drawn with the case's number as seed."""
-        found = []
-        for start in range(0, len(cases), BATCH):
-            chosen = slice(start, start + BATCH)
-            seeds = list(range(len(cases)))[chosen]
-            found += self._batch(cases[chosen], switches, pictures[chosen], seeds)
-        return found
-
-    def _batch(self, cases, switches: Switches, pictures, seeds: list[int]) -> list[torch.Tensor]:
-        encoded = [self.prompts.encode(case.prompt(switches.prompt), GRID, PREVIEW) for case in cases]
-        prefix = prefill(self.planner, collate(encoded, GRID, PREVIEW, self.config), "cpu")
+    def plan(self, cases: list[Case], switches: Switches, pictures: list[Image.Image], seed: int) -> Plan:
         controls = [self._controls(case, switches, picture) for case, picture in zip(cases, pictures)]
         joined = {name: joined_controls([each[name] for each in controls]) for name in controls[0]}
-        return list(decode(self.planner, prefix, self.sampling, seeds, controls=joined)["full"])
+        prompts = [case.prompt(switches.prompt) for case in cases]
+        return self.model.plan(prompts, TOKEN * GRID[0], TOKEN * GRID[1], seed=seed, controls=joined)
 
     def _controls(self, case: Case, switches: Switches, picture: Image.Image) -> dict[str, GridControl]:
         if not switches.plan.active:
             return {}
         grids = {"preview": PREVIEW, "full": GRID}
-        tokens = sketch_tokens(self.planner, picture, grids, self.processor)
-        return plan_controls(switches.plan, case.layout, tokens, grids, self.config.vq_config.num_embeddings)
+        tokens = sketch_tokens(self.model.planner, picture, grids, self.model.processor)
+        return plan_controls(switches.plan, case.layout, tokens, grids, self.model.codebook_size)
 
 
 def joined_controls(controls: list[GridControl]) -> GridControl:
@@ -205,60 +177,53 @@ def joined_controls(controls: list[GridControl]) -> GridControl:
 
 
 class Diffusion:
-    """The decoder's half: tokens, texts and guidance -> a picture."""
+    """The decoder's half: plans, texts and guidance -> pictures."""
 
-    def __init__(self, folder: Path, steps: int, guidance_scale: float):
-        from comfyui_glm_image.pipeline.vae import Vae
+    def __init__(self, model: GlmImage, steps: int, guidance_scale: float):
+        self.model, self.steps, self.guidance_scale = model, steps, guidance_scale
 
-        def load(cls, config, name):
-            home = folder / name
-            return load_module(cls, config.from_json(home / "config.json"), home, "cpu", torch.float32)
+    def draw(
+        self, cases: list[Case], plan: Plan, switches: Switches, pictures: list[Image.Image], seed: int
+    ) -> list[Image.Image]:
+        latents = self.model.denoise(
+            plan,
+            self.steps,
+            self.guidance_scale,
+            seed,
+            glyph_texts=[case.layout.glyph_texts() for case in cases],
+            glyph_visible=joined_visibility(cases) if switches.attention else None,
+            glyph_visible_until=switches.attention,
+            hold=self._hold(cases, plan, switches.level, pictures, seed) if switches.level < 1 else None,
+        )
+        return to_pil(self.model.decode(latents))
 
-        self.dit, self.glyphs = load(Dit, DitConfig, "transformer"), load(GlyphEncoder, GlyphConfig, "text_encoder")
-        self.vae = load(Vae, VaeConfig, "vae")
-        self.steps, self.guidance_scale = steps, guidance_scale
-        self.scheduler = SchedulerConfig.from_json(folder / "scheduler" / "scheduler_config.json")
+    def _hold(self, cases: list[Case], plan: Plan, level: float, pictures: list[Image.Image], seed: int) -> Callable:
+        clean = self.model.encode(torch.stack([torch.from_numpy(np.array(picture)) for picture in pictures]) / 255)
+        noise = draw_noise(plan, seed)
+        holders = [latent_holder(clean[k, None], noise[k, None], case.layout, level) for k, case in enumerate(cases)]
 
-    @torch.no_grad()
-    def draw(self, case: Case, plan: torch.Tensor, switches: Switches, picture: Image.Image, seed: int) -> Image.Image:
-        h, w = 2 * GRID[0], 2 * GRID[1]
-        prior = upsample_tokens(plan[None], GRID)
-        texts = case.layout.glyph_texts()
-        embeds = self.glyphs.embed(texts)
-        free = self.dit.prepare(embeds, prior, (h, w))
-        visible = glyph_visibility(case.layout, texts, (h, w))
-        guided = self.dit.prepare(embeds, prior, (h, w), glyph_visible=visible)
-        without = self.dit.prepare(self.glyphs.embed([""]), prior, (h, w), prior_token_drop=True)
-        noise = torch.randn(1, 16, 2 * h, 2 * w, generator=torch.Generator().manual_seed(seed))
-        hold = self._holder(case, noise, picture, switches.level)
-        plan_of_steps = schedule(self.scheduler, self.steps, h * w)
-        size = torch.tensor([[float(TOKEN * side) for side in GRID]])
-        modulations = self.dit.modulations(plan_of_steps.timesteps, size, torch.zeros_like(size), torch.float32)
-        latents = noise
-        for step, (sigma, delta) in enumerate(zip(plan_of_steps.sigmas.tolist(), plan_of_steps.deltas())):
-            latents = hold(latents, sigma)
-            context = guided if step < switches.attention * self.steps else free
-            wanted = self.dit.step(latents, modulations[step], context)
-            plain = self.dit.step(latents, modulations[step], without)
-            latents = euler_step(latents, plain + self.guidance_scale * (wanted - plain), delta)
-        return self._to_picture(latents)
+        def hold(latents: torch.Tensor, sigma: float) -> torch.Tensor:
+            return torch.cat([each(latents[k, None], sigma) for k, each in enumerate(holders)])
 
-    def _holder(self, case: Case, noise: torch.Tensor, picture: Image.Image, level: float) -> Callable:
-        if level == 1:
-            return lambda latents, sigma: latents
-        pixels = torch.tensor(list(picture.tobytes()), dtype=torch.float32).view(1, *picture.size[::-1], 3)
-        return latent_holder(self.vae.encode(pixels.movedim(-1, 1) / 127.5 - 1), noise, case.layout, level)
+        return hold
 
-    def _to_picture(self, latents: torch.Tensor) -> Image.Image:
-        pixels = (self.vae.decode(latents)[0].movedim(0, -1) / 2 + 0.5).clamp(0, 1)
-        return Image.fromarray((255 * pixels).round().to(torch.uint8).numpy())
+
+def joined_visibility(cases: list[Case]) -> torch.Tensor:
+    """(B, patches, L), padded on the left as glyph embeddings are."""
+    patches = (2 * GRID[0], 2 * GRID[1])
+    masks = [glyph_visibility(case.layout, case.layout.glyph_texts(), patches) for case in cases]
+    longest = max(mask.shape[-1] for mask in masks)
+    return torch.cat([torch.nn.functional.pad(mask, (longest - mask.shape[-1], 0)) for mask in masks])
 
 
 class Planted:
     """Stands in for the decoder: draws each lettered token by rule, taking the letters from the text of that length."""
 
-    def draw(self, case: Case, plan: torch.Tensor, switches: Switches, picture: Image.Image, seed: int) -> Image.Image:
-        codes = plan.view(1, *GRID).numpy()
+    def draw(self, cases: list[Case], plan: Plan, *_) -> list[Image.Image]:
+        return [self._picture(case, ids) for case, ids in zip(cases, plan.prior_token_ids_d32)]
+
+    def _picture(self, case: Case, ids: torch.Tensor) -> Image.Image:
+        codes = ids.view(1, *GRID).numpy()
         chars = torch.zeros(1, GRID[0], 2 * GRID[1], dtype=torch.long).numpy()
         by_length = {len(word): word for word in case.words}
         for row, column in torch.cartesian_prod(torch.arange(GRID[0]), torch.arange(GRID[1])).tolist():
@@ -279,13 +244,15 @@ def measure(cases: list[Case], planning: Planning, decoder, rows: dict[str, Swit
         started, scores = time.monotonic(), []
         folder = out / "".join(letter if letter.isalnum() else "_" for letter in name)
         folder.mkdir(parents=True, exist_ok=True)
-        key = (switches.prompt, switches.plan)
-        if key not in planned:
-            planned[key] = planning.plans(cases, switches, pictures)
-        for seed, (case, plan, picture) in enumerate(zip(cases, planned[key], pictures)):
-            drawn = decoder.draw(case, plan, switches, picture, seed)
-            drawn.save(folder / f"{seed:03d}.png")
-            scores.append(ocr.score_layout(case.layout, ocr.read_words(drawn, "tesseract")))
+        for seed in range(0, len(cases), BATCH):
+            chosen = slice(seed, seed + BATCH)
+            key = (switches.prompt, switches.plan, seed)
+            if key not in planned:
+                planned[key] = planning.plan(cases[chosen], switches, pictures[chosen], seed)
+            drawn = decoder.draw(cases[chosen], planned[key], switches, pictures[chosen], seed)
+            for number, (case, picture) in enumerate(zip(cases[chosen], drawn), start=seed):
+                picture.save(folder / f"{number:03d}.png")
+                scores.append(ocr.score_layout(case.layout, ocr.read_words(picture, "tesseract")))
         results.append(summary(name, scores, time.monotonic() - started))
         print(markdown_row(results[-1]), flush=True)
     return results
@@ -326,11 +293,12 @@ def main() -> int:
     options = parser.parse_args()
     ocr.available_engine("tesseract")
     planted = options.decoder == "planted"
-    decoder = Planted() if planted else Diffusion(options.model, options.steps, options.cfg)
+    model = GlmImage.from_pretrained(options.model, device="cpu", dtype="fp32", local_only=True)
+    decoder = Planted() if planted else Diffusion(model, options.steps, options.cfg)
     rows = {name: row for name, row in ROWS.items() if not (planted and (row.attention or row.level < 1))}
     rows = {name: rows[name] for name in options.rows or rows}
     print(HEAD, flush=True)
-    results = measure(held_out_cases(options.count), Planning(options.model), decoder, rows, options.out)
+    results = measure(held_out_cases(options.count), Planning(model), decoder, rows, options.out)
     (options.out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return 0
 
