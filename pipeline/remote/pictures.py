@@ -2,7 +2,6 @@
 
 import base64
 import io
-import warnings
 
 from PIL import Image
 
@@ -36,20 +35,18 @@ def decode(data: bytes, request: PictureRequest, endpoint: Endpoint, exact: bool
 
     `exact`: no other size than the one asked for is taken.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-                _check_size(picture, request, endpoint, exact)
-                picture.load()
-                return to_rgb(picture)
-        except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-            raise BrokenAnswerError(
-                f"{endpoint} sent {len(data):,} bytes that are no readable {', '.join(FORMATS)} picture "
-                f"({type(error).__name__})"
-            ) from None
-        except Image.DecompressionBombWarning:
-            raise BrokenAnswerError(f"{endpoint} sent a picture that is too large to unpack") from None
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+            _check_size(picture, request, endpoint, exact)
+            picture.load()
+            return to_rgb(picture)
+    except Image.DecompressionBombError:
+        raise BrokenAnswerError(f"{endpoint} sent a picture that is too large to unpack") from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise BrokenAnswerError(
+            f"{endpoint} sent {len(data):,} bytes that are no readable {', '.join(FORMATS)} picture "
+            f"({type(error).__name__})"
+        ) from None
 
 
 def _check_size(picture: Image.Image, request: PictureRequest, endpoint: Endpoint, exact: bool) -> None:
