@@ -156,6 +156,12 @@ def explain_npu_failure(error: BaseException) -> str:
             "'source /usr/local/Ascend/ascend-toolkit/set_env.sh' in this shell. Until then plain 'import torch' fails "
             "too; TORCH_DEVICE_BACKEND_AUTOLOAD=0 keeps the CPU usable"
         )
+    if re.search(r"507033|507899|107002|Failed to start the device|another process", text):
+        return (
+            f"the NPU cannot be taken ({_first_line(text)}): another process or container holds it, or its driver is "
+            "in a bad state. 'npu-smi info' shows who uses it; wait, take another card with "
+            "ASCEND_RT_VISIBLE_DEVICES=1 or --device npu:1, or draw on the CPU meanwhile with --device cpu"
+        )
     if "undefined symbol" in text:
         return (
             f"torch_npu and torch {torch.__version__} do not belong together ({text}); install "
@@ -164,6 +170,10 @@ def explain_npu_failure(error: BaseException) -> str:
     if "ASCEND_" in text:
         return f"CANN is installed in part, or its environment is old ({text}); source CANN's set_env.sh again"
     return f"torch_npu cannot be imported: {text}. 'glm-image doctor' shows versions and environment"
+
+
+def _first_line(text: str) -> str:
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")[:200]
 
 
 def _causes(error: BaseException | None):
@@ -258,6 +268,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error)) is not None
 
 
+def explain_out_of_memory(what: str, device: torch.device) -> str:
+    """What to do when loading or drawing ran out of memory."""
+    size = memory(device)
+    return (
+        f"{what} does not fit on {device}, of whose {size.total / 2**30:.1f} GiB {size.free / 2**30:.1f} are free; "
+        "other programs may hold memory there. Use --offload phases or --offload stream, a smaller image, "
+        "--decoder-device for a second card, or --device cpu"
+    )
+
+
 def retry_smaller(device: torch.device, whole: Callable[[], torch.Tensor], tiled: Callable[[], torch.Tensor]):
     """`whole()`, or, when it runs out of memory, `tiled()` once the device's cache is empty."""
     try:
@@ -312,7 +332,7 @@ _prepared: set[int] = set()
 
 
 def _prepare_npu(device: torch.device) -> None:
-    """Process-wide settings of torch_npu, and its fused kernels where the chip has them. Once a device."""
+    """Process-wide settings of torch_npu, and the kernels' forms for this chip. Once a device."""
     if device.index in _prepared:
         return
     try:
@@ -324,7 +344,6 @@ def _prepare_npu(device: torch.device) -> None:
     torch.npu.config.allow_internal_format = False  # FRACTAL_NZ weights cannot be viewed, saved or fused
     torch.npu.conv.allow_hf32 = False  # the VAE's float32 is float32
     torch.npu.matmul.allow_hf32 = False
-    if capabilities(device).fused:
-        from . import kernels, npu
+    from . import kernels, npu
 
-        kernels.use_forms("npu", **npu.FORMS)
+    kernels.use_forms("npu", **(npu.FORMS if capabilities(device).fused else npu.CAREFUL_FORMS))

@@ -21,6 +21,11 @@ def use_forms(device_type: str, **forms: Callable) -> None:
     _FORMS[device_type] = forms
 
 
+def forms(device_type: str) -> dict[str, Callable]:
+    """What `use_forms` has set."""
+    return dict(_FORMS.get(device_type, {}))
+
+
 def _form(name: str, x: torch.Tensor, plain: Callable) -> Callable:
     return _FORMS.get(x.device.type, _PLAIN).get(name, plain)
 

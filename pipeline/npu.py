@@ -1,7 +1,8 @@
 """torch_npu's fused operators as forms of `kernels`: one kernel where plain torch launches several.
 
-`device` registers them on the chips that have them; arguments and results are those of the plain forms. Boolean masks
-throughout: a float mask takes the slow path of torch_npu. Letters as in `kernels`, plus G query heads a key head.
+`device` registers FORMS on the chips that have them, CAREFUL_FORMS on others; arguments and results are those of the
+plain forms. Boolean masks throughout: a float mask takes the slow path of torch_npu. Letters as in `kernels`, plus G
+query heads a key head.
 """
 
 import torch
@@ -11,6 +12,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 npu = torch.ops.npu  # torch_npu has registered its operators here
 HALVES = (torch.float16, torch.bfloat16)
 MAX_GROUP = 64  # query heads that may share a key head in the inference kernel
+QUERIES = 512  # queries at once in attention that is spelled out
 
 _inverted = WeakIdKeyDictionary()  # mask -> (its version, what CANN wants: True where a key may not be seen)
 
@@ -25,13 +27,13 @@ def attention(q, k, v, mask, scale):
     if mask is None:
         return F.scaled_dot_product_attention(q, k, v, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
     if mask.dtype != torch.bool:
-        return _products(q, k, v, scale, lambda scores: scores + mask)  # T5's position bias
+        return careful_attention(q, k, v, mask, scale)
     if mask.shape[-2] > 1:
         mask = mask.expand(q.shape[0], 1, q.shape[2], k.shape[2])
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
     if q.dtype in HALVES and q.shape[1] * q.shape[2] // k.shape[1] <= MAX_GROUP:
         return _decode(q, k, v, _forbidden(mask), scale)
-    return _products(q, k, v, scale, lambda scores: scores.masked_fill(_forbidden(mask), float("-inf")))
+    return careful_attention(q, k, v, mask, scale)
 
 
 def _decode(q, k, v, forbidden, scale):
@@ -50,12 +52,22 @@ def _decode(q, k, v, forbidden, scale):
     return out.view(q.shape)
 
 
-def _products(q, k, v, scale, masked):
-    """Attention spelled out, with its softmax in float32."""
+def careful_attention(q, k, v, mask, scale):
+    """`kernels.attention` for chips without a fused kernel, in pieces that bound the memory of the scores."""
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    pieces = q.split(QUERIES, dim=2)
+    masks = [mask] * len(pieces) if mask is None or mask.shape[-2] == 1 else mask.split(QUERIES, dim=-2)
+    return torch.cat([_products(piece, k, v, scale, part) for piece, part in zip(pieces, masks)], dim=2)
+
+
+def _products(q, k, v, scale, mask):
+    """Attention spelled out, with its softmax in float32; scaled first, because float16 overflows at 65504."""
     batch, heads, length, width = q.shape
-    grouped = q.reshape(batch, k.shape[1], -1, width)  # (B, key heads, G*L, D)
-    scores = (grouped @ k.transpose(-1, -2)).float() * scale
-    scores = masked(scores.view(batch, heads, length, -1))
+    grouped = (q * scale).reshape(batch, k.shape[1], -1, width)  # (B, key heads, G*L, D)
+    scores = (grouped @ k.transpose(-1, -2)).float().view(batch, heads, length, -1)
+    if mask is not None:
+        seen_only = mask.dtype == torch.bool
+        scores = scores.masked_fill(_forbidden(mask), float("-inf")) if seen_only else scores + mask  # T5's bias
     return (scores.softmax(-1).to(v.dtype).view(batch, k.shape[1], -1, k.shape[2]) @ v).view(q.shape)
 
 
@@ -99,3 +111,4 @@ FORMS = {
     "gelu": gelu,
     "gelu_tanh": gelu_tanh,
 }
+CAREFUL_FORMS = {"attention": careful_attention}

@@ -1,0 +1,126 @@
+"""Small random models of the release's architecture, and the parts of a run that the audit watches."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+
+from . import release
+from .config import DitConfig, GenerationConfig, GlyphConfig, VaeConfig, VisionLanguageConfig
+from .dit import Dit
+from .generate import DecodeStep, Prefix, prefill
+from .glyph import GlyphEncoder
+from .planner import Planner
+from .prompt import PromptBatch
+from .vae import Vae
+
+PROMPT, PLANNED = 12, 8
+GRID = (4, 4)  # decoder patches
+
+Part = tuple[str, bool, Callable[[], object]]
+
+
+def planner_config(layers: int = 2) -> VisionLanguageConfig:
+    """The release's planner with its 32 heads over 2 key heads, 64 channels wide."""
+    config = release.VISION_LANGUAGE
+    rope = replace(config.text_config.rope_parameters, mrope_section=(2, 3, 3))
+    text = replace(
+        config.text_config,
+        vocab_size=512,
+        vision_vocab_size=96,
+        hidden_size=1024,
+        intermediate_size=128,
+        num_hidden_layers=layers,
+        rope_parameters=rope,
+    )
+    vision = replace(config.vision_config, depth=2, hidden_size=64, intermediate_size=128, num_heads=2, image_size=128)
+    vq = replace(config.vq_config, embed_dim=32, num_embeddings=64, latent_channels=64)
+    return replace(config, text_config=text, vision_config=vision, vq_config=vq)
+
+
+def glyph_config() -> GlyphConfig:
+    return replace(release.GLYPH, d_model=48, d_kv=16, d_ff=64, num_layers=2, num_heads=3)
+
+
+def dit_config() -> DitConfig:
+    return replace(
+        release.DIT,
+        num_layers=2,
+        num_attention_heads=2,
+        attention_head_dim=32,
+        text_embed_dim=48,
+        time_embed_dim=32,
+        condition_dim=16,
+        prior_vq_quantizer_codebook_size=64,
+    )
+
+
+def vae_config() -> VaeConfig:
+    return replace(release.VAE, block_out_channels=(16, 32, 32, 32), layers_per_block=1, norm_num_groups=8)
+
+
+def parts(device: torch.device, dtype: torch.dtype) -> Iterator[Part]:
+    """(name, whether it runs once a token or step, the run itself) of all that drawing a picture does."""
+    torch.manual_seed(0)
+    yield from planner_parts(device, dtype)
+    yield from decoder_parts(device, dtype)
+    vae = Vae(vae_config()).to(device, torch.float32 if dtype == torch.float16 else dtype)
+    own = next(vae.parameters()).dtype
+    yield "VAE: encode", False, lambda: vae.encode(torch.zeros(1, 3, 64, 64, dtype=own, device=device))
+    latents = torch.zeros(1, 16, 16, 16, dtype=own, device=device)
+    yield "VAE: decode", False, lambda: vae.decode(latents)
+    yield "VAE: decode in strips", False, lambda: vae.decode_tiled(latents, 32)
+
+
+def planner_parts(device: torch.device, dtype: torch.dtype) -> Iterator[Part]:
+    planner = Planner(planner_config()).to(device, dtype).requires_grad_(False)
+    planner.fuse()
+    batch, sampling = prompt_batch(), GenerationConfig(0.9, 0.75)
+    prefix = prefill(planner, batch, device)
+    yield "vision tokenizer", False, lambda: planner.tokenize_image(torch.zeros(3, 64, 64, dtype=dtype, device=device))
+    yield "planner: prompt", False, lambda: prefill(planner, batch, device)
+    step = new_step(planner, prefix, sampling)
+    yield "planner: first token", False, lambda: step.first(prefix.logits)
+    yield "planner: token", True, lambda: step.eager(1)
+    yield "planner: token for a graph", True, lambda: step.captured(step.cache.capacity)
+
+
+def new_step(planner: Planner, prefix: Prefix, sampling: GenerationConfig) -> DecodeStep:
+    capacity = PROMPT + PLANNED
+    step = DecodeStep(planner, sampling, rows=1, capacity=capacity, planned=PLANNED, device=prefix.logits.device)
+    step.start(prefix)
+    return step
+
+
+def prompt_batch(rows: int = 1) -> PromptBatch:
+    """Twelve text tokens, one of them padding, before a grid of two by four tokens."""
+    mask = torch.ones(rows, PROMPT, dtype=torch.bool)
+    mask[:, 0] = False
+    ids = torch.arange(PROMPT).expand(rows, -1) + 100
+    positions = torch.arange(PROMPT).expand(3, rows, -1)
+    decode = torch.arange(PROMPT, PROMPT + PLANNED).expand(3, rows, -1)
+    return PromptBatch(ids, mask, positions, decode, ((2, 4),))
+
+
+def decoder_parts(device: torch.device, dtype: torch.dtype) -> Iterator[Part]:
+    glyph = GlyphEncoder(glyph_config()).to(device, dtype)
+    yield "glyph encoder", False, lambda: glyph.embed_batch([["GLM", "Image"], ["a"]])
+    dit = Dit(dit_config()).to(device, dtype)
+    h, w = GRID
+    latents = torch.zeros(2, 16, 2 * h, 2 * w, dtype=dtype, device=device)
+    ids = torch.zeros(2, h * w, dtype=torch.long, device=device)
+    embeds, mask = glyph.embed_batch([["GLM", "Image"], ["a"]])
+    size = torch.full((1, 2), 64.0, dtype=dtype, device=device)
+
+    def prepare():
+        references = dit.write_reference(latents[:1], ids[:1])
+        return dit.prepare(embeds, ids, GRID, glyph_mask=mask, references=references)
+
+    def modulate():
+        times = torch.arange(2, dtype=torch.float32, device=device)
+        return dit.modulations(times, size, torch.zeros_like(size), dtype)
+
+    yield "decoder: references and masks", False, prepare
+    yield "decoder: modulations", False, modulate
+    context, modulations = prepare(), modulate()
+    yield "decoder: step", True, lambda: dit.step(latents, modulations[0], context)

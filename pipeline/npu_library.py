@@ -1,0 +1,61 @@
+"""torch_npu's fused operators, with its schemas, computed on the CPU in plain torch: only where torch_npu is absent.
+
+They let `pipeline.npu`, the code that calls them, run and be audited on a machine without an NPU.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+SCHEMAS = {  # as torch_npu 2.13.0 registers them, down to the arguments that `pipeline.npu` gives
+    "npu_rms_norm": "(Tensor input, Tensor gamma, float epsilon=1e-6) -> (Tensor, Tensor)",
+    "npu_rotary_mul": '(Tensor input, Tensor r1, Tensor r2, str rotary_mode="half") -> Tensor',
+    "npu_swiglu": "(Tensor input, int dim=-1) -> Tensor",
+    "npu_gelu": '(Tensor input, *, str approximate="none") -> Tensor',
+    "npu_fused_infer_attention_score": "(Tensor query, Tensor key, Tensor value, *, Tensor? atten_mask=None, "
+    'int num_heads=1, float scale=1., str input_layout="BSH", int num_key_value_heads=0) -> (Tensor, Tensor)',
+}
+_defined: list[torch.library.Library] = []  # a library's operators live as long as it does
+
+
+def define() -> None:
+    """Make `torch.ops.npu` hold the fused operators, once a process."""
+    if _defined or hasattr(torch, "npu"):
+        return
+    library = torch.library.Library("npu", "FRAGMENT")
+    for name, schema in SCHEMAS.items():
+        library.define(name + schema)
+        library.impl(name, globals()[name], "CPU")
+    _defined.append(library)
+
+
+def npu_rms_norm(x, gamma, epsilon=1e-6):
+    scale = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + epsilon)
+    return (x.float() * scale * gamma.float()).to(x.dtype), scale
+
+
+def npu_rotary_mul(x, r1, r2, rotary_mode="half"):
+    low, high = x.chunk(2, dim=-1)
+    return x * r1 + torch.cat((-high, low), dim=-1) * r2
+
+
+def npu_swiglu(x, dim=-1):
+    gate, up = x.chunk(2, dim=dim)
+    return F.silu(gate) * up
+
+
+def npu_gelu(x, *, approximate="none"):
+    return F.gelu(x, approximate=approximate)
+
+
+def npu_fused_infer_attention_score(
+    query, key, value, *, atten_mask=None, num_heads=1, scale=1.0, input_layout="BSH", num_key_value_heads=0
+):
+    """(B, H, L, D) queries; the mask is True where a key may not be seen."""
+    group = num_heads // (num_key_value_heads or num_heads)
+    key, value = (t.float().repeat_interleave(group, dim=1) for t in (key, value))
+    scores = query.float() @ key.transpose(-1, -2) * scale
+    if atten_mask is not None:
+        scores = scores.masked_fill(atten_mask, -math.inf)
+    return (scores.softmax(-1) @ value).to(query.dtype), scores.logsumexp(-1, keepdim=True)
