@@ -14,10 +14,10 @@ import comfy.model_patcher
 import comfy.ops
 import torch
 
-from ..pipeline.checkpoint import Weights
+from ..pipeline.checkpoint import Weights, compare
 from ..pipeline.config import GenerationConfig, GlyphConfig, ProcessorConfig, VisionLanguageConfig
 from ..pipeline.device import resolve_device, resolve_dtype
-from ..pipeline.errors import CheckpointError, InputError
+from ..pipeline.errors import InputError
 from ..pipeline.glyph import GlyphEncoder
 from ..pipeline.kv_cache import KVCache
 from ..pipeline.planner import Planner
@@ -96,11 +96,18 @@ class WeightFile(Weights):
     def shards(self) -> list[Path]:
         return [self.folder]
 
+    @cached_property
+    def headers(self):
+        return {self._name(key): entry for key, entry in super().headers.items()}
+
     def tensors(self):
         for key, tensor in super().tensors():
-            for prefix in self.prefixes:
-                key = key.removeprefix(prefix)
-            yield key, tensor
+            yield self._name(key), tensor
+
+    def _name(self, key: str) -> str:
+        for prefix in self.prefixes:
+            key = key.removeprefix(prefix)
+        return key
 
 
 def weights_at(path: Path) -> Weights:
@@ -108,12 +115,10 @@ def weights_at(path: Path) -> Weights:
 
 
 def fill(module: torch.nn.Module, weights: Weights, storage: torch.dtype) -> torch.nn.Module:
-    """Give a module of the meta device its weights, all of them and no other."""
+    """Give a module of the meta device its weights, all of them and no other; names and shapes are compared first."""
+    compare(module, weights)
     state = {key: tensor.to(storage) if tensor.is_floating_point() else tensor for key, tensor in weights.tensors()}
-    try:
-        module.load_state_dict(state, strict=True, assign=True)
-    except RuntimeError as error:
-        raise CheckpointError(f"{weights.folder} does not hold this model: {str(error)[:400]}") from None
+    module.load_state_dict(state, strict=True, assign=True)
     return module.eval().requires_grad_(False)
 
 

@@ -190,7 +190,7 @@ def load_module(
     with torch.device("meta"):
         module = build(config, operations=operations, dtype=dtype)
     weights = Weights(folder)
-    _compare(module, weights)
+    compare(module, weights)
     done, total, state, finite = 0, weights.nbytes, {}, {}
     for key, tensor in weights.tensors():
         state[key] = tensor.to(device=device, dtype=dtype) if tensor.is_floating_point() else tensor.to(device)
@@ -221,21 +221,26 @@ def _raise_if_not_finite(finite: dict[str, torch.Tensor | None], weights: Weight
         )
 
 
-def _compare(module: torch.nn.Module, weights: Weights) -> None:
-    """Raise `CheckpointError` naming file and key when a tensor is missing, unknown or of another shape."""
+def compare(module: torch.nn.Module, weights: Weights) -> None:
+    """Raise `CheckpointError` naming file and key when a tensor is missing, unknown or of another shape.
+
+    A module's `aliases` are other names under which a file may hold a tensor.
+    """
+    aliases = getattr(module, "aliases", {})
+    headers = {aliases.get(key, key): entry for key, entry in weights.headers.items()}
     wanted = {key: tuple(value.shape) for key, value in module.state_dict().items()}
-    missing = [key for key in wanted if key not in weights.headers]
+    missing = [key for key in wanted if key not in headers]
     if missing:
         raise CheckpointError(
             f"{weights.folder}: {len(missing)} keys missing, first {missing[0]}; is the download complete?"
         )
-    unknown = [key for key in weights.headers if key not in wanted]
+    unknown = [key for key in headers if key not in wanted]
     if unknown:
-        shard = weights.headers[unknown[0]][0]
+        shard = headers[unknown[0]][0]
         raise CheckpointError(
             f"{shard}: {len(unknown)} keys this model does not have, first {unknown[0]}; is it GLM-Image?"
         )
     for key, shape in wanted.items():
-        shard, found, *_ = weights.headers[key]
+        shard, found, *_ = headers[key]
         if found != shape:
             raise CheckpointError(f"{shard}: {key} is {found}, config.json asks for {shape}")
