@@ -83,8 +83,8 @@ class GLMImageConditioning(io.ComfyNode):
             category="GLM-Image",
             description="Turns a plan and the texts to draw into conditioning for any sampler.",
             inputs=[
-                sockets.GlyphEncoder.Input("glyph_encoder"),
-                sockets.Plan.Input("plan"),
+                sockets.GlyphEncoder.Input("glyph_encoder", tooltip="The text encoder of Load GLM-Image."),
+                sockets.Plan.Input("plan", tooltip="The plan to draw, with its prompts and references."),
                 io.Combo.Input(
                     "glyph_mode",
                     options=MODES,

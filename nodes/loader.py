@@ -15,7 +15,7 @@ from .vae import open_vae
 
 CATEGORY = "GLM-Image/loaders"
 PART_DTYPES = ["auto", *DTYPES]
-VAE_DTYPES = ["auto", "bf16", "fp32"]  # fp16 gives black images
+VAE_DTYPES = ["auto", "bf16", "fp32"]
 
 
 def device_names() -> list[str]:
@@ -32,12 +32,21 @@ def model_input() -> io.Combo.Input:
     )
 
 
-def dtype_input(name: str = "dtype", what: str = "the weights", options: list[str] | None = None) -> io.Combo.Input:
+def dtype_input(name: str = "dtype", what: str = "the weights") -> io.Combo.Input:
     return io.Combo.Input(
         name,
-        options=options or PART_DTYPES,
+        options=PART_DTYPES,
         default="auto",
         tooltip=f"Type of {what}. auto: the best the device computes in; fp8 halves the memory and costs quality.",
+    )
+
+
+def vae_dtype_input() -> io.Combo.Input:
+    return io.Combo.Input(
+        "dtype",
+        options=VAE_DTYPES,
+        default="auto",
+        tooltip="Type of the weights. auto: the best the device computes in. fp16 would give black images.",
     )
 
 
@@ -180,7 +189,7 @@ class GLMImageVAELoader(io.ComfyNode):
             display_name="Load GLM-Image VAE",
             category=CATEGORY,
             description="Opens the autoencoder for VAE Decode, VAE Encode and their tiled forms.",
-            inputs=[model_input(), dtype_input(options=VAE_DTYPES), device_input(), weights_input("vae")],
+            inputs=[model_input(), vae_dtype_input(), device_input(), weights_input("vae")],
             outputs=[io.Vae.Output(display_name="vae")],
         )
 

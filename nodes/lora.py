@@ -59,7 +59,7 @@ class GLMImageLoRA(io.ComfyNode):
             category="GLM-Image",
             description="Applies a LoRA to the decoder, whichever trainer wrote it; keys that fit nothing are listed.",
             inputs=[
-                io.Model.Input("model"),
+                io.Model.Input("model", tooltip="The decoder."),
                 io.Combo.Input(
                     "lora", options=folder_paths.get_filename_list("loras"), tooltip="A file in models/loras."
                 ),

@@ -34,7 +34,7 @@ class GLMImagePlan(io.ComfyNode):
             category=CATEGORY,
             description="Lays images out as tokens of 32 px with the language model. Quote the texts to draw.",
             inputs=[
-                sockets.Planner.Input("planner"),
+                sockets.Planner.Input("planner", tooltip="The planner of Load GLM-Image, guided by a layout or not."),
                 io.String.Input(
                     "prompt",
                     multiline=True,
@@ -111,7 +111,10 @@ class GLMImagePlanPreview(io.ComfyNode):
             display_name="GLM-Image Plan Preview",
             category=CATEGORY,
             description="Draws a plan's tokens: one square of 32 px a token, coloured by its place in the codebook.",
-            inputs=[sockets.Planner.Input("planner"), sockets.Plan.Input("plan")],
+            inputs=[
+                sockets.Planner.Input("planner", tooltip="The planner that made the plan; its codebook gives colours."),
+                sockets.Plan.Input("plan", tooltip="The plan to look at."),
+            ],
             outputs=[io.Image.Output(display_name="image")],
             is_output_node=True,
         )
@@ -132,7 +135,7 @@ class GLMImageSavePlan(io.ComfyNode):
             category=CATEGORY,
             description="Writes a plan to the output folder, to decode it later or elsewhere.",
             inputs=[
-                sockets.Plan.Input("plan"),
+                sockets.Plan.Input("plan", tooltip="The plan to keep."),
                 io.String.Input("filename_prefix", default="plans/plan", tooltip="Path below the output folder."),
             ],
             outputs=[sockets.Plan.Output(display_name="plan")],

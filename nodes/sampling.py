@@ -52,10 +52,10 @@ class GLMImageDecode(io.ComfyNode):
             category="GLM-Image",
             description="Runs the diffusion decoder on a plan, on the model's own schedule. Follow with VAE Decode.",
             inputs=[
-                io.Model.Input("model"),
-                sockets.Plan.Input("plan"),
-                io.Conditioning.Input("positive"),
-                io.Conditioning.Input("negative"),
+                io.Model.Input("model", tooltip="The decoder, with any LoRA or patch."),
+                sockets.Plan.Input("plan", tooltip="The plan that positive was made from; gives size and batch."),
+                io.Conditioning.Input("positive", tooltip="What GLM-Image Conditioning made of the plan."),
+                io.Conditioning.Input("negative", tooltip="The same node's negative; read when cfg is above 1."),
                 io.Int.Input("steps", default=50, min=1, max=1000, tooltip="Passes through the decoder."),
                 io.Float.Input(
                     "cfg",
@@ -129,7 +129,7 @@ class ModelSamplingGLMImage(io.ComfyNode):
             category=CATEGORY,
             description="Fixes the noise schedule's shift. Without this node it follows the latent's size by itself.",
             inputs=[
-                io.Model.Input("model"),
+                io.Model.Input("model", tooltip="The decoder."),
                 *size_inputs(),
                 io.Float.Input(
                     "shift",
@@ -190,8 +190,14 @@ class EmptyGLMImageLatent(io.ComfyNode):
             description="An empty latent for KSampler, of the plan's size or of a size in steps of 32 px.",
             inputs=[
                 *size_inputs(),
-                io.Int.Input("batch_size", default=1, min=1, max=4096, tooltip="Images, a multiple of the plan's."),
-                sockets.Plan.Input("plan", optional=True, tooltip="Takes size and number of images from this plan."),
+                io.Int.Input(
+                    "batch_size",
+                    default=1,
+                    min=1,
+                    max=MAX_IMAGES,
+                    tooltip="Images; with a plan connected, images of each of its plans.",
+                ),
+                sockets.Plan.Input("plan", optional=True, tooltip="Its size in place of width and height."),
             ],
             outputs=[io.Latent.Output(display_name="latent")],
         )
@@ -199,7 +205,7 @@ class EmptyGLMImageLatent(io.ComfyNode):
     @classmethod
     def execute(cls, width, height, batch_size, plan=None) -> io.NodeOutput:
         if plan is not None:
-            return io.NodeOutput({"samples": empty_latent(plan.height, plan.width, len(plan))})
+            return io.NodeOutput({"samples": empty_latent(plan.height, plan.width, len(plan) * batch_size)})
         check_size(height, width)
         return io.NodeOutput({"samples": empty_latent(height, width, batch_size)})
 
