@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageDraw, UnidentifiedImageError
 
 from . import ocr
+from .commands import arguments
+from .commands.progress import Bars
 from .config import read_json
 from .errors import InputError
 from .files import replacing
@@ -28,8 +30,7 @@ from .geometry import check_size
 from .prompt import glyph_texts
 
 BENCHMARKS = ("small", "cvtg2k", "longtext")
-MODEL = Path(__file__).parents[1] / "checkpoints" / "small"  # bundled, and with it its benchmark
-SMALL = MODEL / "benchmark"
+SMALL = arguments.SMALL / "benchmark"
 ABLATIONS = {
     "none": "nothing is left out",
     "no-glyphs": "the decoder gets no glyph embeddings",
@@ -251,7 +252,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Draw a benchmark's prompts, read the pictures by OCR, score the words, write a report."
     parser.add_argument("--benchmark", default="small", help=f"{', '.join(BENCHMARKS)} (default: small)")
     parser.add_argument("--data", type=Path, help="folder of the benchmark's files; small comes with the package")
-    parser.add_argument("--model", default=str(MODEL), help="folder or hub id (default: the bundled small model)")
+    arguments.add_model(parser)
+    parser.set_defaults(model="small")
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder of pictures and report; resumed")
     parser.add_argument("--limit", type=int, help="only the first prompts of each group")
     parser.add_argument("--height", type=int, help="pixels, where a prompt does not say its own (default: 1024)")
@@ -264,8 +266,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--read-only", action="store_true", help="draw nothing; score the pictures that lie in --out")
     parser.add_argument("--ocr", default="auto", help=f"{', '.join(ocr.ENGINES)} (default: auto)")
     parser.add_argument("--languages", default="eng", help="of tesseract, as eng+chi_sim (default: eng)")
-    parser.add_argument("--device", help="auto, cpu, cuda, npu:1, ... (default: the best present)")
-    parser.add_argument("--dtype", help="bf16, fp16 or fp32 (default: the device's)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -282,7 +282,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.read_only:
         drawn = _settings(args)
         check_settings(args.out, drawn)
-        draw(cases, args.out, _painter(args), args.batch, _bar("drawing"))
+        draw(cases, args.out, _painter(args, cases), args.batch, _bar("drawing"))
         about = {**about, **{key: str(value) for key, value in drawn.items()}}
     readings = read(cases, args.out, engine, args.languages, _bar("reading"))
     print(write_report(args.out, f"GLM-Image: {args.benchmark}", about, cases, readings))
@@ -298,7 +298,7 @@ def _sized(case: Case, args: argparse.Namespace) -> Case:
 
 def _settings(args: argparse.Namespace) -> dict:
     """What pictures depend on, besides the prompts."""
-    names = ("model", "steps", "cfg", "seed", "ablation", "height", "width", "device", "dtype")
+    names = ("model", "revision", "steps", "cfg", "seed", "ablation", "height", "width", "device", "dtype")
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 
@@ -317,7 +317,7 @@ def _bar(what: str) -> Progress:
     """A progress bar that follows `progress(done, total)`."""
     from tqdm import tqdm
 
-    bar = tqdm(desc=what, unit="picture")
+    bar = tqdm(desc=what, unit="picture", disable=None)  # None: only on a terminal
 
     def progress(done: int, total: int, **_more) -> None:
         bar.total = total
@@ -328,11 +328,12 @@ def _bar(what: str) -> Progress:
     return progress
 
 
-def _painter(args: argparse.Namespace) -> Callable[[list[Case], int], list[Image.Image]]:
+def _painter(args: argparse.Namespace, cases: list[Case]) -> Callable[[list[Case], int], list[Image.Image]]:
     """Draw with the model; every prompt has a seed of its own, counted from the first prompt of the benchmark."""
-    from .glm_image import GlmImage
-
-    model = GlmImage.from_pretrained(args.model, device=args.device, dtype=args.dtype)
+    largest = max(cases, key=lambda case: case.height * case.width)
+    planned = {"height": largest.height, "width": largest.width, "count": args.batch}
+    with Bars() as bars:
+        model = arguments.open_model(argparse.Namespace(**{**vars(args), **planned}), bars)
 
     def make(cases: list[Case], index: int) -> list[Image.Image]:
         seed = args.seed + index

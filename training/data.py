@@ -139,12 +139,12 @@ def _row_phrase(row: int, rows: int, rng: random.Random, said: float) -> str:
 
 
 def _start(rng: random.Random, free: int) -> int:
-    """First token of a line with `free` spare tokens: centred more often than not."""
-    return free // 2 if rng.random() < 0.6 else rng.randint(0, free)
+    """First token of a line with `free` spare tokens: centred in most pictures."""
+    return free // 2 if rng.random() < 0.8 else rng.randint(0, free)
 
 
 def draw_scene(
-    rng: random.Random, h: int, w: int, words: list[str] | None = None, regions: int = 1, said: float = 0.7
+    rng: random.Random, h: int, w: int, words: list[str] | None = None, regions: int = 1, said: float = 0.85
 ) -> Scene:
     """A random scene of (h, w) tokens with `regions` words, or with the `words` given.
 

@@ -24,7 +24,7 @@ def write_checkpoint(runs: Path, out: Path) -> None:
     parts = _average(runs / "decoder")
     bundle.write_weights(out / "transformer", _below(parts, "dit."), DIFFUSERS_FILE)
     bundle.write_weights(out / "text_encoder", _below(parts, "glyph."), TRANSFORMERS_FILE)
-    language = _average(runs / "planner")
+    language = _below(_average(runs / "planner"), "planner.")
     tokenizer = {n: t for n, t in _average(runs / "vision").items() if n.startswith(("model.visual", "model.vqmodel"))}
     bundle.write_weights(out / "vision_language_encoder", {**language, **tokenizer}, TRANSFORMERS_FILE)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from ..pipeline.config import GenerationConfig
 from ..pipeline.generate import decode, prefill
@@ -21,6 +22,28 @@ from . import bundle, data, models
 from .common import Recipe, Stage, optimisers
 
 SAMPLING = GenerationConfig(temperature=0.9, top_p=0.75, top_k=0)
+WITHOUT_PREVIEW = 0.6  # share of the time: steps without the preview grid cost a fifth and teach what prompts mean
+AUX_LAYER = 1  # the auxiliary heads read this layer's output
+AUX_WEIGHT = 0.3
+UNMARKED = -100  # cross_entropy ignores it
+ROWS = 2 * data.MAX_WORD  # classes before it: index in the quoted word, then the word's length at its closing quote
+SIDE = 40  # most rows or columns of a grid
+
+
+class PlannerModel(nn.Module):
+    """The planner, and two heads that exist in training only: how far in a quoted word or a grid a token stands.
+
+    Counting letters and rows is what the planner is slowest to find out from plans alone.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.planner = models.planner()
+        width = models.PLANNER_CONFIG.text_config.hidden_size
+        self.place = nn.Linear(width, ROWS + SIDE)
+        self.column = nn.Linear(width, SIDE)
+        for part in (self.planner.model.visual, self.planner.model.vqmodel):
+            part.requires_grad_(False)
 
 
 class NoCache:
@@ -55,7 +78,10 @@ def prompt_batch(scenes: list[data.Scene], preview: bool) -> PromptBatch:
 
 
 def to_sequence(scenes: list[data.Scene], preview: bool):
-    """Scenes of one size -> ids (B, L + N - 1), positions (3, B, ...), mask (B, ...), targets (B, N), full grid's N."""
+    """Scenes of one size -> ids (B, T), positions (3, B, T), mask (B, T), places (2, B, T), targets (B, N), full grid.
+
+    T is the prompt and all planned tokens but the last; the full grid is the last h*w of N targets.
+    """
     h, w = scenes[0].codes.shape
     batch = prompt_batch(scenes, preview)
     grids = [np.stack([s.codes for s in scenes])]
@@ -65,27 +91,69 @@ def to_sequence(scenes: list[data.Scene], preview: bool):
     ids = torch.cat((batch.ids, targets[:, :-1]), 1)
     positions = torch.cat((batch.positions, batch.decode_positions[..., :-1]), 2)
     mask = F.pad(batch.mask, (0, targets.shape[1] - 1), value=True)
-    return ids, positions, mask, targets, h * w
+    places = mark_places(batch.ids, batch.grids)
+    return ids, positions, mask, places, targets, h * w
 
 
-def plan_logits(planner, ids, positions, mask, planned: int) -> torch.Tensor:
-    """Teacher-forced logits of the last `planned` tokens: (B, planned, vision vocabulary)."""
+def mark_places(ids: torch.Tensor, grids) -> torch.Tensor:
+    """Prompt ids (B, L) and the grids that follow -> (2, B, L + N - 1) classes of both heads."""
+    prompts = torch.tensor([_prompt_places(row) for row in ids.tolist()])
+    rows = torch.cat([torch.arange(h * w) // w for h, w in grids])
+    columns = torch.cat([torch.arange(h * w) % w for h, w in grids])
+    # A token is marked with the place of the one it predicts: the last of the prompt predicts the first of the plan.
+    rows = torch.cat((prompts[:, :-1], ROWS + rows.expand(len(ids), -1)), 1)
+    columns = F.pad(columns.expand(len(ids), -1), (ids.shape[1] - 1, 0), value=UNMARKED)
+    return torch.stack((rows, columns))
+
+
+def _prompt_places(ids: list[int]) -> list[int]:
+    """Class of every prompt token: letters and closing quotes are marked."""
+    marks, quote, count = [], None, 0
+    for token in ids:
+        character = _characters().get(token)
+        mark = UNMARKED
+        if quote is None and character in ('"', "'"):
+            quote, count = character, 0
+        elif quote is not None and character == quote:
+            mark, quote = data.MAX_WORD + count - 1, None
+        elif quote is not None:
+            mark, count = count, count + 1
+        marks.append(mark)
+    return marks
+
+
+@cache
+def _characters() -> dict[int, str]:
+    """Token id -> ASCII character, for the tokens that are one."""
+    tokens = prompt_encoder().tokenizer.get_vocab()
+    return {index: token for token, index in tokens.items() if len(token) == 1 and token.isascii()}
+
+
+def run_planner(planner, ids, positions, mask, planned: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Teacher-forced logits of the last `planned` tokens (B, planned, vocabulary), and hidden states for the heads."""
     length = ids.shape[1]
     seen = torch.ones(length, length, dtype=torch.bool, device=ids.device).tril()
     seen = (seen & mask[:, None, :]) | torch.eye(length, dtype=torch.bool, device=ids.device)  # padding sees itself
-    hidden = planner.model.language_model(ids, *planner.rope_tables(positions), seen[:, None], NoCache, 0, length)
-    return planner.lm_head(hidden[:, -planned:])
+    language, middle = planner.model.language_model, []
+    hook = language.layers[AUX_LAYER].register_forward_hook(lambda _module, _input, out: middle.append(out))
+    hidden = language(ids, *planner.rope_tables(positions), seen[:, None], NoCache, 0, length)
+    hook.remove()
+    return planner.lm_head(hidden[:, -planned:]), middle[0]
 
 
 def train_step(stage: Stage, scenes: list[data.Scene], preview: bool) -> None:
     *sequence, full = to_sequence(scenes, preview)
     device = next(stage.model.parameters()).device
-    ids, positions, mask, targets = (tensor.to(device) for tensor in sequence)
-    logits = plan_logits(stage.model, ids, positions, mask, targets.shape[1])
+    ids, positions, mask, places, targets = (tensor.to(device) for tensor in sequence)
+    logits, middle = run_planner(stage.model.planner, ids, positions, mask, targets.shape[1])
     losses = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
-    loss = losses[:, -full:].mean() + (losses[:, :-full].mean() if preview else 0)
+    counting = sum(
+        F.cross_entropy(head(middle).flatten(0, 1), place.flatten(), ignore_index=UNMARKED)
+        for head, place in zip((stage.model.place, stage.model.column), places)
+    )
+    loss = losses[:, -full:].mean() + (losses[:, :-full].mean() if preview else 0) + AUX_WEIGHT * counting
     hits = (logits.argmax(-1) == targets)[:, -full:].float()
-    figures = {"full": losses[:, -full:].mean(), "grids": hits.amin(1).mean()}
+    figures = {"full": losses[:, -full:].mean(), "grids": hits.amin(1).mean(), "counting": counting}
     if preview:
         figures["preview"] = losses[:, :-full].mean()
     stage.update(loss, **figures)
@@ -110,31 +178,30 @@ def is_plan_of(codes: np.ndarray, texts: list[str]) -> bool:
     return sorted(found) == sorted(len(text) for text in texts)
 
 
-def sample_plans(planner, scenes: list[data.Scene], seed: int = 0) -> np.ndarray:
+def sample_plans(planner, scenes: list[data.Scene], preview: bool, seed: int = 0) -> np.ndarray:
     """Plan the prompts of scenes of one size as the pipeline does: (B, h, w) codes."""
-    prefix = prefill(planner, prompt_batch(scenes, preview=True), next(planner.parameters()).device)
+    prefix = prefill(planner, prompt_batch(scenes, preview), next(planner.parameters()).device)
     grids = decode(planner, prefix, SAMPLING, range(seed, seed + len(scenes)))
     return grids["full"].numpy().reshape(len(scenes), *scenes[0].codes.shape)
 
 
 def train(folder: Path, recipe: Recipe) -> None:
-    """Train or go on training until `minutes` in all are spent; the first quarter goes without previews."""
+    """Train or go on training until `minutes` in all are spent; previews come late."""
     torch.manual_seed(recipe.seed)
-    model = models.planner().to(recipe.device)
-    for part in (model.model.visual, model.model.vqmodel):
-        part.requires_grad_(False)
-    stage = Stage(folder, model, optimisers(model, "model.language_model.layers", recipe), recipe.minutes)
+    model = PlannerModel().to(recipe.device)
+    blocks = "planner.model.language_model.layers"
+    stage = Stage(folder, model, optimisers(model, blocks, recipe), recipe.minutes)
     rng = random.Random(recipe.seed + stage.step)
     grids = data.parse_sizes(recipe.sizes)
     while stage.running():
         h, w, _ = rng.choices(grids, [weight for *_, weight in grids])[0]
-        preview = stage.progress > 0.25 and rng.random() < 0.8
+        late = stage.progress > WITHOUT_PREVIEW
+        preview = late and rng.random() < 0.8
         count = recipe.batch if preview else 3 * recipe.batch
-        scenes = data.draw_scenes(rng, h, w, count, recipe.regions)
-        train_step(stage, scenes, preview)
-        if stage.step % 500 == 0 and stage.progress > 0.3:
+        train_step(stage, data.draw_scenes(rng, h, w, count, recipe.regions), preview)
+        if stage.step % 500 == 0:
             h, w, _ = grids[stage.step // 500 % len(grids)]
             scenes = data.held_scenes(32, h, w)
-            plans = sample_plans(stage.ema, scenes)
+            plans = sample_plans(stage.ema.planner, scenes, late)
             right = [is_plan_of(codes, scene.texts) for codes, scene in zip(plans, scenes)]
             stage.log({"plans": sum(right) / len(right), "grid": [h, w]})
