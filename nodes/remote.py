@@ -56,6 +56,7 @@ class GLMImageRemote(io.ComfyNode):
                 ),
                 io.String.Input(
                     "prompt",
+                    default="",
                     multiline=True,
                     dynamic_prompts=True,
                     tooltip="What to draw; put texts that must appear in quotes.",
