@@ -1,0 +1,133 @@
+"""The command line as its user meets it: files, metadata, one-line errors, exit codes."""
+
+import pytest
+import torch
+from comfyui_glm_image.pipeline import GlmImage, Plan
+from comfyui_glm_image.pipeline.cli import COMMANDS, main
+from comfyui_glm_image.pipeline.commands import generate
+from PIL import Image
+
+SIZE = ["--width", "64", "--height", "32"]
+
+
+@pytest.fixture
+def run(references, tmp_path, capsys, monkeypatch):
+    """Runs a command in an empty folder on a random checkpoint -> (exit code, output, errors)."""
+    folder = references("plain")[0]
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()  # what making the checkpoint printed
+
+    def run(command, *arguments, model=str(folder)):
+        device = [] if "--device" in arguments else ["--device", "cpu"]
+        code = main([command, *arguments, "--model", model, *device])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_generate_writes_a_picture_with_everything_to_draw_it_again(run, tmp_path):
+    code, out, err = run("generate", "a 'HI' sign", "-o", "a/out.png", *SIZE, "--steps", "2", "--seed", "3")
+    assert (code, out, err) == (0, "a/out.png\n", "")
+    image = Image.open(tmp_path / "a/out.png")
+    assert image.size == (64, 32)
+    assert image.text["prompt"] == "a 'HI' sign"
+    wanted = {"seed": "3", "plan_seed": "3", "size": "64x32", "steps": "2", "guidance_scale": "1.5"}
+    assert wanted.items() <= image.text.items()
+    assert image.text["model"]
+
+
+def test_a_saved_plan_draws_the_picture_that_generate_draws(run, tmp_path):
+    run("generate", "a cat", "-o", "whole.png", *SIZE, "--steps", "2", "--seed", "4")
+    assert run("plan", "a cat", "-o", "cat.safetensors", *SIZE, "--seed", "4")[0] == 0
+    assert Plan.load("cat.safetensors").seed == 4
+    assert run("generate", "--plan", "cat.safetensors", "-o", "parts.png", "--steps", "2", "--seed", "4")[0] == 0
+    assert Image.open("whole.png").tobytes() == Image.open("parts.png").tobytes()
+
+
+def test_several_images_get_numbers(run, tmp_path):
+    assert run("generate", "a cat", *SIZE, "--steps", "1", "--count", "2")[1] == "out_0.png\nout_1.png\n"
+
+
+def test_references_are_read_from_files(run, tmp_path):
+    Image.new("RGBA", (50, 40), "red").save("red.png")
+    assert run("generate", "edit it", *SIZE, "--steps", "1", "--image", "red.png", "--image", "red.png")[0] == 0
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["generate", "x", "--width", "100"], "width 100 is not a multiple of 32; use 96 or 128"),
+        (["generate", "x", "--width", "9999999"], "width 9999999 is out of range"),
+        (["generate", ""], "the prompt is empty"),
+        (["generate"], "give a prompt, or a plan with --plan"),
+        (["generate", "x", "--plan", "p"], "give a prompt, or a plan with --plan, and not both"),
+        (["generate", "--plan", "nowhere.safetensors"], "plan file nowhere.safetensors does not exist"),
+        (["generate", "x", "-o", "picture.gif"], "output picture.gif must end in .png"),
+        (["generate", "x", "--steps", "0"], "steps 0 is not usable"),
+        (["generate", "x", "--image", "nowhere.png"], "image nowhere.png does not exist"),
+        (["generate", "x", "--device", "tpu9"], "device 'tpu9' is not known; use auto, cpu, cuda"),
+        (["generate", "x", "--dtype", "int3"], "dtype 'int3' is not known"),
+        (["plan", "x", "-o", "plan.txt"], "output plan.txt must end in .safetensors"),
+    ],
+)
+def test_errors_are_one_line_and_exit_code_1(run, tmp_path, arguments, message):
+    code, out, err = run(*arguments)
+    assert code == 1
+    assert message in err and err.count("\n") == 1 and err.startswith("glm-image: ")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_broken_reference_image_is_named(run, tmp_path):
+    (tmp_path / "half.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"0" * 20)
+    code, _, err = run("generate", "x", *SIZE, "--image", "half.png")
+    assert code == 1 and "image half.png cannot be read" in err
+
+
+def test_a_model_that_does_not_exist_is_named(run):
+    code, _, err = run("generate", "x", model="nowhere")
+    assert code == 1 and "nowhere does not exist" in err
+
+
+def test_wrong_arguments_exit_with_2(run):
+    for arguments in (["generate", "x", "--steps", "many"], ["nothing"], []):
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+        assert end.value.code == 2
+
+
+def test_debug_shows_the_traceback(run):
+    with pytest.raises(Exception, match="width 100"):
+        run("generate", "x", "--width", "100", "--debug")
+
+
+def test_an_interrupt_leaves_nothing_half_written(run, tmp_path, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Image.Image, "save", stop)
+    code, _, err = run("generate", "x", *SIZE, "--steps", "1")
+    assert (code, err) == (130, "interrupted\n")
+    assert not any(tmp_path.iterdir())
+
+
+def test_running_out_of_memory_is_one_line(run, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("Tried to allocate 20 GiB")
+
+    monkeypatch.setattr(GlmImage, "plan", full)
+    code, _, err = run("generate", "x", *SIZE)
+    assert code == 1 and "out of memory; use a smaller image" in err and err.count("\n") == 1
+
+
+def test_metadata_survives_any_prompt(tmp_path):
+    entries = {"prompt": "日本 🐈 \u201cquotes\u201d\nline", "seed": "1"}
+    generate.save_png(Image.new("RGB", (8, 8)), tmp_path / "a.png", entries)
+    assert Image.open(tmp_path / "a.png").text["prompt"] == entries["prompt"]
+
+
+def test_every_command_has_a_module_with_arguments(capsys):
+    for name in COMMANDS:
+        with pytest.raises(SystemExit) as end:
+            main([name, "--help"])
+        assert end.value.code == 0
+        assert f"glm-image {name}" in capsys.readouterr().out
