@@ -11,6 +11,7 @@ import pytest
 from comfyui_glm_image.tests.comfyui.graphs import node
 from comfyui_glm_image.tests.comfyui.server import PromptError, Server
 from comfyui_glm_image.tests.remote.contract import FILTER_REASON, KEY, Contract, colour
+from comfyui_glm_image.tools.workflows import FOLDER, load, to_api
 from PIL import Image
 
 
@@ -205,6 +206,23 @@ def test_the_cost_is_shown_before_the_batch_is_sent(comfyui, engines):
     )
     assert "zai takes no steps, guidance, seed: ignored" in outputs["report"]["text"][0]
     assert "cost about $0.030" in outputs["report"]["text"][0]
+
+
+WORKFLOWS = {"vllm_omni": "vllm-omni", "sglang": "sglang", "zai": "zai"}
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_the_workflow_of_each_engine_runs(comfyui, engines, name):
+    """As it is saved, but for the address, and for the engine where only the real address tells it."""
+    server = engines[WORKFLOWS[name]]
+    nodes = to_api(load(FOLDER / f"glm_image_remote_{name}.json"), comfyui.get("/object_info"))
+    (drawing,) = [entry["inputs"] for entry in nodes.values() if entry["class_type"] == "GLMImageRemote"]
+    (saving,) = [number for number, entry in nodes.items() if entry["class_type"] == "SaveImage"]
+    drawing |= {"server": server.url, "engine": "zai" if name == "zai" else drawing["engine"]}
+    pictures = comfyui.files(comfyui.run(nodes), saving)
+    assert len(pictures) == drawing["count"] == len(server.requests)
+    references = server.requests[0][2]
+    assert len(references) == (1 if name == "sglang" else 0)
 
 
 def test_no_key_is_found_in_any_file_log_or_answer_after_a_run(comfyui, engines):
