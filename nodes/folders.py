@@ -15,6 +15,7 @@ FROM_FOLDER = "from the checkpoint"
 PACK = Path(__file__).resolve().parents[1]
 
 folder_paths.add_model_folder_path(KEY, str(Path(folder_paths.models_dir) / KEY))
+folder_paths.add_model_folder_path("loras", str(PACK / "checkpoints" / "loras"))  # an example for the small checkpoint
 
 
 def model_names() -> list[str]:

@@ -1,0 +1,362 @@
+"""The example workflows as short graphs; `python tools/workflows.py build URL` writes them for the page.
+
+`Graph.add` takes a node's inputs by name: an `Output` is a link, everything else a widget's value; what is not given
+keeps the node's default. Positions are in pixels of the canvas.
+"""
+
+import uuid
+from dataclasses import dataclass
+
+PACK = "comfyui-glm-image"
+NAMESPACE = uuid.UUID("5b4e2d0a-5c7a-4a53-9a35-2f5a8a6e7c11")
+SMALL = "small (bundled)"
+RELEASE = "GLM-Image/model_index.json"
+WIDTH, HEIGHT, STEPS = 192, 96, 30  # what the small checkpoint was trained for
+PROMPT = 'a red sign that says "OPEN"'
+NOTE_SMALL = (
+    "This graph runs the **small checkpoint that comes with the pack**: it knows one lettering, eight colours and five "
+    "shapes, and is here to show the graph.\n\nFor the real model choose **GLM-Image** in *Load GLM-Image* (35 GB, "
+    "`hf download zai-org/GLM-Image`), set the size to 1024x1024 and 50 steps."
+)
+
+
+@dataclass(frozen=True)
+class Output:
+    node: int
+    slot: int
+
+
+class Node:
+    """One node of a graph; `node[i]` is its output."""
+
+    def __init__(self, number: int):
+        self.number = number
+
+    def __getitem__(self, slot: int) -> Output:
+        return Output(self.number, slot)
+
+
+class Graph:
+    """A workflow in the form that the page saves, built against the nodes of a running ComfyUI."""
+
+    def __init__(self, name: str, note: str, object_info: dict, versions: dict[str, str], small: bool = True):
+        self.name, self.info, self.versions = name, object_info, versions
+        self.nodes, self.links = [], []
+        self._note(note + ("\n\n" + NOTE_SMALL if small else ""))
+
+    def _note(self, text: str) -> None:
+        node = self._node("MarkdownNote", (40, -260), (680, 220), [], [], [text], {})
+        node |= {"title": "About this workflow", "color": "#432", "bgcolor": "#653"}
+
+    def add(self, kind: str, at: tuple, size: tuple, title: str = "", models: tuple = (), **given) -> Node:
+        info = self.info[kind]
+        declared = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
+        unknown = given.keys() - declared.keys()
+        assert not unknown, f"{self.name}: {kind} has no input {unknown}"
+        number = len(self.nodes) + 1
+        sockets, widgets, values = [], [], []
+        for name, (kind_of_input, *more) in declared.items():
+            options, value = (more[0] if more else {}), given.get(name)
+            is_widget = isinstance(kind_of_input, list) or kind_of_input in WIDGETS
+            entry = {"localized_name": name, "name": name, "type": _type(kind_of_input)}
+            if is_widget and not options.get("forceInput"):
+                entry["widget"] = {"name": name}
+                default = options.get("default", kind_of_input[0] if isinstance(kind_of_input, list) else None)
+                if default is None and options.get("options"):
+                    default = options["options"][0]
+                values.append(default if value is None or isinstance(value, Output) else value)
+                values += _extra_values(name, options)
+            if not is_widget and name in info["input"].get("optional", {}):
+                entry["shape"] = 7
+            (widgets if "widget" in entry else sockets).append(entry)
+        inputs = sockets + widgets
+        for slot, entry in enumerate(inputs):
+            source = given.get(entry["name"])
+            entry["link"] = self._link(source, number, slot, entry["type"]) if isinstance(source, Output) else None
+        outputs = [
+            {"localized_name": name, "name": name, "type": kind_of_output, "links": []}
+            for name, kind_of_output in zip(info["output_name"], info["output"])
+        ]
+        properties = {"Node name for S&R": kind, **self._origin(kind)}
+        if models:
+            properties["models"] = list(models)
+        node = self._node(kind, at, size, inputs, outputs, values, properties)
+        if title:
+            node["title"] = title
+        return Node(number)
+
+    def _origin(self, kind: str) -> dict:
+        pack = PACK if "GLMImage" in kind else "comfy-core"
+        return {"cnr_id": pack, "ver": self.versions[pack]}
+
+    def _node(self, kind, at, size, inputs, outputs, values, properties) -> dict:
+        number = len(self.nodes) + 1
+        node = {"id": number, "type": kind, "pos": list(at), "size": list(size), "flags": {}, "order": number - 1}
+        node |= {"mode": 0, "inputs": inputs, "outputs": outputs, "properties": properties, "widgets_values": values}
+        self.nodes.append(node)
+        return node
+
+    def _link(self, source: Output, node: int, slot: int, kind: str) -> int:
+        number = len(self.links) + 1
+        self.nodes[source.node - 1]["outputs"][source.slot]["links"].append(number)
+        self.links.append([number, source.node, source.slot, node, slot, kind])
+        return number
+
+    def to_json(self) -> dict:
+        return {
+            "id": str(uuid.uuid5(NAMESPACE, self.name)),
+            "revision": 0,
+            "last_node_id": len(self.nodes),
+            "last_link_id": len(self.links),
+            "nodes": self.nodes,
+            "links": self.links,
+            "groups": [],
+            "config": {},
+            "extra": {"ds": {"scale": 0.7, "offset": [60, 320]}},
+            "version": 0.4,
+        }
+
+
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "GLM_IMAGE_LAYOUT_EDITOR")
+SEEDS = ("seed", "noise_seed")
+
+
+def _type(kind) -> str:
+    return "COMBO" if isinstance(kind, list) else kind
+
+
+def _extra_values(name: str, options: dict) -> list:
+    """Values the page keeps after a widget: what to do with a seed after each run, and an upload button."""
+    seed = ["fixed"] if options.get("control_after_generate", name in SEEDS) else []
+    return seed + (["image"] if options.get("image_upload") else [])
+
+
+# Parts that most graphs share ---------------------------------------------------------------------------------------
+
+
+def load(g: Graph, model: str = SMALL, **more) -> Node:
+    return g.add("GLMImageLoader", (40, 20), (320, 222), model=model, **more)
+
+
+def plan(g: Graph, planner: Output, prompt=PROMPT, width=WIDTH, height=HEIGHT, seed=1, **more) -> Node:
+    at = more.pop("at", (420, 20))
+    return g.add(
+        "GLMImagePlan", at, (360, 460), planner=planner, prompt=prompt, width=width, height=height, seed=seed, **more
+    )
+
+
+def conditioning(g: Graph, glyphs: Output, made: Output, mode="prompt_order", **more) -> Node:
+    return g.add(
+        "GLMImageConditioning", (840, 20), (330, 260), glyph_encoder=glyphs, plan=made, glyph_mode=mode, **more
+    )
+
+
+def decode(g: Graph, model: Output, made: Output, text: Node, seed=1, **more) -> Node:
+    inputs = {"model": model, "plan": made, "positive": text[0], "negative": text[1], "steps": STEPS, "seed": seed}
+    return g.add("GLMImageDecode", (1220, 20), (300, 246), **inputs, **more)
+
+
+def ksampler(g: Graph, model: Output, text: Node, latent: Output, steps=STEPS, seed=1) -> Node:
+    inputs = {"model": model, "positive": text[0], "negative": text[1], "latent_image": latent, "seed": seed}
+    inputs |= {"steps": steps, "cfg": 1.5, "sampler_name": "euler", "scheduler": "simple"}
+    return g.add("KSampler", (1220, 20), (300, 294), **inputs)
+
+
+def picture(g: Graph, samples: Output, vae: Output) -> Node:
+    return g.add("VAEDecode", (1560, 20), (200, 86), samples=samples, vae=vae)
+
+
+def save(g: Graph, images: Output, at=(1560, 140), prefix="glm-image", title="") -> Node:
+    return g.add("SaveImage", at, (420, 420), title, images=images, filename_prefix=prefix)
+
+
+# The workflows ------------------------------------------------------------------------------------------------------
+
+
+def text_to_image(g: Graph) -> None:
+    parts = load(g)
+    made = plan(g, parts[0])
+    text = conditioning(g, parts[2], made[0])
+    latent = g.add("EmptyGLMImageLatent", (840, 330), (320, 138), plan=made[0], width=WIDTH, height=HEIGHT)
+    save(g, picture(g, ksampler(g, parts[1], text, latent[0])[0], parts[3])[0])
+
+
+def full_model(g: Graph) -> None:
+    url = "https://huggingface.co/zai-org/GLM-Image/resolve/main/model_index.json"
+    parts = load(g, RELEASE, models=({"name": RELEASE, "url": url, "directory": "glm_image"},))
+    words = (
+        'a cozy bookshop window at dusk, a wooden sign above it says "LAST PAGE", a chalkboard says "new poems inside"'
+    )
+    made = plan(g, parts[0], words, 1024, 1024)
+    text = conditioning(g, parts[2], made[0])
+    latent = g.add("EmptyGLMImageLatent", (840, 330), (320, 138), plan=made[0])
+    save(g, picture(g, ksampler(g, parts[1], text, latent[0], 50)[0], parts[3])[0])
+
+
+def one_plan_four_seeds(g: Graph) -> None:
+    parts = load(g)
+    made = plan(g, parts[0], 'a blue poster that says "TAXI"', seed=3)
+    text = conditioning(g, parts[2], made[0])
+    g.add("GLMImagePlanPreview", (840, 330), (320, 300), planner=parts[0], plan=made[0])
+    save(g, picture(g, decode(g, parts[1], made[0], text, images_per_plan=4)[0], parts[3])[0])
+
+
+def batch_of_plans(g: Graph) -> None:
+    parts = load(g)
+    made = plan(g, parts[0], 'a yellow card that says "MUSIC"', count=4)
+    text = conditioning(g, parts[2], made[0])
+    g.add("GLMImagePlanPreview", (840, 330), (320, 300), planner=parts[0], plan=made[0])
+    g.add("GLMImageSavePlan", (1220, 330), (300, 90), plan=made[0])
+    save(g, picture(g, decode(g, parts[1], made[0], text)[0], parts[3])[0])
+
+
+def reference(g: Graph, y: int, colour: int, title: str) -> Node:
+    return g.add("EmptyImage", (40, y), (320, 130), title, width=128, height=96, color=colour)
+
+
+def edit_one_reference(g: Graph) -> None:
+    parts = load(g)
+    source = plan(g, parts[0], 'a white sign that says "SHOP"', at=(40, 300), title="A picture to edit: its plan")
+    text = g.add(
+        "GLMImageConditioning",
+        (420, 620),
+        (330, 260),
+        glyph_encoder=parts[2],
+        plan=source[0],
+        glyph_mode="prompt_order",
+    )
+    inputs = {"model": parts[1], "plan": source[0], "positive": text[0], "negative": text[1], "steps": STEPS}
+    first = g.add("GLMImageDecode", (790, 620), (300, 246), **inputs)
+    before = g.add("VAEDecode", (1130, 620), (200, 86), samples=first[0], vae=parts[3])
+    g.add("PreviewImage", (1130, 760), (320, 260), "Or connect Load Image here", images=before[0])
+    made = plan(g, parts[0], 'the same picture with a blue sign that says "SALE"', reference_1=before[0])
+    edited = conditioning(g, parts[2], made[0], vae=parts[3])
+    save(g, picture(g, decode(g, parts[1], made[0], edited)[0], parts[3])[0])
+
+
+def two_references(g: Graph) -> None:
+    parts = load(g)
+    one = reference(g, 300, 0x2850C8, "First picture (or Load Image)")
+    two = reference(g, 480, 0xF5D232, "Second picture (or Load Image)")
+    made = plan(
+        g, parts[0], 'a blue sign that says "HELLO", a yellow star', reference_1=one[0], reference_2=two[0], seed=2
+    )
+    text = conditioning(g, parts[2], made[0], vae=parts[3])
+    save(g, picture(g, decode(g, parts[1], made[0], text)[0], parts[3])[0])
+
+
+def lora(g: Graph) -> None:
+    parts = load(g)
+    made = plan(g, parts[0])
+    text = conditioning(g, parts[2], made[0])
+    styled = g.add(
+        "GLMImageLoRA",
+        (840, 330),
+        (320, 114),
+        model=parts[1],
+        lora="glm_image_small_negative.safetensors",
+        strength=1.0,
+    )
+    save(g, picture(g, decode(g, styled[0], made[0], text)[0], parts[3])[0])
+
+
+def upscale_mixed(g: Graph) -> None:
+    parts = load(g)
+    made = plan(g, parts[0], 'a green banner that says "JAZZ"')
+    text = conditioning(g, parts[2], made[0])
+    latent = g.add("EmptySD3LatentImage", (840, 330), (320, 138), width=WIDTH, height=HEIGHT, batch_size=1)
+    shifted = g.add("ModelSamplingGLMImage", (40, 300), (320, 138), model=parts[1], width=WIDTH, height=HEIGHT)
+    guided = g.add("CFGZeroStar", (40, 490), (320, 60), model=shifted[0])
+    noise = g.add("RandomNoise", (1220, 20), (300, 114), noise_seed=1)
+    guider = g.add("CFGGuider", (1220, 170), (300, 130), model=guided[0], positive=text[0], negative=text[1], cfg=1.5)
+    name = g.add("KSamplerSelect", (1220, 340), (300, 90), sampler_name="dpmpp_2m")
+    sigmas = g.add("GLMImageSigmas", (1220, 470), (300, 114), model=guided[0], steps=STEPS)
+    inputs = {"noise": noise[0], "guider": guider[0], "sampler": name[0], "sigmas": sigmas[0]}
+    drawn = g.add("SamplerCustomAdvanced", (1220, 630), (300, 146), latent_image=latent[0], **inputs)
+    image = picture(g, drawn[0], parts[3])
+    large = g.add("ImageScaleBy", (1800, 20), (300, 110), image=image[0], upscale_method="lanczos", scale_by=4.0)
+    sharp = g.add("ImageSharpen", (1800, 170), (300, 140), image=large[0], sharpen_radius=2, sigma=1.0, alpha=0.5)
+    save(g, sharp[0], at=(1560, 350), prefix="glm-image-large")
+
+
+def poster_with_layout(g: Graph) -> None:
+    parts = load(g)
+    page = g.add(
+        "GLMImageTextLayout",
+        (40, 290),
+        (480, 860),
+        scene="white poster",
+        width=WIDTH,
+        height=HEIGHT,
+        positions="words",
+        layout=LAYOUT,
+    )
+    guided = g.add(
+        "GLMImageLayoutGuidance", (570, 20), (320, 202), planner=parts[0], layout=page[2], mode="off", sketch=page[3]
+    )
+    made = plan(g, guided[0], page[0], page[4], page[5], at=(570, 290))
+    text = g.add(
+        "GLMImageConditioning",
+        (960, 20),
+        (330, 260),
+        glyph_encoder=parts[2],
+        plan=made[0],
+        glyph_mode="list",
+        glyph_texts=page[1],
+    )
+    held = g.add(
+        "GLMImageLayoutDecoderGuidance",
+        (960, 340),
+        (330, 238),
+        model=parts[1],
+        positive=text[0],
+        layout=page[2],
+        glyph_texts=page[1],
+        attention=0.3,
+    )
+    inputs = {"model": held[0], "positive": held[1], "negative": text[1], "latent_image": held[2], "seed": 1}
+    inputs |= {"steps": STEPS, "cfg": 1.5, "sampler_name": "euler", "scheduler": "simple"}
+    drawn = g.add("KSampler", (1350, 20), (300, 294), **inputs)
+    image = g.add("VAEDecode", (1700, 20), (200, 86), samples=drawn[0], vae=parts[3])
+    save(g, image[0], at=(1700, 140))
+
+
+LAYOUT = (
+    '{"format":"glm-image-layout","version":1,"regions":['
+    '{"text":"FRESH","role":"title","style":"blue","align":"center","direction":"horizontal","font":"SketchMono",'
+    '"color":"#2850c8","x":0.16666666666666666,"y":0,"width":0.5,"height":0.3333333333333333},'
+    '{"text":"BREAD","role":"body","style":"black","align":"center","direction":"horizontal","font":"SketchMono",'
+    '"color":"#191919","x":0.3333333333333333,"y":0.6666666666666666,"width":0.5,"height":0.3333333333333333}]}'
+)
+
+WORKFLOWS = {
+    text_to_image: "From prompt to picture: the planner lays the image out, the decoder draws it under KSampler.",
+    poster_with_layout: "Draw boxes in *GLM-Image Text Layout* and type what stands in them. The boxes reach the "
+    "prompt, the texts to draw and the first steps of the decoder; set *GLM-Image Layout Guidance* to bias or force to "
+    "hold the planner to them too.",
+    edit_one_reference: "Edits one picture: the planner sees it as tokens, the decoder as a latent, so *GLM-Image "
+    "Conditioning* needs the **vae** as well. Any size up to 4:1 works. Here the picture is drawn by the graph itself; "
+    "connect *Load Image* to reference_1 for your own.",
+    two_references: "Takes subjects from two pictures; up to four inputs, and a batch counts as several. Connect *Load "
+    "Image* nodes for your own.",
+    one_plan_four_seeds: "One plan, four pictures: the layout stays, each picture has its own noise.",
+    batch_of_plans: "Four plans in one batch, each with a seed of its own, drawn and saved for later.",
+    upscale_mixed: "The decoder among nodes made for other models: an SD3 latent, CFG-Zero-star, dpmpp_2m in "
+    "SamplerCustomAdvanced, then upscaling and sharpening.",
+    lora: "A LoRA on the decoder, as diffusers, PEFT, kohya or ComfyUI write it. This one comes with the pack and "
+    "makes the small checkpoint draw negatives; choose your own file in models/loras.",
+    full_model: "The released model: 35 GB in `models/glm_image/GLM-Image`.\n\nGet it with `hf download "
+    "zai-org/GLM-Image --local-dir models/glm_image/GLM-Image` (or from ModelScope, `ZhipuAI/GLM-Image`). Planner and "
+    "decoder are loaded one after the other.",
+}
+
+
+def build(object_info: dict, versions: dict[str, str]) -> dict[str, dict]:
+    """File name without suffix -> the workflow."""
+    made = {}
+    for draw, note in WORKFLOWS.items():
+        name = f"glm_image_{draw.__name__}"
+        graph = Graph(name, note, object_info, versions, small=draw is not full_model)
+        draw(graph)
+        made[name] = graph.to_json()
+    return made
