@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 CPU_TORCH := torch==2.13.0
 
-.PHONY: demo test lint test-js test-npu comfyui clean
+.PHONY: demo test lint test-js test-comfyui test-npu comfyui clean
 
 demo: $(VENV)/base
 	$(BIN)/glm-image demo -o out/demo.png
 
+# Tests of a running ComfyUI and of torch_npu have targets of their own, which set those up.
 test: $(VENV)/test lint test-js
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --ignore tests/comfyui --ignore tests/npu
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .
@@ -19,15 +20,20 @@ lint: $(VENV)/test
 test-js:
 	node --test tests/js/*.test.mjs
 
+test-comfyui: $(VENV)/test
+	$(PYTHON) tools/comfyui.py setup
+	$(BIN)/python -m pytest -q tests/comfyui
+
 test-npu:
 	$(PYTHON) tests/npu/run.py
 
 comfyui:
 	$(PYTHON) tools/comfyui.py
 
+# torch is only installed where there is none: its CPU build suffices for demo and tests.
 $(VENV)/base: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q $(CPU_TORCH)
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install -q $(CPU_TORCH)
 	$(BIN)/python -m pip install -q -e .
 	touch $@
 
@@ -36,4 +42,4 @@ $(VENV)/test: $(VENV)/base
 	touch $@
 
 clean:
-	rm -rf .venv .venv-npu .comfyui out
+	rm -rf .venv .venv-npu .comfyui build out

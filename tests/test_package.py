@@ -1,6 +1,7 @@
 """The package as a whole: what it imports, and what importing it costs."""
 
 import ast
+import re
 import subprocess
 import sys
 
@@ -85,3 +86,12 @@ def test_the_entry_point_is_declared_and_nothing_of_the_old_interface():
     assert pack.WEB_DIRECTORY == "./js"
     assert asyncio.iscoroutinefunction(pack.comfy_entrypoint)
     assert not hasattr(pack, "NODE_CLASS_MAPPINGS")  # ComfyUI would ignore the entry point
+
+
+def test_the_packs_requirements_are_the_packages_without_torch():
+    """ComfyUI has its torch; a pack that names it can move it."""
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    listed = re.search(r"^dependencies = \[(.*?)^\]", project, re.DOTALL | re.MULTILINE)[1]
+    needed = re.findall(r'"(.+?)"', listed)
+    required = (ROOT / "requirements.txt").read_text(encoding="utf-8").split()
+    assert sorted(required) == sorted(name for name in needed if not name.startswith("torch"))
