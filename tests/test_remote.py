@@ -1,11 +1,14 @@
 """The remote client against contract servers on loopback: every protocol as documented, and every way to break it."""
 
+import io
+import socket
 import threading
 import time
 
 import pytest
 from comfyui_glm_image.pipeline.errors import GlmImageError, InputError
-from comfyui_glm_image.pipeline.remote import CancelledError, Job, draw, engines
+from comfyui_glm_image.pipeline.remote import CancelledError, Job, draw, engines, pool
+from comfyui_glm_image.pipeline.remote.pictures import to_png
 from comfyui_glm_image.pipeline.remote.request import PictureRequest, with_texts
 from comfyui_glm_image.tests.remote.contract import KEY, Contract, colour
 from PIL import Image
@@ -82,11 +85,14 @@ def test_references_arrive_whole_and_in_order(serve, engine, chosen, count):
 
 
 def test_references_are_sent_without_their_metadata():
-    from comfyui_glm_image.pipeline.remote.pictures import to_png
-
     picture = Image.new("RGBA", (8, 8))
     picture.info["comment"] = picture.info["icc_profile"] = b"secret place"
     assert b"secret" not in to_png(picture)
+
+
+def test_a_reference_larger_than_is_of_use_is_shrunk():
+    with Image.open(io.BytesIO(to_png(Image.new("L", (8192, 64))))) as sent:
+        assert (sent.size, sent.mode) == ((4096, 32), "RGB")
 
 
 def test_chat_gives_the_seed_to_planner_and_decoder(serve):
@@ -169,6 +175,8 @@ def test_requests_in_flight_stay_below_the_limit(serve):
         ({"guidance": float("nan")}, "guidance nan is out of range"),
         ({"count": 65}, "65 pictures; use 1 to 64"),
         ({"parallel": 0}, "0 requests at once"),
+        ({"seconds": float("nan")}, "a timeout of nan s"),
+        ({"engine": "zai", "max_usd": float("nan")}, "more than the limit"),
         ({"engine": "comfy"}, "engine 'comfy' is not known; use auto, vllm-omni"),
         ({"server": ""}, "no server is given"),
         ({"references": [Image.new("RGB", (8, 8))] * 9}, "9 reference images; at most 8"),
@@ -214,6 +222,7 @@ def test_a_request_does_not_show_its_references_when_printed():
 BROKEN = {
     "400": "answered 400: height is too large for this server",
     "500": "answered 500: CUDA out of memory",
+    "503": "answered 503: Diffusion engine not initialized",
     "half": "sent [0-9,]+ of [0-9,]+ bytes and closed the connection",
     "html": "answered with text/html that is not JSON; is this the address of an engine's API",
     "bad base64": "sent a picture whose base64 is broken",
@@ -231,8 +240,6 @@ BROKEN = {
 @pytest.fixture
 def impatient(monkeypatch):
     """Failing servers rest shortly, so that tests of failures are fast."""
-    from comfyui_glm_image.pipeline.remote import pool
-
     monkeypatch.setattr(pool, "REST", 0.02)
 
 
@@ -244,7 +251,7 @@ def test_a_broken_answer_is_one_clear_error(serve, impatient, fault):
         draw(Job("x", server.url, **SIZE))
     assert str(error.value).startswith(server.url)
     assert "\n" not in str(error.value)
-    assert server.sent < 64 << 20
+    assert server.sent < 128 << 20  # of 3 GB in three tries
     assert time.monotonic() - begin < 10
 
 
@@ -278,6 +285,19 @@ def test_a_hosted_request_turned_away_is_sent_again_after_the_time_asked_for(hos
     assert draw(Job("x", server.url, **HOSTED)).pictures
     assert len(server.requests) == 2
     assert time.monotonic() - begin >= 1
+
+
+def test_turns_at_a_hosted_account_are_waited_for_however_often_they_are_refused(hosted, impatient):
+    server = hosted("one at a time")
+    drawn = draw(Job("x", server.url, count=6, parallel=6, **HOSTED))
+    assert len(drawn.pictures) == 6
+    assert len(server.requests) > 6
+
+
+def test_waiting_for_a_turn_ends_with_the_timeout(hosted, impatient):
+    server = hosted("one at a time")
+    with server.turn, pytest.raises(GlmImageError, match="answered 429: Rate limit reached"):
+        draw(Job("x", server.url, seconds=0.5, **HOSTED))
 
 
 def test_an_empty_account_ends_the_batch_even_when_others_may_go_on(hosted):
@@ -356,8 +376,6 @@ def test_a_server_that_is_not_there_is_said_at_once():
 
 
 def free_port():
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

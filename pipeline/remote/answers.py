@@ -14,6 +14,7 @@ from .errors import (
     RefusedError,
     RemoteError,
     ServerFailedError,
+    UnavailableError,
 )
 from .http import Answer
 from .keys import Key, how_to_set
@@ -38,7 +39,7 @@ def read_json(answer: Answer, endpoint: Endpoint, key: Key | None) -> dict:
         ) from None
     if not isinstance(found, dict):
         raise BrokenAnswerError(f"{endpoint} answered with JSON that is no object")
-    if found.get("error"):  # some gateways report errors under status 200
+    if found.get("error") or found.get("object") == "error":  # some gateways report errors under status 200
         raise _refusal(answer, endpoint, *_reason(found, key))
     return found
 
@@ -54,12 +55,15 @@ def failure(answer: Answer, endpoint: Endpoint, key: Key | None) -> RemoteError:
         return ContentFilteredError(f"{endpoint} withheld the picture, its content filter says: {reason}")
     if answer.status in (401, 403):
         return AccountError(f"{said}; check the key: {how_to_set(endpoint)}")
-    if answer.status == 503 or (answer.status == 429 and (not code or code in BUSY_CODES)):
+    wait = retry_after(answer)
+    if (answer.status == 429 and (not code.startswith("1") or code in BUSY_CODES)) or (answer.status == 503 and wait):
         error = BusyError(said)
-        error.retry_after = retry_after(answer)
+        error.retry_after = wait
         return error
     if answer.status == 429:
         return AccountError(said)
+    if answer.status == 503:
+        return UnavailableError(said)
     if answer.status >= 500 or answer.status == 408:
         return ServerFailedError(said)
     return RefusedError(said)

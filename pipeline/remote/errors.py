@@ -48,10 +48,14 @@ class BrokenAnswerError(RemoteError):
     maybe_done = True
 
 
-class BusyError(RemoteError):
-    """The server has no room now and has not begun: 429 or 503."""
+class UnavailableError(RemoteError):
+    """The server cannot draw now and has not begun: 503."""
 
     retry = True
+
+
+class BusyError(UnavailableError):
+    """The server asks for patience: 429, or 503 with a time to come back. Waiting for one's turn is no failed try."""
 
 
 class ServerFailedError(RemoteError):

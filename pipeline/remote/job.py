@@ -95,7 +95,7 @@ def price(servers: Sequence[Server], count: int) -> float:
 
 def _check_cost(servers: Sequence[Server], job: Job) -> None:
     usd = price(servers, job.count)
-    if usd > job.max_usd + 1e-9:
+    if not usd <= job.max_usd + 1e-9:
         raise InputError(
             f"{job.count} pictures cost about ${usd:.3f}, more than the limit of ${job.max_usd:.3f}; "
             "ask for fewer or raise the limit"

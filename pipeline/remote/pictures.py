@@ -12,12 +12,14 @@ from .safety import Endpoint
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 SIDE_LIMIT = 4096  # px
+REFERENCE_SIDE = 4096  # px; the model's own limit is half of that
 ANSWER_ROOM = 1 << 20
+LEAST_PIXELS = 2048 * 2048  # a server may draw larger than asked
 
 
 def answer_limit(request: PictureRequest) -> int:
-    """Bytes an answer may have: an incompressible PNG of the size asked for, in base64, and some room."""
-    return ANSWER_ROOM + request.width * request.height * 3 * 3 // 2
+    """Bytes an answer may have: an incompressible PNG of the size asked for, or of 2048x2048, in base64."""
+    return ANSWER_ROOM + max(request.width * request.height, LEAST_PIXELS) * 3 * 3 // 2
 
 
 def picture_bytes(text: object, endpoint: Endpoint) -> bytes:
@@ -37,9 +39,10 @@ def decode(data: bytes, request: PictureRequest, endpoint: Endpoint, exact: bool
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-            _check_size(picture, request, endpoint, exact)
+            if max(picture.size) > SIDE_LIMIT:
+                raise _wrong_size(picture, request, endpoint)
             picture.load()
-            return to_rgb(picture)
+            found = to_rgb(picture)
     except Image.DecompressionBombError:
         raise BrokenAnswerError(f"{endpoint} sent a picture that is too large to unpack") from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
@@ -47,18 +50,21 @@ def decode(data: bytes, request: PictureRequest, endpoint: Endpoint, exact: bool
             f"{endpoint} sent {len(data):,} bytes that are no readable {', '.join(FORMATS)} picture "
             f"({type(error).__name__})"
         ) from None
+    if exact and found.size != (request.width, request.height):
+        raise _wrong_size(found, request, endpoint)
+    return found
 
 
-def _check_size(picture: Image.Image, request: PictureRequest, endpoint: Endpoint, exact: bool) -> None:
+def _wrong_size(picture: Image.Image, request: PictureRequest, endpoint: Endpoint) -> BrokenAnswerError:
     width, height = picture.size
-    if max(width, height) > SIDE_LIMIT or (exact and (width, height) != (request.width, request.height)):
-        raise BrokenAnswerError(f"{endpoint} sent a picture of {width}x{height} px where {request.size} was asked for")
+    return BrokenAnswerError(f"{endpoint} sent a picture of {width}x{height} px where {request.size} was asked for")
 
 
 def to_png(picture: Image.Image) -> bytes:
-    """A reference as it is sent: RGB, without metadata."""
+    """A reference as it is sent: RGB, without metadata, and no larger than is of use."""
     buffer = io.BytesIO()
     plain = to_rgb(picture)
     plain.info.clear()
+    plain.thumbnail((REFERENCE_SIDE, REFERENCE_SIDE), Image.Resampling.LANCZOS)
     plain.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()

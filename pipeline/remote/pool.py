@@ -10,7 +10,7 @@ from PIL import Image
 
 from ..errors import InputError
 from .engines import AUTO, Engine, detect, known_engine
-from .errors import CancelledError, KeyMissingError, RemoteError, ServerTimeoutError
+from .errors import BusyError, CancelledError, KeyMissingError, RemoteError, ServerTimeoutError
 from .http import TICK, Watch
 from .keys import find_key, how_to_set
 from .pictures import answer_limit
@@ -22,6 +22,7 @@ HEALTH_SECONDS = 10.0
 HEALTH_BYTES = 1 << 20
 REST, LONGEST_REST = 0.5, 30.0  # seconds a failing server is left alone, doubled with every failure
 MAX_PARALLEL = 64
+MAX_SECONDS = 7200
 
 
 class Server:
@@ -84,6 +85,8 @@ class Pool:
             raise InputError("no server is given; write its address, such as http://127.0.0.1:8091")
         if not 1 <= parallel <= MAX_PARALLEL:
             raise InputError(f"{parallel} requests at once; use 1 to {MAX_PARALLEL}")
+        if not 0 < seconds <= MAX_SECONDS:
+            raise InputError(f"a timeout of {seconds} s; use more than 0 and at most {MAX_SECONDS}")
         self.servers, self.parallel, self.seconds = list(servers), parallel, seconds
         self.attempts = retries + len(self.servers)
         self.failed_attempts = 0
@@ -150,10 +153,8 @@ class Pool:
         """One picture from whichever server gives it; a server that let it time out is not asked for it again."""
         slow: set[Server] = set()
         last: RemoteError | None = None
-        for _ in range(self.attempts):
-            server = self._take(slow, cancelled)
-            if server is None:
-                break
+        failed, end = 0, time.monotonic() + self.seconds
+        while failed < self.attempts and (server := self._take(slow, cancelled)):
             try:
                 if server.failures:
                     server.connect(Watch(HEALTH_SECONDS, cancelled))
@@ -165,6 +166,8 @@ class Pool:
                 if isinstance(error, ServerTimeoutError):
                     slow.add(server)
                 self._rest(server, error)
+                if not isinstance(error, BusyError) or time.monotonic() > end:
+                    failed += 1
             else:
                 self._praise(server)
                 return picture

@@ -17,8 +17,18 @@ _PRIVATE = [
     ipaddress.ip_network(net)
     for net in ("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "::1/128", "fc00::/7")
 ]
-# Metadata services outside 169.254.0.0/16: AWS over IPv6, Alibaba, Oracle, Azure.
-_METADATA = {ipaddress.ip_address(ip) for ip in ("fd00:ec2::254", "100.100.100.200", "192.0.0.192", "168.63.129.16")}
+# Metadata services outside 169.254.0.0/16: AWS, Google and Oracle over IPv6, Alibaba, Oracle, Azure.
+_METADATA = {
+    ipaddress.ip_address(ip)
+    for ip in (
+        "fd00:ec2::254",
+        "fd20:ce::254",
+        "fd00:c1::a9fe:a9fe",
+        "100.100.100.200",
+        "192.0.0.192",
+        "168.63.129.16",
+    )
+}
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 

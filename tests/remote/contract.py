@@ -79,6 +79,7 @@ class Contract(ThreadingHTTPServer):
         self.elsewhere = ""
         self.on_draw: Callable[[int], None] = lambda count: None
         self.lock = threading.Lock()
+        self.turn = threading.Lock()
         self.open: set = set()
         self.dead = False
         self.stopping = threading.Event()
@@ -362,11 +363,26 @@ def fail(handler: Handler, fields: dict):
     raise Refusal(500, {"error": {"code": 500, "message": "CUDA out of memory"}})
 
 
+def unavailable(handler: Handler, fields: dict):
+    raise Refusal(503, {"detail": "Diffusion engine not initialized. Start server with a diffusion model."})
+
+
 def busy(handler: Handler, fields: dict):
     code = "1302" if handler.server.engine == "zai" else 429
     message = {"error": {"code": code, "message": "Rate limit reached for requests"}}
     if len(handler.server.requests) == 1:
         raise Refusal(429, message, {"Retry-After": "1"})
+
+
+def one_at_a_time(handler: Handler, fields: dict):
+    """An account that may draw one picture at once: the others are turned away."""
+    server = handler.server
+    if not server.turn.acquire(blocking=False):
+        raise Refusal(429, {"error": {"code": "1302", "message": "Rate limit reached for requests"}})
+    try:
+        server.stopping.wait(0.1)
+    finally:
+        server.turn.release()
 
 
 def broke(handler: Handler, fields: dict):
@@ -496,6 +512,8 @@ FAULTS = {
     "400": refuse,
     "500": fail,
     "busy": busy,
+    "one at a time": one_at_a_time,
+    "503": unavailable,
     "broke": broke,
     "half": stop_halfway,
     "html": html,
