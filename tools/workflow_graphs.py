@@ -329,6 +329,34 @@ LAYOUT = (
     '"color":"#191919","x":0.3333333333333333,"y":0.6666666666666666,"width":0.5,"height":0.3333333333333333}]}'
 )
 
+
+def remote(g: Graph, **inputs) -> None:
+    """GLM-Image Remote with its picture and its report."""
+    drawn = g.add("GLMImageRemote", (570, 20), (380, 600), seed=1, **inputs)
+    save(g, drawn[0], at=(1000, 20), prefix="glm-image-remote")
+    g.add("PreviewAny", (1000, 490), (420, 190), "Who drew what, and what had no effect", source=drawn[1])
+
+
+def remote_vllm_omni(g: Graph) -> None:
+    scene = {"scene": "a warm bakery poster in watercolour", "width": 1024, "height": 1024, "layout": LAYOUT}
+    page = g.add("GLMImageTextLayout", (40, 20), (480, 860), **scene)
+    inputs = {"prompt": page[0], "glyph_texts": page[1], "width": page[4], "height": page[5]}
+    remote(g, server="http://127.0.0.1:8091", count=2, **inputs)
+
+
+def remote_sglang(g: Graph) -> None:
+    blue = {"width": 1024, "height": 1024, "color": 0x2850C8}
+    source = g.add("EmptyImage", (40, 20), (320, 130), "Picture to edit (or Load Image)", **blue)
+    words = 'the same picture with a white sign that says "SALE"'
+    remote(g, server="http://127.0.0.1:30000", prompt=words, steps=30, reference_1=source[0])
+
+
+def remote_zai(g: Graph) -> None:
+    words = 'a cozy bookshop window at dusk, a wooden sign above it says "LAST PAGE"'
+    remote(g, server="https://api.z.ai", prompt=words, width=1280, height=1280)
+
+
+WITHOUT_SMALL = (full_model, remote_vllm_omni, remote_sglang, remote_zai)
 WORKFLOWS = {
     text_to_image: "From prompt to picture: the planner lays the image out, the decoder draws it under KSampler.",
     poster_with_layout: "Draw boxes in *GLM-Image Text Layout* and type what stands in them. The boxes reach the "
@@ -348,6 +376,16 @@ WORKFLOWS = {
     full_model: "The released model: 35 GB in `models/glm_image/GLM-Image`.\n\nGet it with `hf download "
     "zai-org/GLM-Image --local-dir models/glm_image/GLM-Image` (or from ModelScope, `ZhipuAI/GLM-Image`). Planner and "
     "decoder are loaded one after the other.",
+    remote_vllm_omni: "The layout's prompt, texts and size go to a **vLLM-Omni** server instead of this machine:\n\n"
+    "`vllm serve zai-org/GLM-Image --omni --port 8091`\n\nSeveral servers share the work: write their addresses with "
+    "commas between them. Reference images plug into *reference_1* to *4*.",
+    remote_sglang: "Edits a picture on an **SGLang** server:\n\n`sglang serve --model-path zai-org/GLM-Image --port "
+    "30000`\n\nConnect *Load Image* in place of the blue page. A server whose planner runs apart "
+    "(`--srt-encoder-url`) draws from prompts only.",
+    remote_zai: "Draws on the **hosted API** of z.ai, about $0.015 a picture; a batch that would cost more than "
+    "**max_cost** is not sent.\n\nSet `ZAI_API_KEY` in the environment before ComfyUI starts: there is no place for a "
+    "key in the graph. For China's service write `https://open.bigmodel.cn` and set `ZHIPUAI_API_KEY`. Steps, guidance, "
+    "seed and references are not taken.",
 }
 
 
@@ -356,7 +394,7 @@ def build(object_info: dict, versions: dict[str, str]) -> dict[str, dict]:
     made = {}
     for draw, note in WORKFLOWS.items():
         name = f"glm_image_{draw.__name__}"
-        graph = Graph(name, note, object_info, versions, small=draw is not full_model)
+        graph = Graph(name, note, object_info, versions, small=draw not in WITHOUT_SMALL)
         draw(graph)
         made[name] = graph.to_json()
     return made
