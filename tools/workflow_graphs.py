@@ -384,8 +384,8 @@ WORKFLOWS = {
     "(`--srt-encoder-url`) draws from prompts only.",
     remote_zai: "Draws on the **hosted API** of z.ai, about $0.015 a picture; a batch that would cost more than "
     "**max_cost** is not sent.\n\nSet `ZAI_API_KEY` in the environment before ComfyUI starts: there is no place for a "
-    "key in the graph. For China's service write `https://open.bigmodel.cn` and set `ZHIPUAI_API_KEY`. Steps, guidance, "
-    "seed and references are not taken.",
+    "key in the graph. For China's service write `https://open.bigmodel.cn` and set `ZHIPUAI_API_KEY`. Steps, "
+    "guidance, seed and references are not taken.",
 }
 
 
