@@ -27,6 +27,29 @@ COMMANDS = {  # name -> (module, help)
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
+    debug = "--debug" in argv
+    try:
+        return _run(argv)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output went away, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (GlmImageError, OSError) as error:
+        if debug:
+            raise
+        print(f"glm-image: {error}", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        if debug or not _is_out_of_memory(error):
+            raise
+        advice = "out of memory; use a smaller image, fewer at once, or --offload stream"
+        print(f"glm-image: {advice} ({error})", file=sys.stderr)
+        return 1
+
+
+def _run(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="glm-image", description="GLM-Image on Ascend NPUs, CUDA and CPU.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     chosen = next((word for word in argv if word in COMMANDS), None)
@@ -37,31 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO if args.debug else logging.WARNING, format="%(message)s")
-    return _run(import_module(COMMANDS[args.command][0], __package__).run, args)
-
-
-def _run(run, args: argparse.Namespace) -> int:
-    try:
-        return run(args)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader of our output went away, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except (GlmImageError, OSError) as error:
-        if args.debug:
-            raise
-        print(f"glm-image: {error}", file=sys.stderr)
-        return 1
-    except RuntimeError as error:
-        if args.debug or not _is_out_of_memory(error):
-            raise
-        print(
-            f"glm-image: out of memory; use a smaller image, fewer at once, or --offload stream ({error})",
-            file=sys.stderr,
-        )
-        return 1
+    return import_module(COMMANDS[args.command][0], __package__).run(args)
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
