@@ -20,6 +20,15 @@ def settings() -> dict[str, str]:
     return {"CHROMIUM": chromium(), "PLAYWRIGHT_CORE": playwright()}
 
 
+def is_ready() -> bool:
+    """Whether `settings` has nothing to install."""
+    return bool(os.environ.get("CHROMIUM") or _on_path()) and Path(_package()).is_dir() and bool(shutil.which("node"))
+
+
+def _package() -> str:
+    return os.environ.get("PLAYWRIGHT_CORE") or str(FOLDER / "node_modules" / "playwright-core")
+
+
 def chromium() -> str:
     if path := os.environ.get("CHROMIUM"):
         return path
@@ -37,15 +46,13 @@ def _on_path() -> str | None:
 
 
 def playwright() -> str:
-    if path := os.environ.get("PLAYWRIGHT_CORE"):
-        return path
-    package = FOLDER / "node_modules" / "playwright-core"
-    if not package.is_dir():
+    package = _package()
+    if not Path(package).is_dir():
         if not shutil.which("npm"):
             raise SystemExit("no npm to install playwright-core with; install Node.js or set PLAYWRIGHT_CORE")
         FOLDER.mkdir(parents=True, exist_ok=True)
         run("npm", "install", "--prefix", str(FOLDER), "--no-save", "--no-audit", "--no-fund", PLAYWRIGHT)
-    return str(package)
+    return package
 
 
 def run(*command: str) -> None:

@@ -26,7 +26,8 @@ WHEEL_VERSION = "0.3.75"
 TORCH = "torch==2.13.0"
 TORCH_COMPANIONS = ("torchvision==0.28.0", "torchaudio==2.11.0")  # --no-deps: they must not move torch
 INSTALLED = "installed.txt"  # in a venv, written when it is whole
-UNLISTED = ("requests",)  # 0.3.75 imports it and counts on another package to bring it
+# 0.3.75 imports requests and counts on another package to bring it; pytesseract lets the OCR nodes read.
+UNLISTED = ("requests", "pytesseract")
 
 # torchvision's wheel is built for CUDA. Beside a CPU torch its library cannot load, and its Python part then fails
 # to register shapes for two operators; declaring those two is enough to import it. No node used here calls them.

@@ -16,7 +16,7 @@ root, sys.argv = sys.argv[1], ["main.py", "--cpu"]
 sys.path.insert(0, "")
 import comfy.options
 comfy.options.enable_args_parsing()
-import utils.extra_config, nodes, comfy_api.latest, comfy_execution.graph_utils
+import utils.extra_config, nodes, server, comfy_api.latest, comfy_execution.graph_utils
 start = time.process_time()
 spec = importlib.util.spec_from_file_location("pack", root + "/__init__.py", submodule_search_locations=[root])
 pack = sys.modules["pack"] = importlib.util.module_from_spec(spec)

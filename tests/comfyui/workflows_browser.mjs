@@ -94,6 +94,7 @@ for (const file of files) {
     const entry = await finished(before)
     await page.waitForTimeout(1500)
     await page.screenshot({ path: join(pictures, `${name}_done.png`) })
+    result.shown = await page.evaluate(() => app.graph.nodes.filter((n) => n.type === "SaveImage" && n.imgs?.length).length)
     const images = Object.values(entry.outputs).flatMap((output) => output.images ?? [])
     result.status = entry.status.status_str
     result.saved = images.filter((image) => image.type === "output")

@@ -1,0 +1,117 @@
+"""Experiments inside ComfyUI's own Python, which a server cannot show.
+
+`python inside.py ROOT EXPERIMENT [ARGUMENT...]`, run in ComfyUI's folder. Prints one line of JSON.
+"""
+
+import importlib
+import importlib.util
+import json
+import resource
+import sys
+from pathlib import Path
+
+ROOT, EXPERIMENT, *ARGUMENTS = sys.argv[1:]
+sys.argv = ["main.py", "--cpu"]
+sys.path.insert(0, "")
+
+import comfy.options  # noqa: E402
+
+comfy.options.enable_args_parsing()
+importlib.import_module("utils.extra_config")  # before `comfy` puts another module `utils` on the path
+import comfy.model_management  # noqa: E402
+import comfy.sample  # noqa: E402
+import comfy.samplers  # noqa: E402
+import torch  # noqa: E402
+
+
+def pack(name: str):
+    """A module of the pack."""
+    if "pack" not in sys.modules:
+        spec = importlib.util.spec_from_file_location("pack", f"{ROOT}/__init__.py", submodule_search_locations=[ROOT])
+        sys.modules["pack"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules["pack"])
+    return importlib.import_module(f"pack.{name}")
+
+
+def peak() -> int:
+    """Most MB this process has held so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+
+
+def sampling(folder: str, weights: str) -> dict:
+    """Open a decoder from a file, take two steps at 128x128 px: the memory it took and what came out."""
+    decoder = pack("nodes.decoder_model")
+    before = peak()
+    model = decoder.open_decoder(Path(folder), Path(weights))
+    opened = peak()
+    config = model.model.dit_config
+    generator = torch.Generator().manual_seed(0)
+    entry = {
+        "prior_token_ids": torch.randint(0, config.prior_vq_quantizer_codebook_size, (1, 64), generator=generator),
+        "prior_token_drop": False,
+        "plan_grid": (4, 4),
+        "codebook_size": config.prior_vq_quantizer_codebook_size,
+    }
+    embeds = torch.randn(1, 6, config.text_embed_dim, generator=generator)
+    positive, negative = [[embeds, entry]], [[embeds[:, :1], {**entry, "prior_token_drop": True}]]
+    latent = torch.zeros(1, 16, 16, 16)
+    noise = torch.randn(latent.shape, generator=generator)
+    out = comfy.sample.sample(model, noise, 2, 1.5, "euler", "simple", positive, negative, latent, disable_pbar=True)
+    layer = model.model.diffusion_model.transformer_blocks[0].attn1.to_q
+    return {
+        "stored": str(layer.weight.dtype),
+        "opened_mb": opened - before,
+        "peak_mb": peak() - before,
+        "finite": bool(torch.isfinite(out).all()),
+        "values": out.flatten()[:: out.numel() // 64].tolist(),
+    }
+
+
+def partly_loaded(folder: str) -> dict:
+    """Plan with everything loaded, then with a third of the planner: the same tokens?"""
+    parts, planning = pack("nodes.parts"), pack("nodes.planning")
+    part = parts.PlannerPart(Path(folder))
+    whole = planning.make_plan(part, "a red sign that says 'OPEN'", 64, 96, seed=3)
+    size = part.patcher.model_size()
+    part.patcher.detach()
+    part.patcher.load(part.patcher.load_device, lowvram_model_memory=size // 3)
+    cast = sum(bool(getattr(m, "comfy_cast_weights", False)) for m in part.module.modules())
+    planning.comfy.model_management.load_models_gpu = lambda *_, **__: None  # keep it as it is
+    again = planning.make_plan(part, "a red sign that says 'OPEN'", 64, 96, seed=3)
+    return {"cast_layers": cast, "equal": torch.equal(whole.prior_token_ids_d32, again.prior_token_ids_d32)}
+
+
+def preview(folder: str) -> dict:
+    """How far the preview's colours are from the autoencoder's own, over a picture of smooth colours."""
+    home, config = Path(folder) / "vae", pack("pipeline.config").VaeConfig
+    config = config.from_json(home / "config.json")
+    factors, bias = (torch.tensor(x) for x in pack("nodes.preview").rgb_factors(home, config))
+    vae = pack("pipeline.checkpoint").load_module(pack("pipeline.vae").Vae, config, home, "cpu", torch.float32)
+    colours = torch.rand(1, 3, 3, 6, generator=torch.Generator().manual_seed(5)) * 2 - 1
+    picture = torch.nn.functional.interpolate(colours, scale_factor=32, mode="bicubic").clamp(-1, 1)
+    with torch.no_grad():
+        latents = vae.normalise(vae.encode(picture))
+    wanted = torch.nn.functional.avg_pool2d(picture, 8)[0].movedim(0, -1)
+    shown = latents[0].movedim(0, -1) @ factors + bias
+    return {"error": (shown - wanted).abs().mean().item(), "plain": (wanted - wanted.mean()).abs().mean().item()}
+
+
+def out_of_memory(folder: str) -> dict:
+    """A VAE whose device says in torch_npu's old words that memory ran out: does it go on in tiles?"""
+    vae = pack("nodes.vae").open_vae(Path(folder), Path(folder) / "vae")
+    latent = torch.randn(1, 16, 96, 96, generator=torch.Generator().manual_seed(0))
+    whole, decode = vae.decode(latent), vae.first_stage_model.decode
+    sizes = []
+
+    def small_device(x, *more):
+        sizes.append(tuple(x.shape[-2:]))
+        if x.shape[-1] > 64 and x.shape[-2] > 64:
+            raise RuntimeError("NPU out of memory. Tried to allocate 2.00 GiB")
+        return decode(x, *more)
+
+    vae.first_stage_model.decode = small_device
+    tiled = vae.decode(latent)
+    return {"shape": list(tiled.shape), "difference": (whole - tiled).abs().mean().item(), "calls": len(sizes)}
+
+
+print(json.dumps(globals()[EXPERIMENT](*ARGUMENTS)))

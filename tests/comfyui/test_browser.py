@@ -1,0 +1,89 @@
+"""ComfyUI's page in Chromium: every workflow dropped on it as a file and as a saved picture, queued and looked at."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from comfyui_glm_image.tests.comfyui.test_workflows import FILES, RUNNABLE, SMALL
+from comfyui_glm_image.tools import browser, workflows
+
+DRIVER = Path(__file__).parent / "workflows_browser.mjs"
+SECONDS = 900
+
+
+@pytest.fixture(scope="module")
+def drive(server, tmp_path_factory):
+    """Files -> what the driver saw, one entry a file; pictures go to PICTURES if that is set."""
+    if not browser.is_ready():
+        pytest.skip("no Chromium and playwright-core; run 'python tools/browser.py'")
+    pictures = os.environ.get("PICTURES") or str(tmp_path_factory.mktemp("pictures"))
+
+    def run(files, queue: bool) -> dict[str, dict]:
+        command = ["node", str(DRIVER), server.url, pictures, *map(str, files)]
+        environment = {**os.environ, **browser.settings(), "QUEUE": "yes" if queue else "no"}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=environment)
+        assert done.returncode == 0, done.stderr[-2000:]
+        entries = [json.loads(line) for line in done.stdout.splitlines()]
+        return {Path(entry["file"]).stem: entry for entry in entries}
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def loaded(drive):
+    return drive(FILES, queue=False)
+
+
+@pytest.fixture(scope="module")
+def queued(drive):
+    if not SMALL.is_file():
+        pytest.skip("checkpoints/small is not there")
+    return drive(RUNNABLE, queue=True)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_a_dropped_workflow_has_no_missing_node_and_no_error(loaded, path):
+    seen = loaded[path.stem]
+    assert seen["missing"] == []
+    assert seen["errors"] == []
+    assert seen["nodes"] == len(workflows.load(path)["nodes"])
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_the_page_queues_what_the_tests_queue(server, loaded, path):
+    """`tools/workflows.py` turns files into prompts as the page does."""
+    ours = workflows.to_api(workflows.load(path), server.get("/object_info"))
+    page = {key: {"class_type": n["class_type"], "inputs": n["inputs"]} for key, n in loaded[path.stem]["api"].items()}
+    assert page == ours
+
+
+def test_the_page_says_which_model_is_missing(loaded):
+    dialogs = " ".join(loaded["glm_image_full_model"]["dialogs"])
+    assert "model_index.json" in dialogs
+    for path in RUNNABLE:
+        assert "model_index.json" not in " ".join(loaded[path.stem]["dialogs"])
+
+
+@pytest.mark.parametrize("path", RUNNABLE, ids=lambda p: p.stem)
+def test_a_queued_workflow_shows_its_picture(queued, path):
+    seen = queued[path.stem]
+    if any("no OCR engine" in message for message in seen["messages"]):
+        pytest.skip("no OCR engine beside ComfyUI")
+    assert seen["status"] == "success", seen["messages"]
+    assert seen["saved"] and seen["shown"]
+    assert seen["errors"] == []
+
+
+def test_a_saved_picture_brings_its_graph_back(server, drive, loaded, queued):
+    pictures = {}
+    for path in RUNNABLE:
+        for image in queued[path.stem]["saved"][:1]:
+            pictures[path.stem] = server.base / "output" / image["subfolder"] / image["filename"]
+    dropped = drive(pictures.values(), queue=False)
+    assert pictures
+    for name, file in pictures.items():
+        assert dropped[file.stem]["nodes"] == loaded[name]["nodes"]
+        assert dropped[file.stem]["api"] == queued[name]["api"]
+        assert dropped[file.stem]["missing"] == [] == dropped[file.stem]["errors"]

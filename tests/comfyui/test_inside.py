@@ -1,0 +1,85 @@
+"""What ComfyUI's memory management does to our parts, measured inside its Python."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from comfyui_glm_image.tools.comfyui import ROOT
+from safetensors.torch import save_file
+
+WIDTH, LAYERS = 1024, 6  # 95M parameters
+SCRIPT = Path(__file__).parent / "inside.py"
+
+
+@pytest.fixture(scope="module")
+def inside(install):
+    def run(*arguments) -> dict:
+        command = [install.python, str(SCRIPT), str(ROOT), *map(str, arguments)]
+        done = subprocess.run(command, cwd=install.app, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def decoders(random_folder, tmp_path_factory):
+    """A folder of configurations, and one larger decoder's random weights in three dtypes."""
+    home = tmp_path_factory.mktemp("decoder")
+    for name in ("scheduler", "vae"):
+        (home / name).symlink_to(random_folder / name, target_is_directory=True)
+    config = json.loads((random_folder / "transformer" / "config.json").read_text())
+    config |= {"num_layers": LAYERS, "num_attention_heads": WIDTH // 128, "attention_head_dim": 128}
+    (home / "transformer").mkdir()
+    (home / "transformer" / "config.json").write_text(json.dumps(config))
+    return home, save_decoders(home)
+
+
+def save_decoders(home: Path) -> dict[str, Path]:
+    from comfyui_glm_image.pipeline.config import DitConfig
+    from comfyui_glm_image.pipeline.dit import Dit
+
+    torch.manual_seed(0)
+    state = Dit(DitConfig.from_json(home / "transformer" / "config.json")).state_dict()
+    files = {}
+    for dtype in (torch.float32, torch.bfloat16, torch.float8_e4m3fn):
+        files[str(dtype)] = home / f"{dtype}.safetensors"
+        save_file({key: tensor.to(dtype) for key, tensor in state.items()}, files[str(dtype)])
+    return files
+
+
+def test_fp8_weights_sample_in_less_memory(inside, decoders):
+    """Stored in 8 bits, cast layer by layer: close to the exact picture, for a part of its memory."""
+    home, files = decoders
+    seen = {name: inside("sampling", home, file) for name, file in files.items()}
+    for name, one in seen.items():
+        print(f"{name}: {files[name].stat().st_size >> 20} MB of weights, peak {one['peak_mb']} MB")
+        assert one["finite"]
+    exact, small = seen["torch.float32"], seen["torch.float8_e4m3fn"]
+    assert small["stored"] == "torch.float8_e4m3fn"
+    assert small["peak_mb"] < 0.5 * exact["peak_mb"]
+    values, wanted = torch.tensor(small["values"]), torch.tensor(exact["values"])
+    assert (values - wanted).abs().mean() < 0.1 * wanted.abs().mean()
+
+
+def test_a_planner_that_is_loaded_in_part_plans_the_same(inside, random_folder):
+    seen = inside("partly_loaded", random_folder)
+    assert seen["cast_layers"] > 10
+    assert seen["equal"]
+
+
+def test_previews_show_the_colours_of_latents(inside):
+    small = ROOT / "checkpoints" / "small"
+    if not (small / "vae").is_dir():
+        pytest.skip("checkpoints/small is not there")
+    seen = inside("preview", small)
+    assert seen["error"] < 0.4 * seen["plain"]
+
+
+def test_an_autoencoder_out_of_memory_goes_on_in_tiles(inside, random_folder):
+    seen = inside("out_of_memory", random_folder)
+    assert seen["shape"] == [1, 768, 768, 3]
+    assert seen["calls"] > 4
+    assert seen["difference"] < 0.05
