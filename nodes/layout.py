@@ -90,7 +90,7 @@ class GLMImageTextLayout(io.ComfyNode):
                         default="",
                         multiline=True,
                         placeholder=EXAMPLE,
-                        tooltip="Replaces the drawing when it is not empty: lines such as 'title: OPEN 24h @ top 25%', "
+                        tooltip="Replaces the drawing when it is not empty: lines as in the grey example, "
                         "a layout's JSON, or the elements of Create Bounding Boxes.",
                     ),
                     [io.Custom("ARRAY"), io.Custom("BOUNDING_BOX"), sockets.Layout],
