@@ -90,8 +90,8 @@ class GLMImageTextLayout(io.ComfyNode):
                         default="",
                         multiline=True,
                         placeholder=EXAMPLE,
-                        tooltip="Replaces the drawing when it is not empty: lines as in the grey example, "
-                        "a layout's JSON, or the elements of Create Bounding Boxes.",
+                        tooltip="Replaces the drawing when it is not empty: lines of text with their "
+                        "places (see this node's help), a layout's JSON, or the elements of Create Bounding Boxes.",
                     ),
                     [io.Custom("ARRAY"), io.Custom("BOUNDING_BOX"), sockets.Layout],
                     optional=True,

@@ -28,11 +28,11 @@ await page.evaluate((vue) => app.extensionManager.setting.set("Comfy.VueNodes.En
 await page.evaluate(() => {
   app.graph.clear()
   const node = LiteGraph.createNode("GLMImageTextLayout")
-  node.pos = [90, 110]
+  node.pos = [90, 150]
   app.graph.add(node)
-  node.setSize([520, 900])
+  node.setSize([520, 940])
   const save = LiteGraph.createNode("SaveImage")
-  save.pos = [700, 110]
+  save.pos = [700, 190]
   app.graph.add(save)
   node.connect(3, save, 0)
   for (const name of ["width", "height"]) {
