@@ -278,6 +278,17 @@ def explain_out_of_memory(what: str, device: torch.device) -> str:
     )
 
 
+@contextmanager
+def explaining_out_of_memory(what: str, device: torch.device):
+    """Turns a failed allocation into a DeviceError that says what to do."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise DeviceError(explain_out_of_memory(what, device)) from error
+
+
 def retry_smaller(device: torch.device, whole: Callable[[], torch.Tensor], tiled: Callable[[], torch.Tensor]):
     """`whole()`, or, when it runs out of memory, `tiled()` once the device's cache is empty."""
     try:

@@ -7,13 +7,14 @@ reported when it looks too tight. Sizes are bytes throughout.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
 from . import device as devices
+from . import release
 from .checkpoint import COMPONENTS, Weights
 from .config import DitConfig, VaeConfig, VisionLanguageConfig
 from .device import DeviceError
@@ -31,16 +32,18 @@ OFFLOADS = ("auto", "none", "phases", "stream")
 HEADROOM = 0.08  # part of a device's memory left alone: fragments, workspaces of its libraries, other programs
 PROMPT_TOKENS = 1024  # room for a long prompt; references add their own tokens
 GLYPH_TOKENS = 512
+SMALLEST_STACK = 3  # fewer numbered parts are a feed-forward's two halves, not layers
 STREAM_LAYERS = 2  # layers on the device at once while streaming: the one that runs and the one that arrives
 GIB = 1 << 30
+TOO_TIGHT = "the model will hardly fit; use"
 
 
 @dataclass(frozen=True)
 class Placement:
     """Component folder -> device and dtype. `phased`: components of a stage leave when the other stage begins.
 
-    `streamed`: component -> bytes of its weights that may stay on the device; its other layers wait in host memory
-    and come one after the other.
+    `streamed`: component -> bytes of its layers that stay on the device; the others wait in host memory and come one
+    after the other.
     """
 
     devices: Mapping[str, torch.device]
@@ -74,9 +77,12 @@ class Placement:
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes. `weights` and the largest repeated `layer` of each component; `work` of each besides its weights."""
+    """Bytes of each component: all `weights`, those of its repeated `layers`, the largest `layer`, and the `work` of
+    running it besides its weights.
+    """
 
     weights: Mapping[str, int]
+    layers: Mapping[str, int]
     layer: Mapping[str, int]
     work: Mapping[str, int]
 
@@ -84,43 +90,70 @@ class Needs:
 # ---- what a checkpoint needs ----
 
 
+@dataclass(frozen=True)
+class Model:
+    """What sizes follow from: numbers in every tensor of each component, and the configurations."""
+
+    numbers: Mapping[str, Mapping[str, int]]
+    planner: VisionLanguageConfig
+    decoder: DitConfig
+    vae: VaeConfig
+
+    @classmethod
+    def of(cls, folder: Path) -> "Model":
+        """A checkpoint's, from its JSON and weight headers alone."""
+        return cls(
+            {name: _numbers(Weights(folder / name)) for name in COMPONENTS},
+            VisionLanguageConfig.from_json(folder / PLANNER / "config.json"),
+            DitConfig.from_json(folder / DECODER / "config.json"),
+            VaeConfig.from_json(folder / VAE / "config.json"),
+        )
+
+    @classmethod
+    def released(cls) -> "Model":
+        """The release's, without its files."""
+        numbers = {
+            name: {key: tensor.numel() for key, tensor in module.state_dict().items()}
+            for name, module in release.meta_modules().items()
+        }
+        return cls(numbers, release.VISION_LANGUAGE, release.DIT, release.VAE)
+
+
+def _numbers(weights: Weights) -> dict[str, int]:
+    return {key: torch.Size(shape).numel() for key, (_, shape, *_) in weights.headers.items()}
+
+
 def measure(
-    folder: Path, dtypes: Mapping[str, torch.dtype], height: int = 1024, width: int = 1024, count: int = 1
+    model: Model, dtypes: Mapping[str, torch.dtype], height: int = 1024, width: int = 1024, count: int = 1
 ) -> Needs:
-    """Needs of a checkpoint for `count` images of this size, from its JSON and weight headers alone."""
+    """Needs for `count` images of this size."""
     check_size(height, width)
-    weights, layer = {}, {}
-    for name in COMPONENTS:
-        sizes = _sizes(Weights(folder / name), dtypes[name])
-        weights[name] = sum(sizes.values())
-        layer[name] = _largest_layer(sizes)
-    planner = VisionLanguageConfig.from_json(folder / PLANNER / "config.json")
-    decoder = DitConfig.from_json(folder / DECODER / "config.json")
-    vae = VaeConfig.from_json(folder / VAE / "config.json")
+    size = {name: dtypes[name].itemsize for name in COMPONENTS}
     work = {
-        PLANNER: planner_work(planner, dtypes[PLANNER], height, width, count),
+        PLANNER: planner_work(model.planner, dtypes[PLANNER], height, width, count),
         GLYPH: 0,  # short texts; counted with the decoder's
-        DECODER: decoder_work(decoder, dtypes[DECODER], height, width, count),
-        VAE: vae_work(vae, dtypes[VAE], height, width),
+        DECODER: decoder_work(model.decoder, dtypes[DECODER], height, width, count),
+        VAE: vae_work(model.vae, dtypes[VAE], height, width),
     }
-    return Needs(weights, layer, work)
+    layers = {name: _layers(model.numbers[name]) for name in COMPONENTS}
+    return Needs(
+        weights={name: size[name] * sum(model.numbers[name].values()) for name in COMPONENTS},
+        layers={name: size[name] * sum(layers[name]) for name in COMPONENTS},
+        layer={name: size[name] * max(layers[name], default=0) for name in COMPONENTS},
+        work=work,
+    )
 
 
-def _sizes(weights: Weights, dtype: torch.dtype) -> dict[str, int]:
-    numbers = {key: torch.Size(shape).numel() for key, (_, shape, *_) in weights.headers.items()}
-    return {key: count * dtype.itemsize for key, count in numbers.items()}
-
-
-def _largest_layer(sizes: Mapping[str, int]) -> int:
-    """Of the repeated layers, whose keys hold a number: `model.language_model.layers.17.` belongs to one."""
-    layers: dict[str, int] = {}
-    for key, size in sizes.items():
+def _layers(numbers: Mapping[str, int]) -> list[int]:
+    """Sizes of the repeated layers, which streaming brings one by one: `model.language_model.layers.17.*` is one."""
+    stacks: dict[str, dict[str, int]] = {}
+    for key, size in numbers.items():
         parts = key.split(".")
         number = next((i for i, part in enumerate(parts) if part.isdigit()), None)
         if number is not None:
-            name = ".".join(parts[: number + 1])
-            layers[name] = layers.get(name, 0) + size
-    return max(layers.values(), default=0)
+            stack = stacks.setdefault(".".join(parts[:number]), {})
+            stack[parts[number]] = stack.get(parts[number], 0) + size
+    return [size for stack in stacks.values() if len(stack) >= SMALLEST_STACK for size in stack.values()]
 
 
 def planner_work(
@@ -153,7 +186,7 @@ def vae_work(config: VaeConfig, dtype: torch.dtype, height: int, width: int) -> 
 
 
 def choose(
-    folder: Path,
+    model: Path | Model,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     *,
@@ -163,12 +196,40 @@ def choose(
     height: int = 1024,
     width: int = 1024,
     count: int = 1,
+    report: Callable[[str], None] = logger.info,
 ) -> Placement:
-    """The user's wishes and the memory there is -> a placement; prints its estimate to the log.
+    """The user's wishes and the memory there is -> a placement of a checkpoint folder; `report` gets its estimate.
+
+    Raises DeviceError when nothing can fit; what the user asks for by `offload`, and the CPU, are only warned about.
+    The rest is as in `weigh`.
+    """
+    options = {"planner_device": planner_device, "decoder_device": decoder_device, "offload": offload}
+    placement, needs = weigh(model, device, dtype, **options, height=height, width=width, count=count)
+    text = estimate(placement, needs)
+    if not fits(placement, needs):
+        if offload == "auto" and any(d.type != "cpu" for d in placement.devices.values()):
+            raise DeviceError(f"{TOO_TIGHT}: a smaller image, fewer at once, another device or --device cpu\n{text}")
+        logger.warning("%s, or swap to disk\n%s", TOO_TIGHT, text)
+    report(text)
+    return placement
+
+
+def weigh(
+    model: Path | Model,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    *,
+    planner_device: str | torch.device | None = None,
+    decoder_device: str | torch.device | None = None,
+    offload: str = "auto",
+    height: int = 1024,
+    width: int = 1024,
+    count: int = 1,
+) -> tuple[Placement, Needs]:
+    """The first placement that fits, or the most frugal one, and the needs of the model in it.
 
     `device` is for everything that has no device of its own; `offload` "none" keeps all loaded, "phases" lets planner
-    and decoder take turns, "stream" leaves layers in host memory, "auto" does the first that fits. Raises DeviceError
-    when nothing can fit.
+    and decoder take turns, "stream" leaves layers in host memory, "auto" does the first that fits.
     """
     if offload not in OFFLOADS:
         raise InputError(f"offload {offload!r} is not known; use {', '.join(OFFLOADS)}")
@@ -179,18 +240,11 @@ def choose(
     if decoder_device is not None:
         where |= dict.fromkeys(STAGES["drawing"], devices.resolve_device(decoder_device))
     wanted = Placement.split(where, dtype)
-    needs = measure(folder, wanted.dtypes, height, width, count)
+    model = model if isinstance(model, Model) else Model.of(model)
+    needs = measure(model, wanted.dtypes, height, width, count)
     free_choice = device is None and planner_device is None and decoder_device is None
     candidates = list(_candidates(wanted, needs, offload, others=_others(main) if free_choice else []))
-    chosen = next((c for c in candidates if fits(c, needs)), None)
-    if chosen is None:
-        chosen = candidates[-1]
-        shortage = f"this may not fit:\n{estimate(chosen, needs)}"
-        if offload == "auto" and any(d.type != "cpu" for d in chosen.devices.values()):
-            raise DeviceError(f"{shortage}\nuse a smaller image, fewer images at once, another device, or --device cpu")
-        logger.warning(shortage)
-    logger.info("%s", estimate(chosen, needs))
-    return chosen
+    return next((c for c in candidates if fits(c, needs)), candidates[-1]), needs
 
 
 def _others(main: torch.device) -> list[torch.device]:
@@ -222,10 +276,10 @@ def _streaming(placement: Placement, needs: Needs, forced: bool) -> Placement:
         if device.type == "cpu":
             continue
         stage = _stage_peaks(placement, needs)[device]
-        spare = available(device) - (stage[_stage_of(name)] - needs.weights[name])
-        keep = spare - STREAM_LAYERS * needs.layer[name]
-        if forced or keep < needs.weights[name]:
-            streamed[name] = max(0, min(keep, needs.weights[name]))
+        spare = available(device) - stage[_stage_of(name)]
+        if forced or spare < 0:
+            keep = needs.layers[name] + spare - STREAM_LAYERS * needs.layer[name]
+            streamed[name] = max(0, min(keep, needs.layers[name]))
     return replace(placement, streamed=streamed)
 
 
@@ -246,10 +300,10 @@ def fits(placement: Placement, needs: Needs) -> bool:
 def peaks(placement: Placement, needs: Needs) -> dict[torch.device, int]:
     """The most that each device holds at any time, host memory for streamed layers included."""
     result = {device: max(stages.values()) for device, stages in _stage_peaks(placement, needs).items()}
-    waiting = sum(needs.weights[name] for name in placement.streamed)
+    waiting = [needs.layers[name] - placement.streamed[name] for name in placement.streamed]
     if waiting:
         host = torch.device("cpu")
-        result[host] = result.get(host, 0) + waiting
+        result[host] = result.get(host, 0) + (max(waiting) if placement.phased else sum(waiting))
     return result
 
 
@@ -270,7 +324,8 @@ def _held(placement: Placement, needs: Needs, name: str) -> int:
     """Bytes of weights on the component's device."""
     if name not in placement.streamed:
         return needs.weights[name]
-    return min(needs.weights[name], placement.streamed[name] + STREAM_LAYERS * needs.layer[name])
+    moving = min(needs.layers[name], placement.streamed[name] + STREAM_LAYERS * needs.layer[name])
+    return needs.weights[name] - needs.layers[name] + moving
 
 
 # ---- the report ----

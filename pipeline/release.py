@@ -90,8 +90,8 @@ VAE = VaeConfig(
 )
 
 
-def parameter_counts() -> dict[str, int]:
-    """Component folder -> number of parameters, counted on modules built on the meta device."""
+def meta_modules() -> dict[str, torch.nn.Module]:
+    """Component folder -> its module on the meta device: names and shapes without memory."""
     from .dit import Dit
     from .glyph import GlyphEncoder
     from .planner import Planner
@@ -104,8 +104,10 @@ def parameter_counts() -> dict[str, int]:
         "vae": (Vae, VAE),
     }
     with torch.device("meta"):
-        return {name: count(build(config, dtype=torch.bfloat16)) for name, (build, config) in builds.items()}
+        return {name: build(config, dtype=torch.bfloat16) for name, (build, config) in builds.items()}
 
 
-def count(module: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+def parameter_counts() -> dict[str, int]:
+    """Component folder -> number of parameters."""
+    modules = meta_modules()
+    return {name: sum(parameter.numel() for parameter in module.parameters()) for name, module in modules.items()}

@@ -1,0 +1,155 @@
+"""The doctor on sound, broken and absurd installations; it explains and never falls over."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from comfyui_glm_image.pipeline import doctor
+from comfyui_glm_image.pipeline.cli import main
+from comfyui_glm_image.pipeline.device import explain_npu_failure
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def patient(**arguments):
+    given = {"json": False, "model_info": False, "device": "cpu", "model": None, "width": 1024, "height": 1024}
+    return doctor.Patient(argparse.Namespace(**{**given, **arguments}))
+
+
+def told(check, **arguments):
+    return [(finding.status, finding.text) for finding in doctor.guarded(check, patient(**arguments))]
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """Plays installed versions, and whether torch_npu's folder is there."""
+
+    def play(torch="2.13.0", torch_npu=None):
+        versions = {"torch": torch, "torch_npu": torch_npu}
+        monkeypatch.setattr(doctor, "version_of", versions.get)
+        monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: versions.get(name))
+
+    return play
+
+
+def test_a_sound_machine_gets_exit_code_0_and_json(capsys):
+    assert main(["doctor", "--device", "cpu", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    topics = {finding["topic"] for finding in report["findings"]}
+    assert report["ok"] and {"python", "torch", "device", "placement", "kernel", "GELU", "graph"} <= topics
+
+
+def test_the_release_has_about_9_and_7_billion_parameters():
+    counts = dict(text.split() for _, text in told(doctor.check_model_info))
+    numbers = {name: int(count.replace(",", "")) for name, count in counts.items()}
+    assert 9.0e9 < numbers["vision_language_encoder"] < 10.5e9
+    assert 6.5e9 < numbers["transformer"] < 7.5e9
+
+
+def test_a_check_that_falls_over_becomes_a_finding():
+    def check_something_odd(_):
+        raise ZeroDivisionError("by nought")
+        yield
+
+    (finding,) = doctor.guarded(check_something_odd, patient())
+    assert finding == doctor.Finding("fail", "something odd", "ZeroDivisionError: by nought")
+
+
+def test_a_failing_check_makes_the_exit_code_1(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "CHECKS", (lambda _: iter([doctor.Finding("fail", "torch", "is not well")]),))
+    assert main(["doctor"]) == 1
+    assert "fail  torch           is not well" in capsys.readouterr().out
+
+
+def test_torch_that_is_missing_is_named(installed):
+    installed(torch=None)
+    assert told(doctor.check_torch) == [("fail", "not installed; pip install torch")]
+
+
+def test_a_torch_npu_of_another_torch_is_explained_with_both_ways_out(installed):
+    installed(torch="2.13.0+cpu", torch_npu="2.12.0")
+    ((status, text),) = told(doctor.check_torch_npu)
+    assert status == "fail"
+    for part in ("made for torch 2.12", "'torch-npu==2.13.*'", "'torch==2.12.*'", "AUTOLOAD=0"):
+        assert part in text
+
+
+def test_a_machine_with_cann_is_told_to_install_torch_npu(installed, monkeypatch, tmp_path):
+    installed()
+    monkeypatch.setenv("ASCEND_HOME_PATH", str(tmp_path))
+    ((status, text),) = told(doctor.check_torch_npu)
+    assert status == "warn" and "pip install 'torch-npu==2.13.*'" in text
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "version"),
+    [
+        ("version.cfg", "runtime_running_version=[9.1.0:8.5.0]", "9.1.0"),
+        ("aarch64-linux/ascend_toolkit_install.info", "package_name=Ascend\nversion=8.5.0\n", "8.5.0"),
+        ("compiler/version.info", "Version=8.3.RC1\n", "8.3.RC1"),
+    ],
+)
+def test_the_version_of_cann_is_read_from_its_files(tmp_path, file, text, version):
+    path = tmp_path / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    assert doctor.cann_version(tmp_path) == version
+
+
+@pytest.mark.parametrize(("cann", "status"), [("9.1.0", "ok"), ("8.5.0", "warn")])
+def test_torch_npu_and_cann_are_checked_as_a_pair(installed, monkeypatch, tmp_path, cann, status):
+    installed(torch="2.12.0", torch_npu="2.12.0")
+    monkeypatch.setenv("ASCEND_HOME_PATH", str(tmp_path))
+    (tmp_path / "version.cfg").write_text(f"version={cann}\n")
+    ((got, text),) = told(doctor.check_cann)
+    assert got == status and cann in text
+
+
+@pytest.mark.parametrize(
+    ("error", "part"),
+    [
+        (ImportError("libtorch_npu.so: undefined symbol: _ZN3c10"), "do not belong together"),
+        (RuntimeError("ASCEND_OPP_PATH is wrong"), "installed in part"),
+        (OSError("the disk is tired"), "cannot be imported: the disk is tired"),
+    ],
+)
+def test_an_import_that_fails_is_explained(error, part):
+    assert part in explain_npu_failure(error)
+
+
+def test_a_torch_npu_that_breaks_torch_itself_is_explained_and_the_cpu_still_works(tmp_path):
+    """A package of that name with torch's autoload entry point, as the real one has, whose import fails."""
+    error = "ImportError('libhccl.so: cannot open shared object file')"
+    (tmp_path / "torch_npu").mkdir()
+    (tmp_path / "torch_npu" / "__init__.py").write_text(f"def _autoload(): pass\nraise {error}\n")
+    about = tmp_path / "torch_npu-2.13.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: torch_npu\nVersion: 2.13.0\n")
+    (about / "entry_points.txt").write_text("[torch.backends]\ntorch_npu = torch_npu:_autoload\n")
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": path}
+    environment.pop("TORCH_DEVICE_BACKEND_AUTOLOAD", None)
+
+    code = (
+        "import sys; sys.path.insert(0, 'tests'); import conftest\n"
+        "from comfyui_glm_image.pipeline.cli import main\n"
+        "code = main(['doctor', '--json'])\n"
+        "from comfyui_glm_image.pipeline.device import resolve_device\n"
+        "print(code, resolve_device('auto'))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    *report, last = done.stdout.splitlines()
+    assert last == "1 cpu"
+    findings = json.loads("\n".join(report))["findings"]
+    text = next(f["text"] for f in findings if f["topic"] == "torch_npu" and f["status"] == "fail")
+    assert "cannot find CANN" in text and "set_env.sh" in text
+    assert any(f["topic"] == "autoload" for f in findings)
+    assert any(f["topic"] == "kernel" and f["status"] == "ok" for f in findings)
+    assert "running on the CPU" in done.stderr

@@ -1,0 +1,145 @@
+"""Placements by free memory: the first that fits, what the user asks for, and what is reported."""
+
+import pytest
+import torch
+from comfyui_glm_image.pipeline import device as devices
+from comfyui_glm_image.pipeline import placement as P
+from comfyui_glm_image.pipeline.device import DeviceError, Memory
+from comfyui_glm_image.pipeline.errors import InputError
+
+GIB = 1 << 30
+
+
+@pytest.fixture(scope="module")
+def released():
+    return P.Model.released()
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine with some cards, played: `machine(64, 64)` has two of 64 GiB, half a GiB of each in use."""
+
+    def make(*cards: float, host: float = 128):
+        present = [torch.device("cuda", i) for i in range(len(cards))]
+        sizes = {device: Memory(int((size - 0.5) * GIB), int(size * GIB)) for device, size in zip(present, cards)}
+        sizes[torch.device("cpu")] = Memory(int(host * GIB), int(host * GIB))
+        best = present[0] if present else torch.device("cpu")
+        can = devices.Capabilities("cuda", bfloat16=True, fused=False, graph=True)
+        cpu = devices.Capabilities("cpu", bfloat16=True, fused=False, graph=False)
+        monkeypatch.setattr(devices, "resolve_device", lambda choice=None: torch.device(choice) if choice else best)
+        monkeypatch.setattr(devices, "memory", lambda device: sizes[device])
+        monkeypatch.setattr(devices, "capabilities", lambda device: cpu if device.type == "cpu" else can)
+        monkeypatch.setattr(devices, "available_devices", lambda: [*present, torch.device("cpu")])
+
+    return make
+
+
+def where(placement):
+    return {P.title(name): str(device) for name, device in placement.devices.items()}
+
+
+def test_the_release_stays_loaded_on_a_card_of_64_gib(machine, released):
+    machine(64)
+    placement, needs = P.weigh(released)
+    assert set(placement.devices.values()) == {torch.device("cuda:0")}
+    assert (placement.phased, placement.streamed) == (False, {})
+    assert 30 * GIB < sum(needs.weights.values()) < 36 * GIB
+
+
+def test_two_cards_of_32_gib_share_the_release(machine, released):
+    machine(32, 32)
+    placement, _ = P.weigh(released)
+    assert where(placement) == {
+        "planner": "cuda:0",
+        "glyph encoder": "cuda:1",
+        "decoder": "cuda:1",
+        "VAE": "cuda:1",
+    }
+    assert not placement.phased
+
+
+def test_planner_and_decoder_take_turns_on_one_card_of_32_gib(machine, released):
+    machine(32)
+    placement, _ = P.weigh(released)
+    assert placement.phased and not placement.streamed
+    assert placement.leaving("planning") == (P.GLYPH, P.DECODER, P.VAE)
+    assert placement.leaving("drawing") == (P.PLANNER,)
+
+
+def test_layers_stream_on_a_card_of_18_gib_and_as_many_stay_as_fit(machine, released):
+    machine(18)
+    placement, needs = P.weigh(released)
+    assert set(placement.streamed) == {P.PLANNER}
+    assert 0 < placement.streamed[P.PLANNER] < needs.layers[P.PLANNER]
+    assert P.fits(placement, needs)
+
+
+def test_a_larger_batch_keeps_fewer_layers(machine, released):
+    machine(16)
+    one, many = (P.weigh(released, count=count)[0].streamed for count in (1, 16))
+    assert many[P.PLANNER] < one[P.PLANNER]
+
+
+def test_what_cannot_fit_is_refused_before_loading(machine, released):
+    machine(4)
+    with pytest.raises(DeviceError, match=r"hardly fit.*\n.*planner"):
+        P.choose(released)
+
+
+def test_the_users_devices_are_honoured_on_any_machine(machine, released):
+    machine(64, 64)
+    placement, _ = P.weigh(released, planner_device="cuda:1", decoder_device="cpu")
+    assert where(placement)["planner"] == "cuda:1"
+    assert where(placement)["decoder"] == where(placement)["VAE"] == "cpu"
+    assert placement.dtypes[P.DECODER] == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("offload", "phased", "streamed"),
+    [("none", False, set()), ("phases", True, set()), ("stream", True, {P.PLANNER, P.DECODER})],
+)
+def test_the_users_offload_is_honoured_where_all_would_fit(machine, released, offload, phased, streamed):
+    machine(64)
+    placement, _ = P.weigh(released, offload=offload)
+    assert (placement.phased, set(placement.streamed)) == (phased, streamed)
+
+
+def test_a_wish_that_looks_too_tight_is_warned_about_and_followed(machine, released, caplog):
+    machine(16)
+    placement = P.choose(released, offload="none")
+    assert not placement.phased
+    assert "hardly fit" in caplog.text
+
+
+def test_headroom_is_left(machine, released):
+    machine(34.9)  # the weights fit with half a GiB to spare, the headroom does not
+    placement, _ = P.weigh(released)
+    assert placement.phased
+
+
+def test_the_estimate_names_components_devices_dtypes_and_peaks(machine, released):
+    machine(32)
+    lines = []
+    P.choose(released, report=lines.append)
+    text = lines[0]
+    for part in ("take turns", "planner", "glyph encoder", "decoder", "VAE", "cuda:0", "bfloat16", "peak on cuda:0"):
+        assert part in text
+
+
+def test_an_unknown_offload_is_refused(machine, released):
+    machine(64)
+    with pytest.raises(InputError, match="'disk' is not known; use auto, none, phases, stream"):
+        P.weigh(released, offload="disk")
+
+
+def test_float16_keeps_the_vae_in_float32():
+    placement = P.Placement.on(torch.device("cpu"), "fp16")
+    assert placement.dtypes[P.VAE] == torch.float32
+    assert placement.dtypes[P.PLANNER] == torch.float16
+
+
+def test_a_checkpoint_is_measured_by_its_headers_alone(references):
+    folder, pipeline = references("plain")
+    model = P.Model.of(folder)
+    for name, module in (("transformer", pipeline.transformer), ("vae", pipeline.vae)):
+        assert sum(model.numbers[name].values()) == sum(p.numel() for p in module.parameters())
