@@ -20,9 +20,10 @@ import torch
 
 from . import bench_peer, device
 from .bench_measure import Ceilings, interleave, measure_ceilings, peak_bytes, reset_peak, time_call
-from .bench_models import CONFIGURATIONS, SMALL, RandomModels
+from .bench_models import CONFIGURATIONS, RandomModels
 from .bench_stages import STAGES, STEPS, Bench, Case
 from .checkpoint import COMPONENTS
+from .commands.arguments import SMALL
 from .device import resolve_device, resolve_dtype
 from .errors import InputError
 from .geometry import check_size, preview_grid, token_grid
@@ -69,7 +70,9 @@ class Result:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     models = parser.add_mutually_exclusive_group()
-    models.add_argument("--model", metavar="PATH_OR_ID", help="a checkpoint's folder or id; default: the bundled one")
+    models.add_argument(
+        "--model", metavar="PATH_OR_ID", help="a checkpoint's folder or id; default: small, the bundled one"
+    )
     models.add_argument(
         "--config",
         choices=sorted(CONFIGURATIONS),
@@ -167,8 +170,9 @@ def _bench(args: argparse.Namespace) -> tuple[Bench, str]:
         models = RandomModels(CONFIGURATIONS[args.config], where, dtypes)
         return Bench(models, where, dtypes), f"{args.config} configuration, random weights"
     placement = Placement.on(where, args.dtype)
-    models = GlmImage.from_pretrained(args.model or SMALL, placement=placement)
-    return Bench(models, where, placement.dtypes), args.model or "bundled small checkpoint"
+    small = args.model in (None, "small")
+    models = GlmImage.from_pretrained(SMALL if small else args.model, placement=placement)
+    return Bench(models, where, placement.dtypes), "bundled small checkpoint" if small else args.model
 
 
 # ---- measuring ----

@@ -4,7 +4,6 @@ Both have `configs`, the four components as attributes, and `release`, as `GlmIm
 """
 
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
@@ -13,8 +12,6 @@ from .config import RopeConfig
 from .device import empty_cache
 from .glm_image import COMPONENTS
 from .placement import DECODER, GLYPH, PLANNER, VAE
-
-SMALL = Path(__file__).parents[1] / "checkpoints" / "small"
 
 RELEASE = {
     PLANNER: release.VISION_LANGUAGE,

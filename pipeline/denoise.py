@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from .device import check_finite, current
-from .dit import Context, Dit
+from .dit import Context, Dit, Modulations, StepCache
+from .errors import InputError
 from .geometry import LATENT
 from .scheduler import Schedule, euler_step
 
@@ -33,6 +34,43 @@ class Passes:
         return replace(self, conditional=self.guided) if self.guided and step < self.guided_steps else self
 
 
+@dataclass(frozen=True)
+class Shortcuts:
+    """What trades exactness for speed; nothing does unless asked for.
+
+    `guidance_interval`: shares of the steps, from 0 to 1, between which guidance is computed; other steps run the
+    conditional pass alone. `step_cache`: the threshold of each pass's `StepCache`, such as 0.1.
+    """
+
+    guidance_interval: tuple[float, float] | None = None
+    step_cache: float | None = None
+
+    def check(self) -> None:
+        """Raise `InputError` for values that mean nothing."""
+        if self.guidance_interval is not None:
+            first, last = self.guidance_interval
+            if not 0 <= first <= last <= 1:
+                raise InputError(
+                    f"guidance interval {first} to {last} is not accepted; use two shares of the steps, from 0 to 1"
+                )
+        if self.step_cache is not None and not 0 < self.step_cache < 1:
+            raise InputError(f"step cache {self.step_cache} is not accepted; use a number between 0 and 1, such as 0.1")
+
+    def caches(self) -> tuple[StepCache | None, StepCache | None]:
+        """Of the conditional and of the unconditional pass."""
+        return (None, None) if self.step_cache is None else (StepCache(self.step_cache), StepCache(self.step_cache))
+
+    def guides(self, step: int, steps: int) -> bool:
+        """Whether guidance is computed in this step."""
+        if self.guidance_interval is None:
+            return True
+        first, last = self.guidance_interval
+        return round(first * steps) <= step < round(last * steps)
+
+
+EXACT = Shortcuts()
+
+
 @torch.no_grad()  # around each resumption: a generator must not leave it on for its caller
 def denoise_steps(
     dit: Dit,
@@ -40,13 +78,14 @@ def denoise_steps(
     noise: torch.Tensor,
     passes: Passes,
     hold: Callable[[torch.Tensor, float], torch.Tensor] | None = None,
+    shortcuts: Shortcuts = EXACT,
 ) -> Iterator[torch.Tensor]:
     """float32 (B, 16, h, w) noise on the decoder's device -> the latents after each step, float32.
 
     `hold(latents, sigma)` may replace the latents before each step and after the last one.
     """
     dtype, device = passes.conditional.glyphs.dtype, noise.device
-    sigmas, latents = schedule.sigmas.tolist(), noise
+    sigmas, latents, caches = schedule.sigmas.tolist(), noise, shortcuts.caches()
     with current(device):
         size = torch.tensor([[LATENT * side for side in noise.shape[-2:]]], dtype=dtype).to(device)
         modulations = dit.modulations(schedule.timesteps.to(device), size, torch.zeros_like(size), dtype)
@@ -54,7 +93,8 @@ def denoise_steps(
         with current(device):
             if hold:
                 latents = hold(latents, sigmas[k])
-            velocity = guided_velocity(dit, latents.to(dtype), modulations[k], passes.at(k))
+            now = passes.at(k) if shortcuts.guides(k, schedule.steps) else replace(passes.at(k), unconditional=None)
+            velocity = guided_velocity(dit, latents.to(dtype), modulations[k], now, caches)
             latents = euler_step(latents, velocity, delta)
             if k + 1 == schedule.steps:
                 check_finite(velocity.to(dtype), "decoder")
@@ -62,10 +102,12 @@ def denoise_steps(
         yield latents
 
 
-def guided_velocity(dit: Dit, latents: torch.Tensor, modulations, passes: Passes) -> torch.Tensor:
+def guided_velocity(
+    dit: Dit, latents: torch.Tensor, modulations: Modulations, passes: Passes, caches=(None, None)
+) -> torch.Tensor:
     """The velocity of one step, float32; unconditional + scale * (conditional - unconditional)."""
-    velocity = dit.step(latents, modulations, passes.conditional).float()
+    velocity = dit.step(latents, modulations, passes.conditional, caches[0]).float()
     if passes.unconditional is None:
         return velocity
-    without = dit.step(latents, modulations, passes.unconditional).float()
+    without = dit.step(latents, modulations, passes.unconditional, caches[1]).float()
     return without + passes.guidance_scale * (velocity - without)

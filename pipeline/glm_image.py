@@ -6,6 +6,7 @@ Letters: B images, H W pixels, h w planner tokens of 32 px.
 """
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -24,10 +25,10 @@ from .config import (
     VaeConfig,
     VisionLanguageConfig,
 )
-from .denoise import Passes, denoise_steps
+from .denoise import Passes, Shortcuts, denoise_steps
 from .dit import Dit, ReferenceCache
 from .errors import InputError
-from .generate import GridControl, check_sampling, decode, new_step, prefill
+from .generate import GridControl, Prefix, check_sampling, decode, new_step, prefill
 from .geometry import check_size, latent_size, patch_count, preview_grid, token_grid
 from .glyph import GlyphEncoder
 from .graph import StepGraphs
@@ -42,6 +43,7 @@ from .stream import stream_layers
 from .vae import Vae, decode_nbytes
 
 MAX_COUNT = 64
+PREFIXES = 2  # prompts that stay read, of some megabytes each, a hundred with large references
 LATENT_CHANNELS = 16
 COMPONENTS = {  # folder -> (module, its configuration)
     PLANNER: (Planner, VisionLanguageConfig),
@@ -66,6 +68,7 @@ class GlmImage:
         self.on_load: Progress | None = None
         self._modules: dict[str, torch.nn.Module] = {}
         self._step = self._graphs = None
+        self._read: dict[tuple, tuple[list[Reference], Prefix]] = {}  # so that another seed needs no second reading
         home = checkpoint.component(PLANNER)
         self.configs = {
             name: config.from_json(checkpoint.component(name) / "config.json")
@@ -150,6 +153,7 @@ class GlmImage:
                 raise InputError(f"there is no component {name!r}; use {', '.join(COMPONENTS)}")
             if name == PLANNER:
                 self._step = self._graphs = None
+                self._read.clear()
             if self._modules.pop(name, None) is not None:
                 devices.empty_cache(self.placement.devices[name])
 
@@ -197,16 +201,27 @@ class GlmImage:
         preview = None if prepared else preview_grid(*grid)
         encoded = [self.prompts.encode(text, grid, preview, [r.grid for r in prepared]) for text in prompts]
         check_length(encoded, [g for g in (preview, grid) if g], self.configs[PLANNER])
+        rows = encoded if len(encoded) == 1 else [e for e in encoded for _ in range(count)]
+        key = (tuple(prompts), len(rows), grid, *(_digest(image) for image in prepared))
         with self._stage("planning", PLANNER) as device:
-            references = [self._reference(image, device) for image in prepared]
-            tokens = [reference.prior_token_ids_d32 for reference in references]
-            rows = encoded if len(encoded) == 1 else [e for e in encoded for _ in range(count)]
-            batch = collate(rows, grid, preview, self.configs[PLANNER], tokens)
-            prefix = prefill(self.planner, batch, device, _staged(progress, "prompt"))
-            devices.check_finite(prefix.logits, "planner")
+            if key not in self._read:
+                references = [self._reference(image, device) for image in prepared]
+                tokens = [reference.prior_token_ids_d32 for reference in references]
+                batch = collate(rows, grid, preview, self.configs[PLANNER], tokens)
+                prefix = prefill(self.planner, batch, device, _staged(progress, "prompt"))
+                devices.check_finite(prefix.logits, "planner")
+                self._read[key] = references, prefix
+            references, prefix = self._recall(key)
             drawn = self._draw(prefix, sampling, seed, count * len(prompts), controls, _staged(progress, "plan"))
         texts = [text for text in prompts for _ in range(count)]
         return Plan(drawn["full"], grid, self.codebook_size, texts, seed, drawn.get("preview"), preview, references)
+
+    def _recall(self, key: tuple) -> tuple[list[Reference], Prefix]:
+        """What the planner made of references and prompt; forgets all but the latest few."""
+        self._read[key] = self._read.pop(key)
+        while len(self._read) > PREFIXES:
+            del self._read[next(iter(self._read))]
+        return self._read[key]
 
     def _draw(self, prefix, sampling, seed: int, rows: int, controls, progress) -> dict[str, torch.Tensor]:
         """Tokens of every grid; buffers and captured graphs of the last plan serve the next one of its size."""
@@ -259,6 +274,8 @@ class GlmImage:
         glyph_visible: torch.Tensor | None = None,
         glyph_visible_until: float = 1.0,
         hold: Callable[[torch.Tensor, float], torch.Tensor] | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+        step_cache: float | None = None,
     ) -> Iterator[torch.Tensor]:
         """The latents after each step.
 
@@ -268,16 +285,19 @@ class GlmImage:
         the decoder was trained with it and results can be compared; "prompt_order" reads apostrophes and all quote
         styles. Guidance steers away from `negative_glyph_texts` (none); a scale of 1 leaves it out. `glyph_visible`
         (B or 1, patches, L) and `hold` are a layout's, see `guidance`; `glyph_visible_until` is the share of the
-        steps for which the former counts.
+        steps for which the former counts. `guidance_interval` and `step_cache` draw another picture in less time,
+        see `denoise.Shortcuts`.
         """
         self._check_plan(plan, guidance_scale)
+        shortcuts = Shortcuts(guidance_interval, step_cache)
+        shortcuts.check()
         noise = draw_noise(plan, seed) if noise is None else _check_noise(noise, plan)
         texts = _texts_of(plan, glyph_texts, glyph_mode)
         times = schedule(self.scheduler, steps, patch_count(plan.height, plan.width))
         with self._stage("drawing", DECODER) as device:
             passes = self._passes(plan, texts, list(negative_glyph_texts or ()), guidance_scale, glyph_visible)
             passes = replace(passes, guided_steps=round(glyph_visible_until * steps))
-        return denoise_steps(self.transformer, times, noise.to(device, torch.float32), passes, hold)
+        return denoise_steps(self.transformer, times, noise.to(device, torch.float32), passes, hold, shortcuts)
 
     def _check_plan(self, plan: Plan, guidance_scale: float) -> None:
         codebook = self.configs[DECODER].prior_vq_quantizer_codebook_size
@@ -432,6 +452,11 @@ def _check_noise(noise: torch.Tensor, plan: Plan) -> torch.Tensor:
     if tuple(noise.shape) != wanted:
         raise InputError(f"noise is {tuple(noise.shape)}, this plan takes {wanted}")
     return noise
+
+
+def _digest(image) -> tuple[tuple[int, int], bytes]:
+    """Tells prepared references apart."""
+    return image.grid, hashlib.sha256(image.pixels.numpy().tobytes()).digest()
 
 
 def _staged(progress: Progress | None, stage: str) -> Progress | None:

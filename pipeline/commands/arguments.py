@@ -53,6 +53,25 @@ def add_drawing(parser: argparse.ArgumentParser, steps: int = 50) -> None:
         choices=("reference", "prompt_order"),
         help="how quoted texts are found: as the reference does, or reading apostrophes and all quote styles",
     )
+    parser.add_argument(
+        "--guidance-interval",
+        nargs=2,
+        type=float,
+        metavar=("FROM", "TO"),
+        help="compute guidance only between these shares of the steps, such as 0 0.5: faster, another picture",
+    )
+    parser.add_argument(
+        "--step-cache",
+        type=float,
+        metavar="THRESHOLD",
+        help="repeat the decoder's later blocks while its first one changes by less, such as 0.1: faster, "
+        "another picture",
+    )
+
+
+def shortcuts(args: argparse.Namespace) -> dict:
+    """The options of `denoise` that trade exactness for speed."""
+    return {"guidance_interval": args.guidance_interval, "step_cache": args.step_cache}
 
 
 def open_model(args: argparse.Namespace, bar, local_only: bool = False):

@@ -62,7 +62,14 @@ def draw(model, plan, args: argparse.Namespace, bars) -> list[Path]:
     from ..glm_image import to_pil
 
     latents = model.denoise(
-        plan, args.steps, args.cfg, args.seed, glyph_texts=args.text, glyph_mode=args.glyph_mode, progress=bars
+        plan,
+        args.steps,
+        args.cfg,
+        args.seed,
+        glyph_texts=args.text,
+        glyph_mode=args.glyph_mode,
+        progress=bars,
+        **arguments.shortcuts(args),
     )
     pictures = to_pil(model.decode(latents))
     paths = numbered(args.output, len(pictures))
@@ -88,6 +95,7 @@ def about(model, plan, args: argparse.Namespace, row: int) -> dict[str, str]:
         "size": f"{plan.width}x{plan.height}",
         "steps": str(args.steps),
         "guidance_scale": str(args.cfg),
+        **{name: str(value) for name, value in arguments.shortcuts(args).items() if value is not None},
         "model": model.checkpoint.name if args.model != "small" else "small",
         "revision": model.checkpoint.revision or "",
         "software": "comfyui-glm-image",

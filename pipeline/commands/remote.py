@@ -7,7 +7,18 @@ from ..errors import InputError
 from ..remote import AUTO, ENGINES, MAX_USD, Drawn, Job, draw
 from . import arguments
 
-LOCAL_ONLY = ("revision", "device", "dtype", "planner_device", "decoder_device", "plan_seed", "temperature", "top_p")
+LOCAL_ONLY = (
+    "revision",
+    "device",
+    "dtype",
+    "planner_device",
+    "decoder_device",
+    "plan_seed",
+    "temperature",
+    "top_p",
+    "guidance_interval",
+    "step_cache",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

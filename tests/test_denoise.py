@@ -1,0 +1,120 @@
+"""What trades exactness for speed: off by default, near the full run when on, refused when it means nothing."""
+
+import pytest
+import torch
+from comfyui_glm_image.pipeline import GlmImage
+from comfyui_glm_image.pipeline.commands.arguments import SMALL
+from comfyui_glm_image.pipeline.denoise import EXACT, Shortcuts
+from comfyui_glm_image.pipeline.errors import InputError
+
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def model(references):
+    return GlmImage.from_pretrained(references("plain")[0], device="cpu", dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def plan(model):
+    return model.plan("a 'HI' sign", 64, 96, temperature=0)
+
+
+@pytest.fixture
+def passes(model, monkeypatch):
+    """Counts the decoder's passes and the blocks that ran."""
+    counted = {"passes": 0, "blocks": 0}
+    dit, step = model.transformer, model.transformer.step
+
+    def counting(*args):
+        counted["passes"] += 1
+        return step(*args)
+
+    monkeypatch.setattr(dit, "step", counting)
+    hooks = [
+        block.register_forward_hook(lambda *_: counted.update(blocks=counted["blocks"] + 1))
+        for block in dit.transformer_blocks
+    ]
+    yield counted
+    for hook in hooks:
+        hook.remove()
+
+
+def test_nothing_is_traded_by_default(model, plan, passes):
+    assert Shortcuts() == EXACT
+    model.denoise(plan, STEPS)
+    assert passes == {"passes": 2 * STEPS, "blocks": 2 * STEPS * model.configs["transformer"].num_layers}
+
+
+@pytest.mark.parametrize("interval, guided", [((0, 1), 6), ((0, 0.5), 3), ((0.5, 1), 3), ((0.3, 0.7), 2), ((0, 0), 0)])
+def test_guidance_runs_in_its_interval_only(model, plan, passes, interval, guided):
+    model.denoise(plan, STEPS, guidance_interval=interval)
+    assert passes["passes"] == STEPS + guided
+
+
+def test_the_whole_interval_is_the_full_run_and_none_of_it_no_guidance(model, plan):
+    full, plain = model.denoise(plan, STEPS), model.denoise(plan, STEPS, guidance_scale=1.0)
+    assert torch.equal(model.denoise(plan, STEPS, guidance_interval=(0, 1)), full)
+    assert torch.equal(model.denoise(plan, STEPS, guidance_interval=(0, 0)), plain)
+    half = model.denoise(plan, STEPS, guidance_interval=(0, 0.5))
+    assert 0 < (half - full).norm() < (plain - full).norm()
+
+
+def test_a_step_cache_runs_fewer_blocks_the_higher_its_threshold():
+    """On the bundled checkpoint: random weights change too much from step to step."""
+    model = GlmImage.from_pretrained(SMALL, device="cpu", dtype=torch.float32)
+    plan = model.plan("a 'HI' sign", 64, 96, temperature=0)
+    steps, runs, blocks = 12, [], []
+    model.transformer.transformer_blocks[-1].register_forward_hook(lambda *_: blocks.append(1))
+    full = model.denoise(plan, steps)
+    for threshold in (1e-6, 0.15, 0.9):
+        blocks.clear()
+        difference = (model.denoise(plan, steps, step_cache=threshold) - full).norm()
+        runs.append((len(blocks), difference))
+    assert runs[0] == (2 * steps, 0)
+    assert runs[0][0] > runs[1][0] > runs[2][0]
+    assert 0 < runs[1][1] < runs[2][1]
+
+
+def test_caches_of_two_runs_share_nothing(model, plan):
+    first = model.denoise(plan, STEPS, step_cache=0.3)
+    model.denoise(plan, STEPS, seed=5, step_cache=0.3)
+    assert torch.equal(model.denoise(plan, STEPS, step_cache=0.3), first)
+
+
+BAD = [
+    ({"guidance_interval": (0.6, 0.5)}, "guidance interval 0.6 to 0.5 is not accepted"),
+    ({"guidance_interval": (-0.1, 0.5)}, "two shares of the steps, from 0 to 1"),
+    ({"guidance_interval": (0, float("nan"))}, "guidance interval 0 to nan"),
+    ({"step_cache": 0}, "step cache 0 is not accepted"),
+    ({"step_cache": 1.5}, "between 0 and 1, such as 0.1"),
+]
+
+
+@pytest.mark.parametrize("given, message", BAD)
+def test_values_that_mean_nothing_are_refused_at_the_call(model, plan, given, message):
+    with pytest.raises(InputError, match=message):
+        model.denoise_steps(plan, **given)
+
+
+def test_another_seed_needs_no_second_reading_of_the_prompt(references):
+    model = GlmImage.from_pretrained(references("plain")[0], device="cpu", dtype=torch.float32)
+    read = []
+
+    def watch(done, total, stage, **_):
+        if stage == "prompt":
+            read.append(done)
+
+    first = model.plan("a cat", 64, 64, seed=1, progress=watch)
+    assert len(read) == 1
+    again = model.plan("a cat", 64, 64, seed=2, count=2, temperature=0.5, progress=watch)
+    assert len(read) == 1 and len(again) == 2
+    assert torch.equal(model.plan("a cat", 64, 64, seed=1).prior_token_ids_d32, first.prior_token_ids_d32)
+    model.plan("a cat", 64, 96, progress=watch)
+    model.plan("a dog", 64, 64, progress=watch)
+    assert len(read) == 3
+    model.plan("a cat", 64, 64, progress=watch)  # forgotten meanwhile
+    assert len(read) == 4
+    model.release()
+    model.plan("a cat", 64, 64, progress=watch)
+    assert len(read) == 5
