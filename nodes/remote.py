@@ -51,8 +51,8 @@ class GLMImageRemote(io.ComfyNode):
                     "engine",
                     options=[AUTO, *ENGINES],
                     default=AUTO,
-                    tooltip="Protocol of the server; auto asks it. vllm-omni uses its chat form, vllm-omni-images its "
-                    "images form; zai-async asks for a task and then for its result.",
+                    tooltip="Protocol of the server; auto asks it. vllm-omni uses its images form, vllm-omni-chat its "
+                    "chat form; zai-async asks for a task and then for its result.",
                 ),
                 io.String.Input(
                     "prompt",

@@ -55,7 +55,7 @@ def of(picture):
 
 # Protocols -----------------------------------------------------------------------------------------------------------
 
-ENGINES = [("vllm-omni", "auto"), ("vllm-omni", "vllm-omni-images"), ("sglang", "auto")]
+ENGINES = [("vllm-omni", "auto"), ("vllm-omni", "vllm-omni-chat"), ("sglang", "auto")]
 
 
 @pytest.mark.parametrize(("engine", "chosen"), ENGINES)
@@ -65,14 +65,15 @@ def test_text_to_image_sends_every_setting_and_gets_the_picture(serve, engine, c
     (picture,) = draw(job).pictures
     assert (picture.size, picture.mode, of(picture)) == ((96, 64), "RGB", colour(300))
     ((path, fields, references),) = server.requests
-    given = fields.get("extra_body", fields)
+    given = fields | fields.get("extra_body", {})
     assert (given["num_inference_steps"], given["guidance_scale"], given["seed"]) == (7, 1.25, 300)
     assert not references
-    assert path == ("/v1/chat/completions" if (engine, chosen) == ENGINES[0] else "/v1/images/generations")
+    assert path == ("/v1/chat/completions" if chosen == "vllm-omni-chat" else "/v1/images/generations")
 
 
-@pytest.mark.parametrize(("engine", "chosen"), ENGINES)
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize(
+    ("engine", "chosen", "count"), [*((*pair, 1) for pair in ENGINES), ("vllm-omni", "auto", 3), ("sglang", "auto", 3)]
+)
 def test_references_arrive_whole_and_in_order(serve, engine, chosen, count):
     server = serve(engine)
     references = [Image.new("RGB", (40 + i, 30), colour(i)) for i in range(count)]
@@ -95,11 +96,13 @@ def test_a_reference_larger_than_is_of_use_is_shrunk():
         assert (sent.size, sent.mode) == ((4096, 32), "RGB")
 
 
-def test_chat_gives_the_seed_to_planner_and_decoder(serve):
+def test_the_chat_form_says_what_it_leaves_out(serve):
     server = serve("vllm-omni")
-    draw(Job("x", server.url, seed=5, **SIZE))
-    ((_, fields, _),) = server.requests
-    assert fields["seed"] == fields["extra_body"]["seed"] == 5
+    chat = {"engine": "vllm-omni-chat", **SIZE}
+    assert "the seed sets the plan" in draw(Job("x", server.url, seed=5, **chat)).report
+    with pytest.raises(InputError, match="reads one reference image, not 2; choose the engine vllm-omni"):
+        draw(Job("x", server.url, references=[Image.new("RGB", (8, 8))] * 2, **chat))
+    assert len(server.requests) == 1
 
 
 def test_a_base_address_with_v1_is_understood(serve):
@@ -230,10 +233,8 @@ BROKEN = {
     "cut picture": "bytes that are no readable PNG, JPEG, WEBP picture",
     "bomb": "sent a picture that is too large to unpack",
     "other size": "sent a picture of 48x64 px where 96x64 was asked for",
-    "words": "answered with words instead of a picture: Image generation completed but no images",
     "announced gigabyte": "announces 1,073,741,824 bytes; at most",
     "streamed gigabyte": "sends more than [0-9,]+ bytes; given up",
-    "withheld chat": "withheld the picture: its content filter stopped it",
 }
 
 
@@ -255,10 +256,19 @@ def test_a_broken_answer_is_one_clear_error(serve, impatient, fault):
     assert time.monotonic() - begin < 10
 
 
-@pytest.mark.parametrize("fault", ["bad base64", "not a picture", "bomb", "html", "half", "streamed gigabyte"])
-def test_the_images_form_is_checked_alike(serve, impatient, fault):
-    with pytest.raises(GlmImageError, match=BROKEN[fault]):
-        draw(Job("x", serve("sglang", fault).url, **SIZE))
+CHAT_BROKEN = {
+    "words": "answered with words instead of a picture: Image generation completed but no images",
+    "withheld chat": "withheld the picture: its content filter stopped it",
+    "bad base64": "sent a picture whose base64 is broken",
+    "not a picture": "bytes that are no readable PNG, JPEG, WEBP picture",
+    "streamed gigabyte": "sends more than [0-9,]+ bytes; given up",
+}
+
+
+@pytest.mark.parametrize("fault", CHAT_BROKEN)
+def test_the_chat_form_is_checked_alike(serve, impatient, fault):
+    with pytest.raises(GlmImageError, match=CHAT_BROKEN[fault]):
+        draw(Job("x", serve("vllm-omni", fault).url, engine="vllm-omni-chat", **SIZE))
 
 
 HOSTED_FAULTS = {

@@ -38,7 +38,7 @@ def test_pictures_are_saved_with_their_settings_and_without_server_or_key(serve,
             assert (picture.text["seed"], picture.text["engine"]) == (str(5 + k), "vllm-omni")
             assert server.url not in str(picture.text)
     assert KEY not in output.out + output.err
-    assert server.requests[0][1]["extra_body"]["num_inference_steps"] == 7
+    assert server.requests[0][1]["num_inference_steps"] == 7
 
 
 def test_references_of_the_command_line_are_sent(serve, tmp_path):

@@ -28,7 +28,7 @@ def serve(monkeypatch):
 
 
 def seeds_of(server):
-    return [fields["extra_body"]["seed"] for _, fields, _ in server.requests]
+    return [fields["seed"] for _, fields, _ in server.requests]
 
 
 def of(picture):

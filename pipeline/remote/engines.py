@@ -56,16 +56,24 @@ class Engine:
 
 
 class VllmOmniChat(Engine):
-    name = "vllm-omni"
+    """vLLM-Omni's chat form, the older one. What it leaves out was read in release 0.30."""
+
+    name = "vllm-omni-chat"
+    note = "the seed sets the plan; the decoder's seed and guidance may stay those of the server's deploy file"
+
+    def check(self, request: PictureRequest) -> None:
+        if len(request.references) > 1:
+            raise InputError(
+                f"vLLM-Omni's chat form reads one reference image, not {len(request.references)}; "
+                "choose the engine vllm-omni, which uses its images form"
+            )
 
     def fetch(self, wire: Wire, request: PictureRequest) -> bytes:
-        size = {"height": request.height, "width": request.width}
+        settings = request.settings()
         body = {"messages": [{"role": "user", "content": _chat_content(request)}]}
-        body["extra_body"] = size | request.settings()
-        if request.seed is not None:
-            body["seed"] = request.seed  # chat's own field: it reaches the planner, extra_body's only the decoder
-        if self.model:
-            body["model"] = self.model
+        if "seed" in settings:
+            body["seed"] = settings.pop("seed")  # chat's own field; given twice, it is an error
+        body["extra_body"] = {"height": request.height, "width": request.width} | settings
         return _inline(_chat_picture(wire.post("/v1/chat/completions", body), wire), wire)
 
 
@@ -130,9 +138,13 @@ def _images_picture(answer: dict, wire: Wire) -> bytes:
     raise BrokenAnswerError(f"{wire.endpoint} answered without a picture")
 
 
-class VllmOmniImages(ImagesForm):
-    name = "vllm-omni-images"
-    note = "the seed reaches only the decoder; the planner keeps the seed of the server's deploy configuration"
+class VllmOmni(ImagesForm):
+    """The images form, whose requests reach both stages whole; a model's name would have to match, so none is sent."""
+
+    name = "vllm-omni"
+
+    def __init__(self, model: str | None = None):
+        super().__init__(None)
 
 
 class SglangDiffusion(ImagesForm):
@@ -221,7 +233,7 @@ class ZaiAsync(Zai):
         return RefusedError(f"{wire.endpoint} ended the task as {scrub(str(answer.get('task_status')), wire.key)}")
 
 
-ENGINES = {engine.name: engine for engine in (VllmOmniChat, VllmOmniImages, SglangDiffusion, Zai, ZaiAsync)}
+ENGINES = {engine.name: engine for engine in (VllmOmni, VllmOmniChat, SglangDiffusion, Zai, ZaiAsync)}
 AUTO = "auto"
 HOSTED = ("https://api.z.ai", "https://open.bigmodel.cn")
 
@@ -251,7 +263,7 @@ def detect(wire: Wire) -> Engine:
     raise RefusedError(f"{wire.endpoint} does not say which engine it is; choose it: {', '.join(ENGINES)}")
 
 
-OWNERS = {"vllm": VllmOmniChat, "vllm-omni": VllmOmniChat, "sglang": SglangDiffusion}
+OWNERS = {"vllm": VllmOmni, "vllm-omni": VllmOmni, "sglang": SglangDiffusion}
 
 
 def _old_sglang(wire: Wire, error: RefusedError) -> dict:

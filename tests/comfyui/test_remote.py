@@ -95,8 +95,7 @@ def test_the_layout_s_outputs_and_references_plug_in(comfyui, engines):
     outputs = comfyui.run(nodes)
     ((_, fields, references),) = engines["vllm-omni"].requests
     assert [picture.size for picture in references] == [(48, 32), (48, 32), (128, 96)]
-    text = fields["messages"][0]["content"][-1]["text"]
-    assert text.startswith("A shop.") and '"OPEN 24h"' in text
+    assert fields["prompt"].startswith("A shop.") and '"OPEN 24h"' in fields["prompt"]
     assert "added to the prompt" not in outputs["report"]["text"][0]
     assert Image.open(comfyui.files(outputs, "save")[0]).size == (128, 96)
 

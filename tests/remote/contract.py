@@ -173,6 +173,8 @@ class Handler(BaseHTTPRequestHandler):
         if protocol is None or not allowed(self.server.engine, self.path):
             raise Refusal(404, {"detail": "Not Found"})
         fields, references = protocol(self.headers, body)
+        if self.server.engine == "vllm-omni" and "model" in fields:
+            raise Refusal(400, {"detail": f"Model mismatch: request specifies '{fields['model']}'"})
         with self.server.lock:
             self.server.requests.append((self.path, fields, references))
             count = len(self.server.requests)
@@ -259,6 +261,9 @@ def chat(headers, body: bytes):
     fields = json.loads(body)
     check_fields(fields, {"messages": list, "extra_body": dict, "seed": int, "model": str})
     check_fields(fields["extra_body"], SETTINGS | {"height": int, "width": int})
+    if "seed" in fields and "seed" in fields["extra_body"]:
+        message = 'Diffusion request parameters were provided more than once: "seed"'
+        raise Refusal(400, {"error": {"message": message, "type": "BadRequestError", "code": 400}})
     (message,) = fields["messages"]
     if message["role"] != "user":
         raise unprocessable("messages", "role")
