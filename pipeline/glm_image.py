@@ -33,7 +33,7 @@ from .geometry import check_size, latent_size, patch_count, preview_grid, token_
 from .glyph import GlyphEncoder
 from .graph import StepGraphs
 from .images import prepare_reference
-from .placement import DECODER, GLYPH, PLANNER, VAE, Placement, choose
+from .placement import DECODER, GLYPH, PLANNER, VAE, Placement, choose, title
 from .plan import Plan, Reference, upsample_tokens
 from .planner import Planner
 from .prompt import PromptEncoder, check_length, collate
@@ -126,7 +126,9 @@ class GlmImage:
 
     def _component(self, name: str) -> torch.nn.Module:
         if name not in self._modules:
-            self._modules[name] = self._load(name)
+            device = self.placement.devices[name]
+            with devices.explaining_out_of_memory(f"the {title(name)}", device):
+                self._modules[name] = self._load(name)
         return self._modules[name]
 
     def _load(self, name: str) -> torch.nn.Module:
@@ -209,7 +211,8 @@ class GlmImage:
                 tokens = [reference.prior_token_ids_d32 for reference in references]
                 batch = collate(rows, grid, preview, self.configs[PLANNER], tokens)
                 prefix = prefill(self.planner, batch, device, _staged(progress, "prompt"))
-                devices.check_finite(prefix.logits, "planner")
+                devices.assert_on(device, logits=prefix.logits)
+            devices.check_finite(prefix.logits, "planner")
                 self._read[key] = references, prefix
             references, prefix = self._recall(key)
             drawn = self._draw(prefix, sampling, seed, count * len(prompts), controls, _staged(progress, "plan"))
@@ -297,7 +300,9 @@ class GlmImage:
         with self._stage("drawing", DECODER) as device:
             passes = self._passes(plan, texts, list(negative_glyph_texts or ()), guidance_scale, glyph_visible)
             passes = replace(passes, guided_steps=round(glyph_visible_until * steps))
-        return denoise_steps(self.transformer, times, noise.to(device, torch.float32), passes, hold, shortcuts)
+            noise, drawn = noise.to(device, torch.float32), passes.conditional
+            devices.assert_on(device, noise=noise, glyphs=drawn.glyphs, prior=drawn.prior, tables=drawn.cos)
+        return denoise_steps(self.transformer, times, noise, passes, hold, shortcuts)
 
     def _check_plan(self, plan: Plan, guidance_scale: float) -> None:
         codebook = self.configs[DECODER].prior_vq_quantizer_codebook_size
@@ -359,6 +364,7 @@ class GlmImage:
         """
         with self._stage("drawing", VAE) as device:
             latents = self.vae.denormalise(latents.to(device, self.placement.dtypes[VAE]))
+            devices.assert_on(device, latents=latents)
             pixels = devices.check_finite(self._decode(latents, device, tiled), "VAE")
             return (pixels.float() / 2 + 0.5).clamp(0, 1).movedim(1, -1).cpu()
 

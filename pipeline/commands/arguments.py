@@ -1,6 +1,7 @@
 """Arguments that several commands share, and the model they ask for."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
@@ -93,6 +94,7 @@ def open_model(args: argparse.Namespace, bar, local_only: bool = False):
         height=getattr(args, "height", 1024),
         width=getattr(args, "width", 1024),
         count=getattr(args, "count", 1),
+        report=lambda text: print(text, file=sys.stderr),
     )
     model = GlmImage(checkpoint, placement)
     model.on_load = bar
