@@ -212,7 +212,7 @@ class GlmImage:
                 batch = collate(rows, grid, preview, self.configs[PLANNER], tokens)
                 prefix = prefill(self.planner, batch, device, _staged(progress, "prompt"))
                 devices.assert_on(device, logits=prefix.logits)
-            devices.check_finite(prefix.logits, "planner")
+                devices.check_finite(prefix.logits, "planner")
                 self._read[key] = references, prefix
             references, prefix = self._recall(key)
             drawn = self._draw(prefix, sampling, seed, count * len(prompts), controls, _staged(progress, "plan"))
