@@ -12,7 +12,7 @@ NAMESPACE = uuid.UUID("5b4e2d0a-5c7a-4a53-9a35-2f5a8a6e7c11")
 SMALL = "small (bundled)"
 RELEASE = "GLM-Image/model_index.json"
 WIDTH, HEIGHT, STEPS = 192, 96, 30  # what the small checkpoint was trained for
-PROMPT = 'a red sign that says "OPEN"'
+PROMPT = 'a red sign that says "OPEN" in white in the middle'
 NOTE_SMALL = (
     "This graph runs the **small checkpoint that comes with the pack**: it knows one lettering, eight colours and five "
     "shapes, and is here to show the graph.\n\nFor the real model choose **GLM-Image** in *Load GLM-Image* (35 GB, "
@@ -57,16 +57,16 @@ class Graph:
         sockets, widgets, values = [], [], []
         for name, (kind_of_input, *more) in declared.items():
             options, value = (more[0] if more else {}), given.get(name)
-            is_widget = isinstance(kind_of_input, list) or kind_of_input in WIDGETS
+            shown = is_widget(kind_of_input, options)
             entry = {"localized_name": name, "name": name, "type": _type(kind_of_input)}
-            if is_widget and not options.get("forceInput"):
+            if shown:
                 entry["widget"] = {"name": name}
                 default = options.get("default", kind_of_input[0] if isinstance(kind_of_input, list) else None)
                 if default is None and options.get("options"):
                     default = options["options"][0]
                 values.append(default if value is None or isinstance(value, Output) else value)
                 values += _extra_values(name, options)
-            if not is_widget and name in info["input"].get("optional", {}):
+            if not shown and name in info["input"].get("optional", {}):
                 entry["shape"] = 7
             (widgets if "widget" in entry else sockets).append(entry)
         inputs = sockets + widgets
@@ -119,6 +119,11 @@ class Graph:
 
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "GLM_IMAGE_LAYOUT_EDITOR")
 SEEDS = ("seed", "noise_seed")
+
+
+def is_widget(kind, options: dict) -> bool:
+    """Whether the page shows an input as a field; one of several types may name the field's."""
+    return (isinstance(kind, list) or options.get("widgetType", kind) in WIDGETS) and not options.get("forceInput")
 
 
 def _type(kind) -> str:
@@ -195,7 +200,7 @@ def full_model(g: Graph) -> None:
 
 def one_plan_four_seeds(g: Graph) -> None:
     parts = load(g)
-    made = plan(g, parts[0], 'a blue poster that says "TAXI"', seed=3)
+    made = plan(g, parts[0], 'a blue poster that says "TAXI" in yellow at the top', seed=3)
     text = conditioning(g, parts[2], made[0])
     g.add("GLMImagePlanPreview", (840, 330), (320, 300), planner=parts[0], plan=made[0])
     save(g, picture(g, decode(g, parts[1], made[0], text, images_per_plan=4)[0], parts[3])[0])
@@ -203,7 +208,7 @@ def one_plan_four_seeds(g: Graph) -> None:
 
 def batch_of_plans(g: Graph) -> None:
     parts = load(g)
-    made = plan(g, parts[0], 'a yellow card that says "MUSIC"', count=4)
+    made = plan(g, parts[0], 'a yellow card that says "MUSIC" in black in the middle', count=4)
     text = conditioning(g, parts[2], made[0])
     g.add("GLMImagePlanPreview", (840, 330), (320, 300), planner=parts[0], plan=made[0])
     g.add("GLMImageSavePlan", (1220, 330), (300, 90), plan=made[0])
@@ -216,7 +221,13 @@ def reference(g: Graph, y: int, colour: int, title: str) -> Node:
 
 def edit_one_reference(g: Graph) -> None:
     parts = load(g)
-    source = plan(g, parts[0], 'a white sign that says "SHOP"', at=(40, 300), title="A picture to edit: its plan")
+    source = plan(
+        g,
+        parts[0],
+        'a white sign that says "SHOP" in red in the middle',
+        at=(40, 300),
+        title="A picture to edit: its plan",
+    )
     text = g.add(
         "GLMImageConditioning",
         (420, 620),
@@ -229,7 +240,7 @@ def edit_one_reference(g: Graph) -> None:
     first = g.add("GLMImageDecode", (790, 620), (300, 246), **inputs)
     before = g.add("VAEDecode", (1130, 620), (200, 86), samples=first[0], vae=parts[3])
     g.add("PreviewImage", (1130, 760), (320, 260), "Or connect Load Image here", images=before[0])
-    made = plan(g, parts[0], 'the same picture with a blue sign that says "SALE"', reference_1=before[0])
+    made = plan(g, parts[0], 'a blue sign that says "SALE" in white in the middle', reference_1=before[0])
     edited = conditioning(g, parts[2], made[0], vae=parts[3])
     save(g, picture(g, decode(g, parts[1], made[0], edited)[0], parts[3])[0])
 
@@ -239,7 +250,12 @@ def two_references(g: Graph) -> None:
     one = reference(g, 300, 0x2850C8, "First picture (or Load Image)")
     two = reference(g, 480, 0xF5D232, "Second picture (or Load Image)")
     made = plan(
-        g, parts[0], 'a blue sign that says "HELLO", a yellow star', reference_1=one[0], reference_2=two[0], seed=2
+        g,
+        parts[0],
+        'a blue sign that says "HELLO" in yellow at the bottom, a yellow star',
+        reference_1=one[0],
+        reference_2=two[0],
+        seed=2,
     )
     text = conditioning(g, parts[2], made[0], vae=parts[3])
     save(g, picture(g, decode(g, parts[1], made[0], text)[0], parts[3])[0])
@@ -262,7 +278,7 @@ def lora(g: Graph) -> None:
 
 def upscale_mixed(g: Graph) -> None:
     parts = load(g)
-    made = plan(g, parts[0], 'a green banner that says "JAZZ"')
+    made = plan(g, parts[0], 'a green banner that says "JAZZ" in yellow in the middle')
     text = conditioning(g, parts[2], made[0])
     latent = g.add("EmptySD3LatentImage", (840, 330), (320, 138), width=WIDTH, height=HEIGHT, batch_size=1)
     shifted = g.add("ModelSamplingGLMImage", (40, 300), (320, 138), model=parts[1], width=WIDTH, height=HEIGHT)
@@ -325,8 +341,9 @@ LAYOUT = (
     '{"format":"glm-image-layout","version":1,"regions":['
     '{"text":"FRESH","role":"title","style":"blue","align":"center","direction":"horizontal","font":"SketchMono",'
     '"color":"#2850c8","x":0.16666666666666666,"y":0,"width":0.5,"height":0.3333333333333333},'
-    '{"text":"BREAD","role":"body","style":"black","align":"center","direction":"horizontal","font":"SketchMono",'
-    '"color":"#191919","x":0.3333333333333333,"y":0.6666666666666666,"width":0.5,"height":0.3333333333333333}]}'
+    '{"text":"SALE","role":"body","style":"black","align":"center","direction":"horizontal","font":"SketchMono",'
+    '"color":"#191919","x":0.3333333333333333,"y":0.6666666666666666,"width":0.3333333333333333,'
+    '"height":0.3333333333333333}]}'
 )
 
 

@@ -19,7 +19,7 @@ from urllib.parse import urlencode
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # a script, and a module of the tests
 
 import workflow_graphs
-from workflow_graphs import SEEDS, WIDGETS
+from workflow_graphs import SEEDS, is_widget
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "workflows"
@@ -51,17 +51,13 @@ def _inputs(node: dict, info: dict, links: dict) -> dict:
     for section in ("required", "optional"):
         for name, declared in info["input"].get(section, {}).items():
             options = declared[1] if len(declared) > 1 else {}
-            if name in widgets or _is_widget(declared[0], options):
-                inputs[name] = next(values)
+            if name in widgets or is_widget(declared[0], options):
+                inputs[name] = next(values, options.get("default"))
                 for _ in range(_extra_values(name, options)):
                     next(values, None)
             if name in linked:
                 inputs[name] = linked[name]
     return inputs
-
-
-def _is_widget(kind, options: dict) -> bool:
-    return (isinstance(kind, list) or kind in WIDGETS) and not options.get("forceInput")
 
 
 def _extra_values(name: str, options: dict) -> int:

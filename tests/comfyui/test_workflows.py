@@ -127,14 +127,14 @@ def test_every_widget_of_every_node_is_explained(object_info):
         f"{name}.{entry}"
         for name, texts in locales.node_texts(object_info).items()
         for entry, text in texts["inputs"].items()
-        if "tooltip" not in text and is_widget(object_info[name], entry)
+        if "tooltip" not in text and workflow_graphs.is_widget(*declared_as(object_info[name], entry))
     ]
     assert not bare
 
 
-def is_widget(info, entry: str) -> bool:
-    kind = {**info["input"].get("required", {}), **info["input"].get("optional", {})}[entry][0]
-    return isinstance(kind, list) or kind in workflow_graphs.WIDGETS
+def declared_as(info, entry: str) -> tuple:
+    kind, *options = {**info["input"].get("required", {}), **info["input"].get("optional", {})}[entry]
+    return kind, options[0] if options else {}
 
 
 def test_every_node_has_a_help_page_that_names_its_inputs(object_info):

@@ -31,6 +31,10 @@ await page.goto(url, { waitUntil: "domcontentloaded" })
 await page.waitForFunction(ready, null, { timeout: 120_000 })
 await page.waitForTimeout(2000)
 
+await page.evaluate(() => app.extensionManager.setting.set("Comfy.Minimap.Visible", false))
+const banner = page.locator('button[aria-label="Close"]').first() // of an announcement
+if (await banner.isVisible()) await banner.click()
+
 const get = async (path) => (await page.request.get(url + path)).json()
 
 // What the mouse does when it lets go of a file over the canvas.
