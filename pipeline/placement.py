@@ -198,7 +198,8 @@ def choose(
     count: int = 1,
     report: Callable[[str], None] = logger.info,
 ) -> Placement:
-    """The user's wishes and the memory there is -> a placement of a checkpoint folder; `report` gets its estimate.
+    """The user's wishes and the memory there is -> a placement of a checkpoint folder; `report` gets its estimate if
+    a card is used.
 
     Raises DeviceError when nothing can fit; what the user asks for by `offload`, and the CPU, are only warned about.
     The rest is as in `weigh`.
@@ -206,11 +207,13 @@ def choose(
     options = {"planner_device": planner_device, "decoder_device": decoder_device, "offload": offload}
     placement, needs = weigh(model, device, dtype, **options, height=height, width=width, count=count)
     text = estimate(placement, needs)
+    on_cards = any(device.type != "cpu" for device in placement.devices.values())
     if not fits(placement, needs):
-        if offload == "auto" and any(d.type != "cpu" for d in placement.devices.values()):
+        if offload == "auto" and on_cards:
             raise DeviceError(f"{TOO_TIGHT}: a smaller image, fewer at once, another device or --device cpu\n{text}")
         logger.warning("%s, or swap to disk\n%s", TOO_TIGHT, text)
-    report(text)
+    if on_cards:
+        report(text)
     return placement
 
 
