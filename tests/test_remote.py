@@ -225,6 +225,7 @@ def test_a_request_does_not_show_its_references_when_printed():
 BROKEN = {
     "400": "answered 400: height is too large for this server",
     "500": "answered 500: CUDA out of memory",
+    "plain 500": "answered 500: Internal Server Error",
     "503": "answered 503: Diffusion engine not initialized",
     "half": "sent [0-9,]+ of [0-9,]+ bytes and closed the connection",
     "html": "answered with text/html that is not JSON; is this the address of an engine's API",

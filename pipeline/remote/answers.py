@@ -49,7 +49,7 @@ def failure(answer: Answer, endpoint: Endpoint, key: Key | None) -> RemoteError:
     try:
         code, reason = _reason(json.loads(answer.body), key)
     except (ValueError, RecursionError):
-        code, reason = "", ""
+        code, reason = "", _plain(answer, key)
     said = f"{endpoint} answered {answer.status}" + (f": {reason}" if reason else "")
     if code in FILTER_CODES:
         return ContentFilteredError(f"{endpoint} withheld the picture, its content filter says: {reason}")
@@ -67,6 +67,13 @@ def failure(answer: Answer, endpoint: Endpoint, key: Key | None) -> RemoteError:
     if answer.status >= 500 or answer.status == 408:
         return ServerFailedError(said)
     return RefusedError(said)
+
+
+def _plain(answer: Answer, key: Key | None) -> str:
+    """The reason of a server that gives it as plain text."""
+    if not (answer.headers.get("Content-Type") or "").startswith("text/plain"):
+        return ""
+    return scrub(answer.body.decode("utf-8", "replace"), key)
 
 
 def _refusal(answer: Answer, endpoint: Endpoint, code: str, reason: str) -> RemoteError:

@@ -217,6 +217,9 @@ class Handler(BaseHTTPRequestHandler):
         url = f"{self.server.url}/picture.png?1280,1280,7"
         self.answer(200, {"model": "glm-image", "task_status": "SUCCESS", "image_result": [{"url": url}]})
 
+    def answer_plainly(self, status: int, text: str):
+        self.answer(status, text.encode(), {"Content-Type": "text/plain; charset=utf-8"})
+
     def answer(self, status: int, body: dict | bytes, headers: dict | None = None):
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
@@ -366,6 +369,11 @@ def refuse(handler: Handler, fields: dict):
 
 def fail(handler: Handler, fields: dict):
     raise Refusal(500, {"error": {"code": 500, "message": "CUDA out of memory"}})
+
+
+def fail_plainly(handler: Handler, fields: dict):
+    handler.answer_plainly(500, f"Internal Server Error {handler.headers.get('Authorization')}")
+    hang_up(handler)
 
 
 def unavailable(handler: Handler, fields: dict):
@@ -519,6 +527,7 @@ FAULTS = {
     "busy": busy,
     "one at a time": one_at_a_time,
     "503": unavailable,
+    "plain 500": fail_plainly,
     "broke": broke,
     "half": stop_halfway,
     "html": html,
