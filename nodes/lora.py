@@ -6,6 +6,7 @@ import comfy.lora
 import comfy.utils
 import folder_paths
 from comfy_api.latest import io, ui
+from server import PromptServer
 
 from ..pipeline.errors import InputError
 from .sampling import glm_model
@@ -73,7 +74,7 @@ class GLMImageLoRA(io.ComfyNode):
                 ),
             ],
             outputs=[io.Model.Output(display_name="model")],
-            is_output_node=False,
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -87,4 +88,5 @@ class GLMImageLoRA(io.ComfyNode):
         listed = ", ".join(unmatched[:LISTED]) + (", ..." if len(unmatched) > LISTED else "")
         message = f"{lora}: {len(unmatched)} of {len(state)} keys fit no layer of GLM-Image: {listed}"
         logging.warning(message)
+        PromptServer.instance.send_progress_text(message, cls.hidden.unique_id)  # shown on the node
         return io.NodeOutput(patched, ui=ui.PreviewText(message))

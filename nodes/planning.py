@@ -3,7 +3,7 @@
 Letters: B images, h w full grid, ph pw preview grid, V codebook size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import comfy.model_management
 import comfy.utils
@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..pipeline.device import check_finite
 from ..pipeline.errors import InputError
 from ..pipeline.generate import DecodeStep, GridControl, check_sampling, decode, prefill
 from ..pipeline.geometry import check_size, preview_grid, token_grid
+from ..pipeline.graph import StepGraphs
 from ..pipeline.guidance import merge_controls
 from ..pipeline.images import PreparedReference, prepare_reference
 from ..pipeline.kv_cache import BUCKET, cache_nbytes
@@ -64,10 +66,9 @@ def make_plan(
     batch = collate([encoded], grid, preview, part.config, tokens)
     watch = Watch(part, grid, preview, planned)
     prefix = prefill(part.module, batch, part.patcher.load_device, watch.reading)
+    check_finite(prefix.logits, "planner")
     seeds = [seed + k for k in range(count)]
-    tables = decode(
-        part.module, prefix, sampling, seeds, controls=controls, progress=watch.planning, run=_interruptible
-    )
+    tables = decode(part.module, prefix, sampling, seeds, controls=controls, progress=watch.planning, run=_steps(part))
     return Plan(
         tables["full"],
         grid,
@@ -92,9 +93,15 @@ def _tokenize(part: PlannerPart, reference: PreparedReference) -> torch.Tensor:
         return part.module.tokenize_image(pixels).cpu()
 
 
-def _interruptible(step: DecodeStep, k: int) -> None:
-    comfy.model_management.throw_exception_if_processing_interrupted()
-    step.eager(k)
+def _steps(part: PlannerPart) -> Callable[[DecodeStep, int], None]:
+    """What plans token k: a captured graph where the whole planner lies on a device that has them."""
+    graphs = StepGraphs(part.module, part.patcher.load_device)
+
+    def run(step: DecodeStep, k: int) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        graphs(step, k)
+
+    return run
 
 
 class Watch:

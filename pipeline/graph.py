@@ -41,10 +41,14 @@ def obstacle(planner: Planner, device: torch.device) -> str | None:
     away = next((name for name, p in planner.named_parameters() if p.device != device), None)
     if away:
         return f"weights are not all on {device} (first: {away})"
-    layers = (m for m in planner.modules() if isinstance(m, torch.nn.Linear))
-    if any(type(layer).__module__ != "torch.nn.modules.linear" for layer in layers):
+    if any(_casts(layer) for layer in planner.modules() if isinstance(layer, torch.nn.Linear)):
         return "layers move or cast their weights at every call"
     return None
+
+
+def _casts(layer: torch.nn.Linear) -> bool:
+    """Whether a layer does more than multiply. ComfyUI's, whose weights are where they are used, says so itself."""
+    return type(layer).__module__ != "torch.nn.modules.linear" and getattr(layer, "comfy_cast_weights", True)
 
 
 class StepGraphs:
