@@ -10,12 +10,16 @@ from urllib.parse import urlsplit
 
 TEXT, BINARY, CLOSE = 1, 2, 8
 PREVIEW = 1  # kinds of binary message
+TEXT_OF_NODE = 3
 PREVIEW_OF_NODE = 4
 ENDS = ("execution_success", "execution_error", "execution_interrupted")
 
 
 class Events:
-    """`with Events(server.url, client) as events:`; iterate for (name, data). A preview is ("preview", JPEG bytes)."""
+    """`with Events(server.url, client) as events:`; iterate for (name, data).
+
+    A preview is ("preview", JPEG bytes), a text shown at a node ("text", (node id, text)).
+    """
 
     def __init__(self, url: str, client: str, seconds: float = 300):
         where = urlsplit(url)
@@ -81,3 +85,6 @@ def _picture(payload: bytes):
     elif kind == PREVIEW_OF_NODE:
         (length,) = struct.unpack(">I", payload[4:8])
         yield "preview", payload[8 + length :]
+    elif kind == TEXT_OF_NODE:
+        (length,) = struct.unpack(">I", payload[4:8])
+        yield "text", (payload[8 : 8 + length].decode(), payload[8 + length :].decode())

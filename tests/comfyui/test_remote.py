@@ -8,6 +8,7 @@ import json
 import time
 
 import pytest
+from comfyui_glm_image.tests.comfyui.events import Events
 from comfyui_glm_image.tests.comfyui.graphs import node
 from comfyui_glm_image.tests.comfyui.server import PromptError, Server
 from comfyui_glm_image.tests.remote.contract import FILTER_REASON, KEY, Contract, colour
@@ -194,17 +195,19 @@ def test_what_arrived_is_kept_when_asked(comfyui, engines):
     assert "picture 2 failed: " in outputs["report"]["text"][0]
 
 
-def test_the_cost_is_shown_before_the_batch_is_sent(comfyui, engines):
+def test_the_cost_is_shown_at_the_node_before_the_batch_is_sent(comfyui, engines):
     server = engines["zai"]
-    shown = []
-    server.on_draw = lambda count: shown.append(comfyui.log)
-    outputs = comfyui.run(graph(server, count=2, parallel=1))
-    assert (
-        f"2 of 1280x1280 at {server.url} (zai): about $0.030, the limit is $0.100"
-        in shown[0].rsplit("got prompt", 1)[1]
-    )
-    assert "zai takes no steps, guidance, seed: ignored" in outputs["report"]["text"][0]
-    assert "cost about $0.030" in outputs["report"]["text"][0]
+    logged = []
+    server.on_draw = lambda count: logged.append(comfyui.log)
+    with Events(comfyui.url, "cost") as events:
+        prompt = comfyui.queue(graph(server, count=2, parallel=1), "cost")
+        shown = [data for name, data in events.until_done(prompt) if name == "text"]
+    cost = f"2 of 1280x1280 at {server.url} (zai): about $0.030, the limit is $0.100"
+    assert shown[0] == ("remote", cost)
+    assert cost in logged[0].rsplit("got prompt", 1)[1]
+    (report,) = comfyui.wait(prompt)["report"]["text"]
+    assert shown[-1] == ("remote", report)
+    assert "zai takes no steps, guidance, seed: ignored" in report and "cost about $0.030" in report
 
 
 WORKFLOWS = {"vllm_omni": "vllm-omni", "sglang": "sglang", "zai": "zai"}
