@@ -318,6 +318,15 @@ def test_an_empty_account_ends_the_batch_even_when_others_may_go_on(hosted):
     assert len(server.requests) <= 2
 
 
+def test_an_account_that_runs_empty_keeps_what_was_paid(hosted):
+    server = hosted()
+    server.on_draw = lambda count: setattr(server, "fault", "broke" if count > 2 else None)
+    drawn = draw(Job("x", server.url, count=6, parallel=1, keep_going=True, **HOSTED))
+    assert len(drawn.pictures) == 2
+    assert drawn.report.count("Insufficient balance") == 4
+    assert len(server.requests) <= 4
+
+
 def test_a_hanging_server_is_left_in_time_and_the_connection_closed(serve):
     server = serve("vllm-omni", "hang")
     begin = time.monotonic()

@@ -35,16 +35,17 @@ CHUNK = 1 << 16
 class Watch:
     """Called during every wait; raises once the caller cancels or `seconds` are over."""
 
-    def __init__(self, seconds: float, cancelled: Callable[[], bool] | None = None):
+    def __init__(self, seconds: float, cancelled: Callable[[], bool] | None = None, complaint: str = "no answer"):
         self.end = time.monotonic() + seconds
         self.seconds = seconds
         self.cancelled = cancelled or (lambda: False)
+        self.complaint = complaint
 
     def __call__(self) -> None:
         if self.cancelled():
             raise CancelledError("cancelled")
         if time.monotonic() > self.end:
-            raise ServerTimeoutError(f"no picture within {self.seconds:g} s")
+            raise ServerTimeoutError(f"{self.complaint} within {self.seconds:g} s")
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,9 @@ class Server:
         self.engine.check(request)
         return self.engine.draw(self._wire(watch, answer_limit(request)), request)
 
+    def watch(self, thing: str, seconds: float, cancelled: Callable[[], bool] | None) -> Watch:
+        return Watch(seconds, cancelled, f"{self.endpoint} gave no {thing}")
+
     def may_retry(self, error: RemoteError) -> bool:
         """What may have been drawn and charged is not asked for a second time."""
         return error.retry and not (error.maybe_done and (self.engine is None or self.engine.hosted))
@@ -95,7 +98,7 @@ class Pool:
     def connect(self, cancelled: Callable[[], bool] | None = None) -> None:
         """Detect engines and look for life, everywhere at once; raise if no server is of use."""
         with ThreadPoolExecutor(len(self.servers)) as executor:
-            watches = [Watch(HEALTH_SECONDS, cancelled) for _ in self.servers]
+            watches = [server.watch("answer", HEALTH_SECONDS, cancelled) for server in self.servers]
             errors = list(executor.map(_error_of_connecting, self.servers, watches))
         for server, error in zip(self.servers, errors):
             if error is not None and not error.retry:
@@ -137,15 +140,16 @@ class Pool:
             if cancelled():
                 raise CancelledError("cancelled")
             for future in done:
-                error = future.exception()
-                if error is None:
+                try:
                     batch.pictures[places[future]] = future.result()
-                elif not isinstance(error, RemoteError):
-                    raise error
-                elif keep_going and not error.stops_batch:
+                except RemoteError as error:
+                    if not keep_going:
+                        raise _with_count(error, len(batch.pictures), len(places)) from None
                     batch.errors[places[future]] = error
-                else:
-                    raise _with_count(error, len(batch.pictures), len(places))
+                    if error.stops_batch:  # what is under way may still arrive; what is not would fail alike
+                        unsent = {other for other in pending if other.cancel()}
+                        pending -= unsent
+                        batch.errors |= dict.fromkeys((places[other] for other in unsent), error)
             if done:
                 progress(len(batch.pictures) + len(batch.errors), len(places))
 
@@ -157,8 +161,8 @@ class Pool:
         while failed < self.attempts and (server := self._take(slow, cancelled)):
             try:
                 if server.failures:
-                    server.connect(Watch(HEALTH_SECONDS, cancelled))
-                picture = server.draw(request, Watch(self.seconds, cancelled))
+                    server.connect(server.watch("answer", HEALTH_SECONDS, cancelled))
+                picture = server.draw(request, server.watch("picture", self.seconds, cancelled))
             except RemoteError as error:
                 last = error
                 if not server.may_retry(error):
