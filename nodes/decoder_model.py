@@ -208,7 +208,7 @@ def open_decoder(folder: Path, weights: Path, dtype: str = "auto", device: str =
     config.set_compute(dtypes)
     config.custom_operations = operations
     model = GlmImageModel(config, device="meta")
-    fill(model.diffusion_model, stored, dtypes.storage)
+    fill(model.diffusion_model, stored, dtypes, lambda: Dit(model.dit_config))
     model.device = load_device
     patcher = manage(model, load_device)
     patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, WRAPPER, sample_at_size)

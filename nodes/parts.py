@@ -114,12 +114,25 @@ def weights_at(path: Path) -> Weights:
     return Weights(path) if path.is_dir() else WeightFile(path)
 
 
-def fill(module: torch.nn.Module, weights: Weights, storage: torch.dtype) -> torch.nn.Module:
-    """Give a module of the meta device its weights, all of them and no other; names and shapes are compared first."""
-    compare(module, weights)
-    state = {key: tensor.to(storage) if tensor.is_floating_point() else tensor for key, tensor in weights.tensors()}
+def fill(module: torch.nn.Module, weights: Weights, dtypes: Dtypes, plain: Callable) -> torch.nn.Module:
+    """Give a module of the meta device its weights, all of them and no other; names and shapes are compared first.
+
+    `plain()` builds the same module of torch's layers: ComfyUI's may have no weights before they are loaded.
+    """
+    with torch.device("meta"):
+        compare(plain(), weights)
+    state = {key: stored(tensor, dtypes) for key, tensor in weights.tensors()}
     module.load_state_dict(state, strict=True, assign=True)
+    if hasattr(comfy.model_management, "archive_model_dtypes"):  # newer than 0.3.75, which notes dtypes as built
+        comfy.model_management.archive_model_dtypes(module)
     return module.eval().requires_grad_(False)
+
+
+def stored(tensor: torch.Tensor, dtypes: Dtypes) -> torch.Tensor:
+    """A weight in the dtype it is kept in; norms and biases are too small to pay for the errors of 8 bits."""
+    if not tensor.is_floating_point():
+        return tensor
+    return tensor.to(dtypes.compute if dtypes.storage.itemsize == 1 and tensor.ndim < 2 else dtypes.storage)
 
 
 def manage(module: torch.nn.Module, device: torch.device, offload: torch.device | None = None):
@@ -134,7 +147,7 @@ def open_part(build: Callable, config, path: Path, dtype: str, device: str):
     dtypes = choose_dtypes(dtype, weights, load_device)
     with torch.device("meta"):
         module = build(config, operations=dtypes.operations, dtype=dtypes.storage)
-    return manage(fill(module, weights, dtypes.storage), load_device), dtypes
+    return manage(fill(module, weights, dtypes, lambda: build(config)), load_device), dtypes
 
 
 class ManagedPlanner(Planner):
@@ -192,13 +205,23 @@ def codebook_colours(codebook: torch.Tensor) -> torch.Tensor:
     return ((parts - low) / (high - low).clamp_min(1e-8) * 255).clamp(0, 255).to(torch.uint8)
 
 
+class ManagedGlyphEncoder(GlyphEncoder):
+    """A glyph encoder whose weights may wait on another device than it computes on."""
+
+    compute_device: torch.device
+
+    def where(self) -> torch.device:
+        return self.compute_device
+
+
 class GlyphEncoderPart:
     """Socket value: the encoder of the texts to draw."""
 
     def __init__(self, folder: Path, weights: Path, dtype: str = "auto", device: str = "auto"):
         config = GlyphConfig.from_json(folder / "text_encoder" / "config.json")
-        self.patcher, _ = open_part(GlyphEncoder, config, weights, dtype, device)
+        self.patcher, _ = open_part(ManagedGlyphEncoder, config, weights, dtype, device)
+        self.module.compute_device = self.patcher.load_device
 
     @property
-    def module(self) -> GlyphEncoder:
+    def module(self) -> ManagedGlyphEncoder:
         return self.patcher.model

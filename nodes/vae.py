@@ -71,10 +71,7 @@ def open_vae(folder: Path, weights: Path, dtype: str = "auto", device: str = "au
         raise InputError(f"the VAE's dtype {dtype} is not usable; choose auto, bf16 or fp32 (fp16 gives black images)")
     where = comfy.model_management.vae_device() if device == "auto" else choose_device(device)
     number = resolve_dtype("auto", where, "vae") if dtype == "auto" else DTYPES[dtype]
+    config, dtypes = VaeConfig.from_json(folder / "vae" / "config.json"), Dtypes(number, number)
     with torch.device("meta"):
-        module = Vae(
-            VaeConfig.from_json(folder / "vae" / "config.json"),
-            operations=Dtypes(number, number).operations,
-            dtype=number,
-        )
-    return GlmImageVAE(fill(module, weights_at(weights), number), number, where)
+        module = Vae(config, operations=dtypes.operations, dtype=number)
+    return GlmImageVAE(fill(module, weights_at(weights), dtypes, lambda: Vae(config)), number, where)

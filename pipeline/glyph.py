@@ -101,11 +101,15 @@ class GlyphEncoder(nn.Module):
             x = block(x, bias)
         return self.encoder.final_layer_norm(x)
 
+    def where(self) -> torch.device:
+        """The device it computes on."""
+        return next(self.parameters()).device
+
     def embed(self, texts: list[str]) -> torch.Tensor:
         """The glyph texts of one prompt -> (1, L, C): every string's outputs one after the other, without padding."""
         ids, mask = glyph_batch(texts, self.config)
         where = mask.flatten().nonzero().squeeze(1)  # on the CPU, so that the device is not waited for
-        device = next(self.parameters()).device
+        device = self.where()
         out = self(ids.to(device), mask.to(device))
         return out.flatten(0, 1).index_select(0, where.to(device))[None]
 

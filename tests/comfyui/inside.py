@@ -52,6 +52,21 @@ def sampling(folder: str, weights: str) -> dict:
     before = held()
     model = decoder.open_decoder(Path(folder), Path(weights))
     opened = peak() - before
+    out = two_steps(model)
+    sampled = peak()
+    layer = model.model.diffusion_model.transformer_blocks[0]
+    return {
+        "stored": str(layer.attn1.to_q.weight.dtype),
+        "bias": str(layer.attn1.to_q.bias.dtype),
+        "opened_mb": opened,
+        "peak_mb": max(opened, sampled - before),
+        "finite": bool(torch.isfinite(out).all()),
+        "values": out.flatten()[:: out.numel() // 64].tolist(),
+    }
+
+
+def two_steps(model) -> torch.Tensor:
+    """Two steps at 128x128 px of a made-up plan."""
     config = model.model.dit_config
     generator = torch.Generator().manual_seed(0)
     entry = {
@@ -64,16 +79,7 @@ def sampling(folder: str, weights: str) -> dict:
     positive, negative = [[embeds, entry]], [[embeds[:, :1], {**entry, "prior_token_drop": True}]]
     latent = torch.zeros(1, 16, 16, 16)
     noise = torch.randn(latent.shape, generator=generator)
-    out = comfy.sample.sample(model, noise, 2, 1.5, "euler", "simple", positive, negative, latent, disable_pbar=True)
-    sampled = peak()
-    layer = model.model.diffusion_model.transformer_blocks[0].attn1.to_q
-    return {
-        "stored": str(layer.weight.dtype),
-        "opened_mb": opened,
-        "peak_mb": max(opened, sampled - before),
-        "finite": bool(torch.isfinite(out).all()),
-        "values": out.flatten()[:: out.numel() // 64].tolist(),
-    }
+    return comfy.sample.sample(model, noise, 2, 1.5, "euler", "simple", positive, negative, latent, disable_pbar=True)
 
 
 def partly_loaded(folder: str) -> dict:
@@ -88,6 +94,42 @@ def partly_loaded(folder: str) -> dict:
     planning.comfy.model_management.load_models_gpu = lambda *_, **__: None  # keep it as it is
     again = planning.make_plan(part, "a red sign that says 'OPEN'", 64, 96, seed=3)
     return {"cast_layers": cast, "equal": torch.equal(whole.prior_token_ids_d32, again.prior_token_ids_d32)}
+
+
+def late_weights(folder: str) -> dict:
+    """Open every part while ComfyUI's layers have no weights before they are loaded, as with its dynamic memory."""
+    memory = importlib.import_module("comfy.memory_management")
+    home, parts = Path(folder), pack("nodes.parts")
+    memory.aimdo_enabled = True
+    modules = [
+        parts.PlannerPart(home).module,
+        parts.GlyphEncoderPart(home, home / "text_encoder").module,
+        pack("nodes.decoder_model").open_decoder(home, home / "transformer").model.diffusion_model,
+        pack("nodes.vae").open_vae(home, home / "vae").first_stage_model,
+    ]
+    return {
+        "meta": sum(p.is_meta for m in modules for p in m.parameters()),
+        "count": [len(m.state_dict()) for m in modules],
+    }
+
+
+def custom_layers(folder: str) -> dict:
+    """A decoder of layers that another pack brings: here, ones that count how often they multiply."""
+    import comfy.ops
+
+    calls = []
+
+    class Counting(comfy.ops.manual_cast):
+        class Linear(comfy.ops.manual_cast.Linear):
+            def forward(self, x):
+                calls.append(tuple(self.weight.shape))
+                return super().forward(x)
+
+    home = Path(folder)
+    model = pack("nodes.decoder_model").open_decoder(home, home / "transformer", operations=Counting)
+    layers = sum(isinstance(m, torch.nn.Linear) for m in model.model.diffusion_model.modules())
+    out = two_steps(model)
+    return {"layers": layers, "calls": len(calls), "finite": bool(torch.isfinite(out).all())}
 
 
 def preview(folder: str) -> dict:

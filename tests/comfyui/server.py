@@ -34,7 +34,7 @@ class Server:
         self.url = f"http://127.0.0.1:{_free_port()}"
         self.log_file = base / "server.log"
         port = int(self.url.rsplit(":", 1)[1])
-        command = install.command(base, port, "--cpu", "--preview-method", "latent2rgb")
+        command = install.command(base, port, "--cpu", "--preview-method", "latent2rgb", "--cache-classic")
         quiet = {"OMP_WAIT_POLICY": "PASSIVE"}  # waiting threads would take the processor from the tests
         with self.log_file.open("w") as log:
             self.process = subprocess.Popen(

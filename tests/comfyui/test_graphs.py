@@ -178,10 +178,15 @@ def test_planning_shows_every_token_and_a_growing_picture(server, random_model):
         seen = events.until_done(server.queue(graph, "watcher"))
     assert seen[-1][0] == "execution_success"
     values = [data["value"] for data in progress_of(seen, "plan")]
-    assert values == list(range(1, 16 * 16 + 4 * 4 + 1))
+    total = 16 * 16 + 4 * 4
+    if server.version == "0.3.75":
+        assert values == list(range(1, total + 1))
+    else:  # passes on ten a second, and those with a picture
+        assert values == sorted(set(values)) and values[0] == 1 and values[-1] == total
+        assert set(range(8, total + 1, 8)) <= set(values)
     previews = [data for name, data in seen if name == "preview"]
     assert all(data[:2] == b"\xff\xd8" for data in previews)
-    assert len(previews) >= len(values) // 8 + 6  # of the plan, then of each step of sampling
+    assert len(previews) >= total // 8 + 6  # of the plan, then of each step of sampling
 
 
 # Queues and caches --------------------------------------------------------------------------------------------------

@@ -59,7 +59,8 @@ def test_fp8_weights_sample_in_less_memory(inside, decoders):
         assert one["finite"]
     exact, small = seen["torch.float32"], seen["torch.float8_e4m3fn"]
     assert small["stored"] == "torch.float8_e4m3fn"
-    assert small["peak_mb"] < 0.5 * exact["peak_mb"]
+    assert small["bias"] == "torch.float32"  # vectors are too small to be worth the errors
+    assert small["peak_mb"] < 0.6 * exact["peak_mb"]
     values, wanted = torch.tensor(small["values"]), torch.tensor(exact["values"])
     assert (values - wanted).abs().mean() < 0.1 * wanted.abs().mean()
 
@@ -68,6 +69,20 @@ def test_a_planner_that_is_loaded_in_part_plans_the_same(inside, random_folder):
     seen = inside("partly_loaded", random_folder)
     assert seen["cast_layers"] > 10
     assert seen["equal"]
+
+
+def test_weights_arrive_in_layers_that_are_made_without_any(inside, install, random_folder):
+    if not (install.app / "comfy" / "memory_management.py").is_file():
+        pytest.skip(f"ComfyUI {install.version} has no dynamic memory")
+    seen = inside("late_weights", random_folder)
+    assert seen["meta"] == 0
+    assert all(seen["count"])
+
+
+def test_the_decoder_is_built_of_the_layers_it_is_given(inside, random_folder):
+    seen = inside("custom_layers", random_folder)
+    assert seen["finite"]
+    assert seen["calls"] > seen["layers"]
 
 
 def test_previews_show_the_colours_of_latents(inside):
