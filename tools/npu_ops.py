@@ -2,7 +2,7 @@
 
 native: torch_npu has a kernel. composite: PyTorch builds it from other operators. fallback: torch_npu copies to the
 host and back. missing: not on an NPU at all. Which dtypes and shapes a kernel of CANN takes is not to be read here.
-Usage: `make test-npu` makes .venv-npu and the stand-in CANN runtime; then tests/npu/run.py --python tools/npu_ops.py
+Usage: python tests/npu/run.py --python tools/npu_ops.py
 """
 
 from pathlib import Path

@@ -36,11 +36,15 @@ def cann():
 
 @pytest.fixture
 def run_python(cann):
-    """Runs code in a fresh process with other FAKE_CANN_* settings, which are read once; returns its output."""
+    """Runs code in a fresh process with other FAKE_CANN_* settings, which are read once; returns its output.
+
+    An empty setting takes the variable away.
+    """
 
     def run(code: str, **settings: str) -> subprocess.CompletedProcess:
         setup = "import sys; sys.path.insert(0, 'tests'); import conftest; sys.path.append('tests/fake_cann/python')\n"
-        environment = {**os.environ, **{name.upper(): value for name, value in settings.items()}}
+        changed = {name.upper(): value for name, value in settings.items()}
+        environment = {name: value for name, value in {**os.environ, **changed}.items() if value}
         return subprocess.run(
             [sys.executable, "-c", setup + code], cwd=ROOT, env=environment, capture_output=True, text=True
         )

@@ -1,0 +1,117 @@
+"""The decode step as a captured graph: the same tokens, nothing copied, nothing waited for, one launch a token."""
+
+import gc
+
+import pytest
+import torch
+from comfyui_glm_image.pipeline import kernels
+from comfyui_glm_image.pipeline.audit_parts import planner_config, prompt_batch
+from comfyui_glm_image.pipeline.config import GenerationConfig
+from comfyui_glm_image.pipeline.device import resolve_device
+from comfyui_glm_image.pipeline.generate import GridControl, decode, new_step, prefill
+from comfyui_glm_image.pipeline.graph import StepGraphs
+from comfyui_glm_image.pipeline.planner import Planner
+
+SAMPLING = GenerationConfig(0.9, 0.75)
+
+
+@pytest.fixture(scope="module")
+def planner(npu):
+    torch.manual_seed(0)
+    planner = Planner(planner_config()).to(resolve_device(npu), torch.bfloat16).requires_grad_(False)
+    planner.fuse()
+    return planner
+
+
+@pytest.fixture(scope="module")
+def prefix(planner, npu):
+    return prefill(planner, prompt_batch(), npu)
+
+
+def plan(planner, prefix, seeds, sampling=SAMPLING, graphs=None, **options):
+    biased = any(control.logit_bias is not None for control in options.get("controls", {}).values())
+    step = new_step(planner, prefix, sampling, len(seeds), biased)
+    run = {"run": graphs} if graphs else {}
+    return decode(planner, prefix, sampling, seeds, step=step, **run, **options)["full"]
+
+
+@pytest.mark.parametrize("seeds", [[0], [3, 4, 5]])
+@pytest.mark.parametrize("sampling", [SAMPLING, GenerationConfig(0.0), GenerationConfig(1.1, 0.9, 20)])
+def test_captured_tokens_equal_eager_ones(planner, prefix, npu, seeds, sampling):
+    graphs = StepGraphs(planner, npu)
+    captured = plan(planner, prefix, seeds, sampling, graphs)
+    assert graphs.reason is None
+    assert graphs.replays == 6  # of 8 tokens: one comes from the prompt, one warms up
+    assert torch.equal(captured, plan(planner, prefix, seeds, sampling))
+
+
+def test_forced_and_biased_tokens_are_honoured_by_a_graph(planner, prefix, npu):
+    bias = torch.zeros(8, 64)
+    bias[3, 7] = 1e4
+    forced, mask = torch.arange(8), torch.arange(8) == 5
+    controls = {"full": GridControl(bias, forced, mask)}
+    captured = plan(planner, prefix, [0], graphs=StepGraphs(planner, npu), controls=controls)
+    assert captured[0, 3] == 7 and captured[0, 5] == 5
+    assert torch.equal(captured, plan(planner, prefix, [0], controls=controls))
+
+
+def test_one_step_serves_other_seeds_and_prompts_without_a_new_capture(planner, prefix, npu):
+    graphs, step = StepGraphs(planner, npu), new_step(planner, prefix, SAMPLING, 1)
+    decode(planner, prefix, SAMPLING, [0], step=step, run=graphs)
+    other = prefill(planner, prompt_batch(), npu)
+    again = decode(planner, other, SAMPLING, [9], step=step, run=graphs)["full"]
+    assert graphs.replays == 6 + 7
+    assert torch.equal(again, plan(planner, other, [9]))
+
+
+def test_a_replay_copies_nothing_waits_for_nothing_and_launches_once(planner, prefix, npu, cann):
+    graphs, step = StepGraphs(planner, npu), new_step(planner, prefix, SAMPLING, 1)
+    decode(planner, prefix, SAMPLING, [0], step=step, run=graphs)
+    step.start(prefix)
+    step.first(prefix.logits)
+    with torch.inference_mode(), cann.count() as seen:
+        for k in range(1, 8):
+            graphs(step, k)
+    assert (seen.host_to_device_copies, seen.device_to_host_copies, seen.synchronizations) == (0, 0, 0)
+    assert (seen.replays, seen.launches) == (7, 0)
+
+
+def test_forms_and_graph_cut_the_launches_of_a_token(planner, prefix, npu, cann):
+    forms = kernels.forms("npu")
+    step = new_step(planner, prefix, SAMPLING, 1)
+    step.start(prefix)
+    counts = {}
+    for name, chosen in (("plain", {}), ("fused", forms)):
+        kernels.use_forms("npu", **chosen)
+        with torch.inference_mode(), cann.count() as seen:
+            step.eager(1)
+        counts[name] = seen.launches
+    assert counts["fused"] < 0.5 * counts["plain"]
+
+
+def test_released_graphs_give_their_memory_back(planner, prefix, npu):
+    gc.collect()
+    torch.npu.empty_cache()
+    before = torch.npu.memory_reserved(npu)
+    graphs, step = StepGraphs(planner, npu), new_step(planner, prefix, SAMPLING, 1)
+    decode(planner, prefix, SAMPLING, [0], step=step, run=graphs)
+    graphs.release()
+    del graphs, step
+    gc.collect()
+    torch.npu.empty_cache()
+    assert torch.npu.memory_reserved(npu) == before
+
+
+def test_a_capture_that_fails_plans_on_without_a_graph(planner, prefix, npu, monkeypatch, caplog):
+    graphs = StepGraphs(planner, npu)
+
+    def wait_for_the_device(*_):
+        if torch.npu.is_current_stream_capturing():
+            torch.ones(1, device=npu).item()
+
+    hook = planner.lm_head.register_forward_hook(wait_for_the_device)
+    tokens = plan(planner, prefix, [0], graphs=graphs)
+    hook.remove()
+    assert graphs.reason.startswith("capture failed")
+    assert "planning goes on without a graph" in caplog.text
+    assert torch.equal(tokens, plan(planner, prefix, [0]))
