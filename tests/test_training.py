@@ -14,6 +14,7 @@ from comfyui_glm_image.training import (
 from comfyui_glm_image.training import (
     autoencoder,
     common,
+    curves,
     data,
     decoder,
     export,
@@ -23,8 +24,10 @@ from comfyui_glm_image.training import (
     vision,
 )
 from comfyui_glm_image.training.common import Recipe, Stage
+from PIL import Image
 
 CPU = torch.device("cpu")
+FIGURES = ("psnr", "tokens", "full", "preview", "counting", "flow", "routing")
 RECIPE = Recipe(minutes=1.0, batch=2, lr=1e-3, device=CPU, sizes="1x4,2x4", regions=0.5)
 
 
@@ -210,13 +213,33 @@ def test_glyph_warm_up_soon_tells_letters_apart():
 
 def test_planner_learns_to_count_from_marks_on_letters_quotes_rows_and_columns():
     scene = data.draw_scene(random.Random(0), 2, 4, ["OPEN", "UP"])
-    *_, places, targets, full = planner.to_sequence([scene], preview=False)
+    *_, places, targets, full = planner.to_sequence([scene], "plain")
     prompt = planner.prompt_batch([scene], preview=False).ids.shape[1]
     marked = [int(mark) for mark in places[0, 0, : prompt - 1] if mark != planner.UNMARKED]
     assert marked == [0, 1, 2, 3, data.MAX_WORD + 3, 0, 1, data.MAX_WORD + 1]
     assert (places[0, 0, prompt - 1 :] - planner.ROWS).tolist() == [0] * 4 + [1] * 4
     assert places[1, 0, prompt - 1 :].tolist() == [0, 1, 2, 3] * 2
     assert targets.shape[1] == full == 8
+
+
+def test_a_skipped_preview_leaves_the_full_grid_where_it_stands_after_one():
+    drawn = scenes(3, h=2, w=4)
+    whole, short = (planner.to_sequence(drawn, mode) for mode in ("preview", "skipped"))
+    for long, cut, dim in zip(whole[:5], short[:5], (1, 2, 1, 2, 1)):
+        assert torch.equal(long.narrow(dim, long.shape[dim] - 8, 8), cut.narrow(dim, cut.shape[dim] - 8, 8))
+    assert whole[0].shape[1] - short[0].shape[1] == whole[4].shape[1] - 8 - 1
+    ids = short[0]
+    assert all(tensor.shape[-1] == ids.shape[1] for tensor in short[:4]) and short[4].shape[1] == 8
+
+
+def test_mistakes_are_only_read_never_asked_for():
+    torch.manual_seed(0)
+    drawn = scenes(4, h=2, w=4)
+    clean, wrong = (planner.to_sequence(drawn, "preview", share) for share in (0.0, 0.5))
+    assert torch.equal(clean[4], wrong[4]) and not torch.equal(clean[0], wrong[0])
+    prompt = planner.prompt_batch(drawn, preview=True).ids.shape[1]
+    assert torch.equal(clean[0][:, :prompt], wrong[0][:, :prompt])
+    assert torch.equal(clean[0][:, -7:], wrong[0][:, -7:])
 
 
 # ---- export ----
@@ -232,7 +255,7 @@ def test_export_names_the_stages_that_were_not_trained(tmp_path):
 def test_the_benchmark_has_200_prompts_of_one_region_and_fewer_of_more_none_of_them_trained(tmp_path):
     export.write_benchmark(tmp_path)
     entries = {path.stem: json.loads(path.read_text())["data_list"] for path in tmp_path.glob("*.json")}
-    assert {name: len(part) for name, part in entries.items()} == {str(n): c for n, c in export.PICTURES.items()}
+    assert {name: len(part) for name, part in entries.items()} == {str(n): c for n, (c, _) in export.PICTURES.items()}
     assert len(entries["1"]) == 200
     words = {word for part in entries.values() for entry in part for word in entry["sentence_list"]}
     assert words <= set(data.HELD_OUT)
@@ -242,3 +265,16 @@ def test_the_command_refuses_a_device_that_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["training", "vae", "--runs", str(tmp_path), "--device", "abacus"])
     with pytest.raises(ValueError, match="device 'abacus' is not known"):
         command.main()
+
+
+def test_curves_of_every_stage_are_drawn_from_the_logs(tmp_path):
+    for stage in ("vae", "vision", "planner", "decoder"):
+        lines = [
+            {"step": i, "seconds": 60 * i, **{name: (k + 1) / i for k, name in enumerate(FIGURES)}} for i in range(1, 4)
+        ]
+        (tmp_path / stage).mkdir()
+        (tmp_path / stage / "log.jsonl").write_text("\n".join(map(json.dumps, [*lines, {"plans": 1.0, "words": 1.0}])))
+    curves.write_curves(tmp_path, tmp_path / "curves.png")
+    colours = {colour for _, colour in Image.open(tmp_path / "curves.png").getcolors(1 << 16)}
+    assert (0x28, 0x50, 0xC8) in colours and (0xC8, 0x28, 0x28) in colours
+    assert curves.points_of([*lines, {"plans": 0.25}], "plans") == [(3.0, 0.25)]

@@ -6,6 +6,8 @@
     python -m comfyui_glm_image.training decoder --minutes 60
     python -m comfyui_glm_image.training export --out checkpoints/small
     python -m comfyui_glm_image.training benchmark --out checkpoints/small/benchmark
+    python -m comfyui_glm_image.training truth --out out/truth     the benchmark's scenes, the ceiling of any score
+    python -m comfyui_glm_image.training curves --out docs/images/small_model_training.png
 
 The stages do not depend on each other. Each goes on where it was stopped; `--minutes` is the total over restarts.
 """
@@ -16,7 +18,7 @@ from pathlib import Path
 import torch
 
 from ..pipeline.device import resolve_device
-from . import autoencoder, decoder, export, planner, vision
+from . import autoencoder, curves, decoder, export, planner, vision
 from .common import Recipe
 
 SIZES = "1x4:1,2x4:3,2x6:1,3x6:2,4x6:1"
@@ -30,12 +32,19 @@ STAGES = {
     "decoder": (decoder.train, 32, 1.5e-3),
 }
 
+OUTPUTS = {
+    "export": lambda args: export.write_checkpoint(args.runs, args.out),
+    "benchmark": lambda args: export.write_benchmark(args.out),
+    "truth": lambda args: export.write_truth(args.out),
+    "curves": lambda args: curves.write_curves(args.runs, args.out),
+}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=(*STAGES, "export", "benchmark"))
+    parser.add_argument("stage", choices=(*STAGES, *OUTPUTS))
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of training states (default: runs)")
-    parser.add_argument("--out", type=Path, help="folder that export or benchmark writes")
+    parser.add_argument("--out", type=Path, help="what export, benchmark, truth or curves writes")
     parser.add_argument("--minutes", type=float, default=30, help="in all, restarts included")
     parser.add_argument("--batch", type=int, help="pictures a step, of eight tokens each")
     parser.add_argument("--sizes", default=SIZES, help="ROWSxCOLUMNS:WEIGHT of tokens of 32 px, comma-separated")
@@ -45,15 +54,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, npu:1, ... (default: the best present)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="on a CPU")
-    run(parser.parse_args())
+    args = parser.parse_args()
+    if args.stage in OUTPUTS and args.out is None:
+        parser.error(f"{args.stage} needs --out")
+    run(args)
 
 
 def run(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
-    if args.stage == "export":
-        export.write_checkpoint(args.runs, args.out)
-    elif args.stage == "benchmark":
-        export.write_benchmark(args.out)
+    if args.stage in OUTPUTS:
+        OUTPUTS[args.stage](args)
     else:
         train, batch, lr = STAGES[args.stage]
         recipe = Recipe(

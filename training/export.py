@@ -1,6 +1,7 @@
 """Training states -> the checkpoint folder, and the benchmark of words that training never saw."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
@@ -9,9 +10,8 @@ from . import bundle, data
 from .common import read_meta, read_pieces
 
 DIFFUSERS_FILE, TRANSFORMERS_FILE = "diffusion_pytorch_model.safetensors", "model.safetensors"
-GRID = (3, 6)  # tokens of the benchmark's pictures: 192x96 px
-PICTURES = {1: 200, 2: 60, 3: 40}  # regions -> prompts
-SHOWN = 24  # ground-truth pictures kept a group
+# regions -> prompts, tokens of their pictures: 192x96 px, and 192x128 where four lines need the room
+PICTURES = {1: (200, (3, 6)), 2: (60, (3, 6)), 3: (40, (3, 6)), 4: (40, (4, 6))}
 
 
 def write_checkpoint(runs: Path, out: Path) -> None:
@@ -39,12 +39,16 @@ def _below(tensors: dict, prefix: str) -> dict:
 
 def write_benchmark(out: Path) -> None:
     """Write `N.json` for N regions in CVTG-2K's layout, each prompt with its size."""
-    h, w = GRID
-    for regions, count in PICTURES.items():
-        scenes = data.held_scenes(count, h, w, regions, seed=1000 + regions)
+    out.mkdir(parents=True, exist_ok=True)
+    for regions, scenes in benchmark_scenes():
         entries = [_entry(i, scene) for i, scene in enumerate(scenes)]
-        out.mkdir(parents=True, exist_ok=True)
         (out / f"{regions}.json").write_text(json.dumps({"data_list": entries}, indent=1) + "\n", encoding="utf-8")
+
+
+def benchmark_scenes() -> Iterator[tuple[int, list[data.Scene]]]:
+    """(regions, scenes) of words that training never drew."""
+    for regions, (count, grid) in PICTURES.items():
+        yield regions, data.held_scenes(count, *grid, regions, seed=1000 + regions)
 
 
 def _entry(index: int, scene: data.Scene) -> dict:
@@ -56,7 +60,7 @@ def _entry(index: int, scene: data.Scene) -> dict:
 def write_truth(out: Path) -> None:
     """Draw the benchmark's scenes, named as `glm-image eval` names its pictures: the ceiling of any score."""
     out.mkdir(parents=True, exist_ok=True)
-    for regions, count in PICTURES.items():
-        for i, scene in enumerate(data.held_scenes(count, *GRID, regions, seed=1000 + regions)):
+    for regions, scenes in benchmark_scenes():
+        for i, scene in enumerate(scenes):
             picture = data.render(scene.codes[None], scene.chars[None])[0]
             Image.fromarray(picture).save(out / f"{regions}_{i}.png")

@@ -70,7 +70,7 @@ PLANNER_CONFIG = VisionLanguageConfig(
         vision_vocab_size=VISION_VOCAB,
         pad_token_id=FIRST_NAMED,
         eos_token_id=data.CODEBOOK + 1,
-        rope_parameters=RopeConfig(rope_theta=1000.0, partial_rotary_factor=0.5, mrope_section=(2, 3, 3)),
+        rope_parameters=RopeConfig(rope_theta=16.0, partial_rotary_factor=0.5, mrope_section=(2, 3, 3)),
     ),
     vision_config=VisionConfig(
         depth=2,

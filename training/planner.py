@@ -22,7 +22,9 @@ from . import bundle, data, models
 from .common import Recipe, Stage, optimisers
 
 SAMPLING = GenerationConfig(temperature=0.9, top_p=0.75, top_k=0)
-WITHOUT_PREVIEW = 0.6  # share of the time: steps without the preview grid cost a fifth and teach what prompts mean
+WITHOUT_PREVIEW = 0.25  # share of the time: steps without the preview grid cost a fifth and teach what prompts mean
+MODES, LATE_SHARES = ("plain", "skipped", "preview"), (1, 4, 5)
+PREVIEW_WEIGHT = 0.5
 AUX_LAYER = 1  # the auxiliary heads read this layer's output
 AUX_WEIGHT = 0.3
 UNMARKED = -100  # cross_entropy ignores it
@@ -77,22 +79,35 @@ def prompt_batch(scenes: list[data.Scene], preview: bool) -> PromptBatch:
     return collate([encoder.encode(s.prompt, size, small) for s in scenes], size, small, models.PLANNER_CONFIG)
 
 
-def to_sequence(scenes: list[data.Scene], preview: bool):
+def to_sequence(scenes: list[data.Scene], mode: str, mistakes: float = 0.0):
     """Scenes of one size -> ids (B, T), positions (3, B, T), mask (B, T), places (2, B, T), targets (B, N), full grid.
 
-    T is the prompt and all planned tokens but the last; the full grid is the last h*w of N targets.
+    T is the prompt and all planned tokens but the last; the full grid is the last h*w of N targets. `mode` "plain" has
+    no preview grid, "preview" has; "skipped" has all but the last token of it cut out, at a fifth of the cost: the
+    full grid stands where it does after a preview. `mistakes` is the share of wrong preview tokens that are read.
     """
     h, w = scenes[0].codes.shape
-    batch = prompt_batch(scenes, preview)
-    grids = [np.stack([s.codes for s in scenes])]
-    if preview:
-        grids.insert(0, np.stack([enlarge(s.codes, *preview_grid(h, w)) for s in scenes]))
-    targets = torch.from_numpy(np.concatenate([g.reshape(len(scenes), -1) for g in grids], 1))
-    ids = torch.cat((batch.ids, targets[:, :-1]), 1)
-    positions = torch.cat((batch.positions, batch.decode_positions[..., :-1]), 2)
-    mask = F.pad(batch.mask, (0, targets.shape[1] - 1), value=True)
-    places = mark_places(batch.ids, batch.grids)
-    return ids, positions, mask, places, targets, h * w
+    batch = prompt_batch(scenes, mode != "plain")
+    targets = torch.from_numpy(np.stack([s.codes.reshape(-1) for s in scenes]))
+    before = 0
+    if mode != "plain":
+        preview = torch.from_numpy(np.stack([enlarge(s.codes, *preview_grid(h, w)).reshape(-1) for s in scenes]))
+        targets = torch.cat((preview, targets), 1)
+        before = preview.shape[1]
+    start = before - 1 if mode == "skipped" else 0
+    read = torch.cat((mistaken(targets[:, :before], mistakes), targets[:, before:]), 1)
+    ids = torch.cat((batch.ids, read[:, start:-1]), 1)
+    positions = torch.cat((batch.positions, batch.decode_positions[..., start:-1]), 2)
+    mask = F.pad(batch.mask, (0, ids.shape[1] - batch.ids.shape[1]), value=True)
+    length, places = batch.ids.shape[1], mark_places(batch.ids, batch.grids)
+    places = torch.cat((places[..., :length], places[..., length + start :]), 2)
+    return ids, positions, mask, places, targets[:, before if mode == "skipped" else 0 :], h * w
+
+
+def mistaken(tokens: torch.Tensor, share: float) -> torch.Tensor:
+    """(B, N) tokens, a share of them replaced by others of the same row: the planner must survive its own mistakes."""
+    others = tokens[:, torch.randperm(tokens.shape[1])]
+    return torch.where(torch.rand(tokens.shape) < share, others, tokens)
 
 
 def mark_places(ids: torch.Tensor, grids) -> torch.Tensor:
@@ -141,8 +156,8 @@ def run_planner(planner, ids, positions, mask, planned: int) -> tuple[torch.Tens
     return planner.lm_head(hidden[:, -planned:]), middle[0]
 
 
-def train_step(stage: Stage, scenes: list[data.Scene], preview: bool) -> None:
-    *sequence, full = to_sequence(scenes, preview)
+def train_step(stage: Stage, scenes: list[data.Scene], mode: str, mistakes: float = 0.0) -> None:
+    *sequence, full = to_sequence(scenes, mode, mistakes)
     device = next(stage.model.parameters()).device
     ids, positions, mask, places, targets = (tensor.to(device) for tensor in sequence)
     logits, middle = run_planner(stage.model.planner, ids, positions, mask, targets.shape[1])
@@ -151,11 +166,12 @@ def train_step(stage: Stage, scenes: list[data.Scene], preview: bool) -> None:
         F.cross_entropy(head(middle).flatten(0, 1), place.flatten(), ignore_index=UNMARKED)
         for head, place in zip((stage.model.place, stage.model.column), places)
     )
-    loss = losses[:, -full:].mean() + (losses[:, :-full].mean() if preview else 0) + AUX_WEIGHT * counting
+    loss = losses[:, -full:].mean() + AUX_WEIGHT * counting
     hits = (logits.argmax(-1) == targets)[:, -full:].float()
     figures = {"full": losses[:, -full:].mean(), "grids": hits.amin(1).mean(), "counting": counting}
-    if preview:
+    if mode == "preview":
         figures["preview"] = losses[:, :-full].mean()
+        loss = loss + PREVIEW_WEIGHT * figures["preview"]
     stage.update(loss, **figures)
 
 
@@ -196,9 +212,10 @@ def train(folder: Path, recipe: Recipe) -> None:
     while stage.running():
         h, w, _ = rng.choices(grids, [weight for *_, weight in grids])[0]
         late = stage.progress > WITHOUT_PREVIEW
-        preview = late and rng.random() < 0.8
-        count = recipe.batch if preview else 3 * recipe.batch
-        train_step(stage, data.draw_scenes(rng, h, w, count, recipe.regions), preview)
+        mode = rng.choices(MODES, LATE_SHARES)[0] if late else "plain"
+        count = recipe.batch if mode == "preview" else 3 * recipe.batch
+        mistakes = rng.choice((0.0, 0.1, 0.3))
+        train_step(stage, data.draw_scenes(rng, h, w, count, recipe.regions), mode, mistakes)
         if stage.step % 500 == 0:
             h, w, _ = grids[stage.step // 500 % len(grids)]
             scenes = data.held_scenes(32, h, w)
