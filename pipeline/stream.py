@@ -29,7 +29,11 @@ def stream_layers(module: nn.Module, device: torch.device, keep: int = 0) -> nn.
     shuttle = Shuttle(waiting, device)
     for i, layer in enumerate(waiting):
         layer.register_forward_pre_hook(lambda *_, i=i: shuttle.bring(i))
-        layer.register_forward_hook(lambda *_, i=i: shuttle.drop(i))
+        layer.register_forward_hook(lambda *_, i=i: shuttle.drop(i), always_call=True)
+        for part in layer.modules():
+            if part._parameters:
+                part.register_forward_pre_hook(lambda part, *_, i=i: shuttle.lend(i, part))
+                part.register_forward_hook(lambda part, *_, i=i: shuttle.take_back(i, part), always_call=True)
     return module
 
 
@@ -58,6 +62,7 @@ class Shuttle:
         self.side = self.vendor.Stream(device) if self.vendor else None
         self.waiting = [{slot: self._host(getattr(*slot)) for slot in _slots(layer)} for layer in layers]
         self.coming: dict[int, dict[Slot, torch.Tensor]] = {}
+        self.running: int | None = None
         for i in range(len(layers)):
             self.drop(i)
 
@@ -75,10 +80,24 @@ class Shuttle:
             for tensor in arrived.values():
                 tensor.record_stream(main)  # its memory came from the side stream
         self._assign(arrived)
+        self.running = i
         self._send((i + 1) % len(self.waiting))
 
     def drop(self, i: int) -> None:
         self._assign(self.waiting[i])
+        self.running = None
+
+    def lend(self, i: int, part: nn.Module) -> None:
+        """Bring a part of layer `i` that is called by itself, as the decoder's modulations are."""
+        if self.running != i:
+            self._assign({slot: tensor.to(self.device) for slot, tensor in self._of(i, part)})
+
+    def take_back(self, i: int, part: nn.Module) -> None:
+        if self.running != i:
+            self._assign(dict(self._of(i, part)))
+
+    def _of(self, i: int, part: nn.Module) -> list[tuple[Slot, torch.Tensor]]:
+        return [(slot, tensor) for slot, tensor in self.waiting[i].items() if slot[0] is part]
 
     def _send(self, i: int) -> None:
         if i not in self.coming:

@@ -58,6 +58,14 @@ def test_layers_leave_after_their_turn_and_their_names_stay():
     assert list(stack.state_dict()) == names
 
 
+def test_a_part_called_by_itself_comes_by_itself():
+    stack, x = Stack(), torch.randn(3, 8)
+    expected = stack.layers[2].inner[0](x)
+    stream_layers(stack, CPU)
+    assert torch.equal(stack.layers[2].inner[0](x), expected)
+    assert stack(x).shape == x.shape
+
+
 def test_the_decoder_streams_its_blocks():
     torch.manual_seed(0)
     dit = Dit(dit_config()).requires_grad_(False)
