@@ -4,12 +4,16 @@ The first use downloads some 2 GB, so plain `pytest` skips these tests until `py
 `make test-comfyui` does that first.
 """
 
+import os
 from pathlib import Path
 
 import pytest
 from comfyui_glm_image.pipeline.glm_image import GlmImage
 from comfyui_glm_image.tests.comfyui.server import Server
-from comfyui_glm_image.tools import comfyui
+from comfyui_glm_image.tools import browser, comfyui
+
+if browser.is_ready():
+    os.environ.update(browser.settings())  # where every browser test looks
 
 
 @pytest.fixture(scope="session")

@@ -26,19 +26,27 @@ class PromptError(Exception):
 
 
 class Server:
-    """ComfyUI on a free loopback port with this pack in it; `log` is everything it printed."""
+    """ComfyUI on a free loopback port with this pack in it; `log` is everything it printed.
 
-    def __init__(self, install: Install, base: Path):
+    It computes on the CPU unless an `environment` brings another device.
+    """
+
+    def __init__(self, install: Install, base: Path, environment: dict[str, str] | None = None):
         self.version = install.version
         self.base = make_base(base)
         self.url = f"http://127.0.0.1:{_free_port()}"
         self.log_file = base / "server.log"
         port = int(self.url.rsplit(":", 1)[1])
-        command = install.command(base, port, "--cpu", "--preview-method", "latent2rgb", "--cache-classic")
+        device = () if environment else ("--cpu",)
+        command = install.command(base, port, *device, "--preview-method", "latent2rgb", "--cache-classic")
         quiet = {"OMP_WAIT_POLICY": "PASSIVE"}  # waiting threads would take the processor from the tests
         with self.log_file.open("w") as log:
             self.process = subprocess.Popen(
-                command, cwd=base, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **quiet}
+                command,
+                cwd=base,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **quiet, **(environment or {})},
             )
         self._wait_until_up()
 
