@@ -22,6 +22,7 @@ test-js:
 
 test-comfyui: $(VENV)/test
 	$(PYTHON) tools/comfyui.py setup
+	-$(PYTHON) tools/browser.py
 	$(BIN)/python -m pytest -q tests/comfyui
 
 test-npu:
