@@ -32,8 +32,10 @@ await page.waitForFunction(ready, null, { timeout: 120_000 })
 await page.waitForTimeout(2000)
 
 await page.evaluate(() => app.extensionManager.setting.set("Comfy.Minimap.Visible", false))
-const banner = page.locator('button[aria-label="Close"]').first() // of an announcement
-if (await banner.isVisible()) await banner.click()
+await page.evaluate(() => {
+  const bars = [...document.querySelectorAll("div")].filter((d) => d.innerText?.trim().startsWith("Introducing Nodes 2.0"))
+  ;[...(bars.at(-1)?.parentElement.querySelectorAll("button") ?? [])].at(-1)?.click() // the announcement's cross
+})
 
 const get = async (path) => (await page.request.get(url + path)).json()
 
