@@ -27,6 +27,7 @@ COMMANDS = {  # name -> (module, help)
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
+    os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"  # a broken torch_npu must not take torch with it
     debug = "--debug" in argv
     try:
         return _run(argv)

@@ -349,7 +349,8 @@ def _prepare_npu(device: torch.device) -> None:
     try:
         torch.zeros(1, device=device)  # takes the device, which fails here and not amid loading
     except RuntimeError as error:
-        raise DeviceError(explain_npu_failure(error)) from error
+        full = is_out_of_memory(error)
+        raise DeviceError(explain_out_of_memory("nothing", device) if full else explain_npu_failure(error)) from error
     _prepared.add(device.index)
     torch.npu.set_compile_mode(jit_compile=False)  # operators come compiled; compiling costs seconds a shape
     torch.npu.config.allow_internal_format = False  # FRACTAL_NZ weights cannot be viewed, saved or fused

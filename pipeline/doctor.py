@@ -118,7 +118,7 @@ def check_torch(patient: Patient) -> Iterator[Finding]:
     if version_of("torch") is None and importlib.util.find_spec("torch") is None:
         yield Finding("fail", "torch", "not installed; pip install torch")
         return
-    os.environ.setdefault(AUTOLOAD, "0")
+    os.environ[AUTOLOAD] = "0"
     import torch
 
     yield Finding("ok", "torch", torch.__version__)
@@ -234,16 +234,27 @@ def check_devices(patient: Patient) -> Iterator[Finding]:
     from . import device as devices
 
     for device in devices.available_devices():
-        can, memory = devices.capabilities(device), devices.memory(device)
-        abilities = [word for word, has in (("bf16", can.bfloat16), ("fused", can.fused), ("graph", can.graph)) if has]
-        text = f"{device}: {name_of(device)} ({can.family}), {', '.join(abilities) or 'plain'}; {gib(memory.free)} free"
-        yield Finding("ok", "device", f"{text} of {gib(memory.total)}, {str(can.dtype).removeprefix('torch.')}")
+        try:
+            yield Finding("ok", "device", describe(device))
+        except RuntimeError as error:
+            yield Finding("fail", "device", f"{device}: {devices.explain_npu_failure(error)}")
     try:
         patient.device = devices.resolve_device(patient.args.device)
     except devices.DeviceError as error:
         yield Finding("fail", "device", f"{error}. The CPU is checked instead")
         patient.device = devices.resolve_device("cpu")
     yield Finding("info", "device", f"used: {patient.device}")
+
+
+def describe(device) -> str:
+    """One line: chip, family, abilities, memory, default dtype."""
+    from . import device as devices
+
+    can, memory = devices.capabilities(device), devices.memory(device)
+    abilities = [word for word, has in (("bf16", can.bfloat16), ("fused", can.fused), ("graph", can.graph)) if has]
+    room = f"{gib(memory.free)} free of {gib(memory.total)}"
+    words = ", ".join([*abilities, room, str(can.dtype).removeprefix("torch.")])
+    return f"{device}: {name_of(device)} ({can.family}), {words}"
 
 
 def name_of(device) -> str:

@@ -1,6 +1,7 @@
-"""torch_npu's fused operators, with its schemas, computed on the CPU in plain torch: only where torch_npu is absent.
+"""torch_npu's fused operators, with its schemas, computed on the CPU in plain torch.
 
-They let `pipeline.npu`, the code that calls them, run and be audited on a machine without an NPU.
+torch_npu has them for NPUs only. These let `pipeline.npu`, the code that calls them, run and be audited on a machine
+without an NPU.
 """
 
 import math
@@ -20,12 +21,13 @@ _defined: list[torch.library.Library] = []  # a library's operators live as long
 
 
 def define() -> None:
-    """Make `torch.ops.npu` hold the fused operators, once a process."""
-    if _defined or hasattr(torch, "npu"):
+    """Make `torch.ops.npu` hold the fused operators for the CPU, once a process."""
+    if _defined:
         return
     library = torch.library.Library("npu", "FRAGMENT")
     for name, schema in SCHEMAS.items():
-        library.define(name + schema)
+        if not hasattr(torch, "npu"):
+            library.define(name + schema)
         library.impl(name, globals()[name], "CPU")
     _defined.append(library)
 

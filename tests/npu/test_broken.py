@@ -8,7 +8,7 @@ CLI = "from comfyui_glm_image.pipeline.cli import main\n"
 DRAW = (
     CLI + "import sys\n"
     "code = main(['generate', 'a red sign', '-o', sys.argv[1], '--model', {folder!r}, '--device', {device!r},"
-    " '--width', '64', '--height', '64', '--steps', '1'])\n"
+    " '--dtype', 'fp32', '--width', '64', '--height', '64', '--steps', '1'])\n"
     "print('exit code', code)\n"
 )
 FAULTS = {
@@ -57,7 +57,7 @@ def test_memory_that_runs_out_while_loading_is_explained(run_python, folder, tmp
         "placement.available = lambda device: 1 << 40\n"
         f"import sys; sys.argv = ['', {str(tmp_path / 'out.png')!r}]\n" + DRAW.format(folder=folder, device="npu")
     )
-    done = run_python(code, fake_cann_memory_mb="1")
+    done = run_python(code, fake_cann_memory_mb="3")
     assert "exit code 1" in done.stdout, done.stderr
     assert "glm-image: the planner does not fit on npu:0" in done.stderr
     assert "--offload stream" in done.stderr
@@ -66,7 +66,7 @@ def test_memory_that_runs_out_while_loading_is_explained(run_python, folder, tmp
 
 def test_a_card_too_small_is_refused_before_loading(run_python, folder, tmp_path):
     code = f"import sys; sys.argv = ['', {str(tmp_path / 'out.png')!r}]\n" + DRAW.format(folder=folder, device="npu")
-    done = run_python(code, fake_cann_memory_mb="1")
+    done = run_python(code, fake_cann_memory_mb="3")
     assert "glm-image: the model will hardly fit" in done.stderr
     assert "peak on npu:0" in done.stderr
 
