@@ -56,6 +56,12 @@ def sampler(name: str = "euler", scheduler: str = "simple", steps: int = 6, seed
     return node("KSampler", **{**inputs, **changes})
 
 
+def decoder(steps: int, seed: int = 5, images: int = 1, plan: str = "plan") -> dict:
+    """GLM-Image Decode in place of the KSampler."""
+    inputs = {"model": ["load", 1], "plan": [plan, 0], "positive": ["text", 0], "negative": ["text", 1]}
+    return node("GLMImageDecode", **inputs, steps=steps, cfg=1.5, seed=seed, images_per_plan=images)
+
+
 def custom_sampler(steps: int, seed: int = 5) -> Graph:
     """GLM-Image Sigmas and SamplerCustom in place of the KSampler."""
     return {

@@ -4,7 +4,7 @@ import pytest
 import torch
 from comfyui_glm_image.pipeline.plan import Plan
 from comfyui_glm_image.tests.comfyui.events import Events
-from comfyui_glm_image.tests.comfyui.graphs import change, node, sampler, saving_latent, text_to_image
+from comfyui_glm_image.tests.comfyui.graphs import change, decoder, node, sampler, saving_latent, text_to_image
 from comfyui_glm_image.tests.comfyui.server import PromptError
 from comfyui_glm_image.tests.comfyui.test_sampling import difference, latent_of, plan_of
 from safetensors import safe_open
@@ -80,10 +80,7 @@ def empty_prompt(graph):
 
 def another_plan(graph):
     graph["plan2"] = node("GLMImagePlan", **{**graph["plan"]["inputs"], "seed": 77})
-    graph["sample"] = node(
-        "GLMImageDecode", model=["load", 1], plan=["plan2", 0], positive=["text", 0], negative=["text", 1],
-        steps=4, cfg=1.5, seed=1, images_per_plan=1,
-    )  # fmt: skip
+    graph["sample"] = decoder(4, plan="plan2")
     return graph
 
 

@@ -5,7 +5,15 @@ import pytest
 import torch
 from comfyui_glm_image.pipeline.glm_image import to_pil
 from comfyui_glm_image.pipeline.plan import Plan
-from comfyui_glm_image.tests.comfyui.graphs import change, custom_sampler, node, sampler, saving_latent, text_to_image
+from comfyui_glm_image.tests.comfyui.graphs import (
+    change,
+    custom_sampler,
+    decoder,
+    node,
+    sampler,
+    saving_latent,
+    text_to_image,
+)
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -69,17 +77,7 @@ def test_every_way_to_sample_gives_the_same_latent(server, random_model, pipelin
     if name == "custom":
         graph |= custom_sampler(6)
     if name == "decode":
-        graph["sample"] = node(
-            "GLMImageDecode",
-            model=["load", 1],
-            plan=["plan", 0],
-            positive=["text", 0],
-            negative=["text", 1],
-            steps=6,
-            cfg=1.5,
-            seed=5,
-            images_per_plan=1,
-        )
+        graph["sample"] = decoder(6)
     if name == "patched":
         graph |= custom_sampler(6)
         graph["shift"] = node("ModelSamplingGLMImage", model=["load", 1], width=96, height=64, shift=0.0)
@@ -149,17 +147,7 @@ def test_a_part_of_the_schedule_keeps_some_of_the_picture(server, random_model):
 
 def test_a_batch_of_plans_draws_each_row_as_the_pipeline_does(server, random_model, pipeline):
     graph = text_to_image(random_model, plan_count=3)
-    graph["sample"] = node(
-        "GLMImageDecode",
-        model=["load", 1],
-        plan=["plan", 0],
-        positive=["text", 0],
-        negative=["text", 1],
-        steps=4,
-        cfg=1.5,
-        seed=5,
-        images_per_plan=2,
-    )
+    graph["sample"] = decoder(4, images=2)
     outputs = server.run(saving_latent(graph))
     plan, latent = plan_of(server, outputs), latent_of(server, outputs)
     assert len(plan) == 3 and len(latent) == 6
