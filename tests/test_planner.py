@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from comfyui_glm_image.pipeline import generate
 from comfyui_glm_image.pipeline.checkpoint import load_module
 from comfyui_glm_image.pipeline.config import GenerationConfig, ProcessorConfig, VisionLanguageConfig
 from comfyui_glm_image.pipeline.generate import DecodeStep, decode, new_step, prefill
@@ -196,7 +197,7 @@ def test_one_step_serves_prompts_of_other_lengths(plain):
 def test_prefill_in_parts_equals_prefill_in_one(plain, monkeypatch):
     batch = batch_of(plain, ["parts", "of a prompt"])
     whole = prefill(plain.ours, batch, "cpu")
-    monkeypatch.setattr("comfyui_glm_image.pipeline.generate.PREFILL_CHUNK", 5)
+    monkeypatch.setattr(generate, "PREFILL_CHUNK", 5)
     reports = []
     parts = prefill(plain.ours, batch, "cpu", progress=lambda done, total, grid: reports.append((done, total, grid)))
     assert_close(parts.logits, whole.logits, atol=1e-5, rtol=1e-5)
