@@ -308,7 +308,7 @@ def poster_with_layout(g: Graph) -> None:
         layout=LAYOUT,
     )
     guided = g.add(
-        "GLMImageLayoutGuidance", (570, 20), (320, 202), planner=parts[0], layout=page[2], mode="off", sketch=page[3]
+        "GLMImageLayoutGuidance", (570, 20), (320, 202), planner=parts[0], layout=page[2], mode="force", sketch=page[3]
     )
     made = plan(g, guided[0], page[0], page[4], page[5], at=(570, 290))
     text = g.add(
@@ -339,7 +339,7 @@ def poster_with_layout(g: Graph) -> None:
 
 LAYOUT = (
     '{"format":"glm-image-layout","version":1,"regions":['
-    '{"text":"FRESH","role":"title","style":"blue","align":"center","direction":"horizontal","font":"SketchMono",'
+    '{"text":"FRESH","role":"title","style":"blue","align":"left","direction":"horizontal","font":"SketchMono",'
     '"color":"#2850c8","x":0.16666666666666666,"y":0,"width":0.5,"height":0.3333333333333333},'
     '{"text":"SALE","role":"body","style":"black","align":"center","direction":"horizontal","font":"SketchMono",'
     '"color":"#191919","x":0.3333333333333333,"y":0.6666666666666666,"width":0.3333333333333333,'
