@@ -99,7 +99,7 @@ class Case:
         """In the words of the checkpoint's training; with or without saying where."""
         where = [f" {PLACES[row]}" if placed else "" for row in self.rows]
         texts = [f'"{word}" in {ink}{place}' for word, ink, place in zip(self.words, INKS, where)]
-        return f"{PAPER} poster that says " + " and ".join(texts)
+        return f"a {PAPER} poster that says " + " and ".join(texts)
 
 
 def held_out_cases(count: int, seed: int = 0) -> list[Case]:
