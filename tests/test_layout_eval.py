@@ -26,8 +26,8 @@ def test_the_same_seed_gives_the_same_layouts():
 
 def test_prompts_say_places_only_when_asked():
     case = E.Case(E.held_out_cases(2)[1].layout, ["OPEN", "TEA"], [0, 2])
-    assert case.prompt(False) == 'white poster that says "OPEN" in black and "TEA" in red'
-    assert case.prompt(True) == 'white poster that says "OPEN" in black at the top and "TEA" in red at the bottom'
+    assert case.prompt(False) == 'a white poster that says "OPEN" in black and "TEA" in red'
+    assert case.prompt(True) == 'a white poster that says "OPEN" in black at the top and "TEA" in red at the bottom'
 
 
 def test_joined_controls_hold_each_images_own():
