@@ -21,7 +21,7 @@ from .device import DeviceError
 from .errors import InputError
 from .geometry import check_size, patch_count, preview_grid, token_grid
 from .kv_cache import BUCKET, cache_nbytes
-from .vae import decode_nbytes
+from .vae import LIVE, STRIP
 
 logger = logging.getLogger(__name__)
 
@@ -178,8 +178,12 @@ def decoder_work(config: DitConfig, dtype: torch.dtype, height: int, width: int,
 
 
 def vae_work(config: VaeConfig, dtype: torch.dtype, height: int, width: int) -> int:
-    """Decoding in strips, which the VAE falls back to; a whole image needs four times as much, and tries first."""
-    return decode_nbytes(config, height, width, dtype) // 4
+    """Decoding in strips, which the VAE falls back to: the last level whole, the one before it at half the size, and a
+    strip of the widest in between.
+    """
+    first, second = config.block_out_channels[:2]
+    whole = LIVE * (first + second // 4) * height * width
+    return (whole + LIVE * max(first, second) * STRIP * width) * dtype.itemsize
 
 
 # ---- the choice ----
