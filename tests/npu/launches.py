@@ -49,7 +49,7 @@ def main() -> None:
     step.start(prefix)
     with torch.inference_mode(), fake_cann.count() as seen:
         graphs(step, 1)
-    (size,) = fake_cann.graph_sizes()
+    (size,) = fake_cann.graph_sizes().values()
     print(
         f"{'captured graph':26} {seen.launches + seen.replays:5} launch a token, {seen.synchronizations} waits, "
         f"{seen.host_to_device_copies + seen.device_to_host_copies} copies; {size} kernels inside"
