@@ -1,0 +1,113 @@
+"""The benchmark's arithmetic and structure; nothing here depends on how fast the machine is."""
+
+import argparse
+import json
+
+import pytest
+import torch
+from comfyui_glm_image.pipeline import bench
+from comfyui_glm_image.pipeline.bench_measure import Ceilings, Sample, count_flops, interleave, time_call
+from comfyui_glm_image.pipeline.bench_models import CONFIGURATIONS, RandomModels
+from comfyui_glm_image.pipeline.bench_stages import STAGES, Bench, Case, first_tokens, prompt_batch
+from comfyui_glm_image.pipeline.cli import main
+from comfyui_glm_image.pipeline.errors import InputError
+from comfyui_glm_image.pipeline.glm_image import COMPONENTS, GlmImage
+from comfyui_glm_image.pipeline.placement import PLANNER
+
+CPU = torch.device("cpu")
+
+
+def arguments(*given):
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    return parser.parse_args(given)
+
+
+def test_the_slower_of_reading_and_computing_bounds_a_stage():
+    ceilings = Ceilings(copy=100.0, matrix=1000.0)
+    assert ceilings.seconds(flops=2000, nbytes=100) == 2 and ceilings.bound(2000, 100) == "matrix"
+    assert ceilings.seconds(flops=1000, nbytes=300) == 3 and ceilings.bound(1000, 300) == "memory"
+
+
+def test_median_and_spread():
+    sample = Sample((1.0, 2.0, 3.0, 4.0, 9.0))
+    assert sample.median == 3.0 and sample.spread == pytest.approx(2 / 3)
+    assert Sample((1.0, 5.0)).spread == 0
+
+
+def test_a_call_may_take_its_own_time_and_calls_alternate():
+    assert time_call(lambda: 0.25, CPU) == 0.25
+    order = []
+    interleave([lambda: order.append("a"), lambda: order.append("b")], CPU, repeats=3, limit=60)
+    assert order == ["a", "b"] * 3
+
+
+def test_counted_operations_are_those_of_the_products():
+    layer = torch.nn.Linear(8, 16, device="meta")
+    assert count_flops(lambda: layer(torch.zeros(3, 8, device="meta"))) == 2 * 3 * 8 * 16
+
+
+def test_the_third_configuration_has_a_planner_of_about_a_third_of_a_billion():
+    dtypes = dict.fromkeys(COMPONENTS, torch.float32)
+    models = RandomModels(CONFIGURATIONS["third"], torch.device("meta"), dtypes)
+    language = models.planner.model.language_model
+    assert 0.25e9 < sum(p.numel() for p in language.parameters()) < 0.35e9
+
+
+def test_a_limited_plan_keeps_prompt_and_positions():
+    batch = prompt_batch(CONFIGURATIONS["third"][PLANNER], Case(256, 256, 2, 16))
+    short = first_tokens(batch, 10)
+    assert short.grids == ((1, 10),) and torch.equal(short.decode_positions, batch.decode_positions[:, :, :10])
+    assert first_tokens(batch, None) is batch
+
+
+@pytest.fixture(scope="module")
+def built(references):
+    model = GlmImage.from_pretrained(references("plain")[0], device="cpu", dtype=torch.float32)
+    return Bench(model, CPU, model.placement.dtypes)
+
+
+@pytest.mark.parametrize("name", STAGES)
+@torch.no_grad()
+def test_every_stage_runs_with_its_peer(built, name):
+    stage = STAGES[name].make(built, Case(64, 64, 1, 16, 4))
+    assert stage.amount > 0 and stage.flops > 0 and stage.nbytes > 0
+    assert stage.ours()() is not None
+    if stage.peer:
+        stage.peer()()
+
+
+def test_the_command_ends_with_json(references, capsys):
+    folder = str(references("plain")[0])
+    given = [
+        "--model",
+        folder,
+        "--device",
+        "cpu",
+        "--sizes",
+        "64",
+        "--tokens",
+        "4",
+        "--repeats",
+        "1",
+        "--stages",
+        "vae",
+    ]
+    assert main(["bench", *given]) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [r["stage"] for r in report["results"]] == ["vae encode", "vae decode", "vae strips"]
+    assert report["copy_bytes_per_second"] > 0 and all(r["rate"] > 0 for r in report["results"])
+
+
+BAD = [
+    (["--sizes", "100"], "not a multiple of 32"),
+    (["--tokens", "1"], "--tokens 1 is not accepted"),
+    (["--repeats", "0"], "--repeats 0 is not accepted"),
+    (["--stages", "dit"], "no stage begins with 'dit'"),
+]
+
+
+@pytest.mark.parametrize("given, message", BAD)
+def test_what_cannot_be_measured_is_refused(given, message):
+    with pytest.raises(InputError, match=message):
+        bench.check(arguments(*given))
