@@ -12,7 +12,7 @@ NAMESPACE = uuid.UUID("5b4e2d0a-5c7a-4a53-9a35-2f5a8a6e7c11")
 SMALL = "small (bundled)"
 RELEASE = "GLM-Image/model_index.json"
 WIDTH, HEIGHT, STEPS = 192, 96, 30  # what the small checkpoint was trained for
-PROMPT = 'a red sign that says "OPEN" in white in the middle'
+PROMPT = 'a red sign that says "OPEN" in white'
 NOTE_SMALL = (
     "This graph runs the **small checkpoint that comes with the pack**: it knows one lettering, eight colours and five "
     "shapes, and is here to show the graph.\n\nFor the real model choose **GLM-Image** in *Load GLM-Image* (35 GB, "
@@ -208,7 +208,7 @@ def one_plan_four_seeds(g: Graph) -> None:
 
 def batch_of_plans(g: Graph) -> None:
     parts = load(g)
-    made = plan(g, parts[0], 'a yellow card that says "MUSIC" in black in the middle', count=4)
+    made = plan(g, parts[0], 'a yellow card that says "MUSIC" in black', count=4)
     text = conditioning(g, parts[2], made[0])
     g.add("GLMImagePlanPreview", (840, 330), (320, 300), planner=parts[0], plan=made[0])
     g.add("GLMImageSavePlan", (1220, 330), (300, 90), plan=made[0])
@@ -252,10 +252,10 @@ def two_references(g: Graph) -> None:
     made = plan(
         g,
         parts[0],
-        'a blue sign that says "HELLO" in yellow at the bottom, a yellow star',
+        'a blue sign that says "HELLO" in yellow at the bottom',
         reference_1=one[0],
         reference_2=two[0],
-        seed=2,
+        seed=3,
     )
     text = conditioning(g, parts[2], made[0], vae=parts[3])
     save(g, picture(g, decode(g, parts[1], made[0], text)[0], parts[3])[0])
@@ -263,7 +263,7 @@ def two_references(g: Graph) -> None:
 
 def lora(g: Graph) -> None:
     parts = load(g)
-    made = plan(g, parts[0])
+    made = plan(g, parts[0], 'a yellow sign that says "OPEN" in black', seed=2)
     text = conditioning(g, parts[2], made[0])
     styled = g.add(
         "GLMImageLoRA",
