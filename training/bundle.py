@@ -152,7 +152,7 @@ def _write_planner(folder: Path) -> None:
     )
     eos, pad = config["text_config"]["eos_token_id"], config["text_config"]["pad_token_id"]
     beyond = list(range(data.CODEBOOK, config["text_config"]["vision_vocab_size"]))
-    sampling = {"do_sample": True, "temperature": 0.9, "top_p": 0.75, "top_k": data.CODEBOOK}
+    sampling = {"do_sample": True, "temperature": 0.9, "top_p": 1.0, "top_k": data.CODEBOOK}
     write_json(
         folder / "generation_config.json",
         {**sampling, "eos_token_id": eos, "pad_token_id": pad, "suppress_tokens": beyond},

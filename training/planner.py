@@ -21,7 +21,7 @@ from ..pipeline.prompt import PromptBatch, PromptEncoder, collate
 from . import bundle, data, models
 from .common import Recipe, Stage, optimisers
 
-SAMPLING = GenerationConfig(temperature=0.9, top_p=0.75, top_k=0)
+SAMPLING = GenerationConfig(temperature=0.9, top_p=1.0, top_k=0)
 WITHOUT_PREVIEW = 0.25  # share of the time: steps without the preview grid cost a fifth and teach what prompts mean
 MODES, LATE_SHARES = ("plain", "skipped", "preview"), (1, 4, 5)
 PREVIEW_WEIGHT = 0.5
