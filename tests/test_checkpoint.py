@@ -227,7 +227,7 @@ def test_streaming_shards_holds_one_shard_at_most(tmp_path, request):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     code = MEASURE.format(tests=str(request.path.parent), folder=str(tmp_path))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 1.2 * shard
+    assert int(done.stdout) < 1.2 * shard + (64 << 20)  # allocators keep some; two shards would be 192 MiB
 
 
 # ---- the release ----
