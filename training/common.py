@@ -143,7 +143,7 @@ class Stage:
         self.minutes, self.decay, self.cooldown = minutes, ema, cooldown
         self.ema = copy.deepcopy(model).eval().requires_grad_(False)
         self.step, self.seconds = 0, 0.0
-        self.sums, self.summed = {}, 0
+        self.sums: dict[str, list] = {}
         self.base = [[group["lr"] for group in opt.param_groups] for opt in opts]
         if (folder / "state.json").exists():
             self._resume()
@@ -195,8 +195,7 @@ class Stage:
         self.step += 1
         self._average()
         for name, value in {"loss": loss, **figures}.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value.detach()
-        self.summed += 1
+            self.sums.setdefault(name, []).append(value.detach())
         if self.step % LOG_EVERY == 0:
             self._log()
 
@@ -208,8 +207,8 @@ class Stage:
     def _log(self) -> None:
         elapsed = self.seconds + time.monotonic() - self.started
         line = {"step": self.step, "seconds": round(elapsed)}
-        line.update({name: round(float(total) / self.summed, 4) for name, total in self.sums.items()})
-        self.sums, self.summed = {}, 0
+        line.update({name: round(float(torch.stack(seen).mean()), 4) for name, seen in self.sums.items()})
+        self.sums = {}
         self.log(line)
 
     def log(self, line: dict) -> None:
