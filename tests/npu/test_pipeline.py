@@ -191,7 +191,6 @@ def test_a_decode_that_runs_out_of_memory_goes_on_in_strips(on_npu, npu, monkeyp
         whole = on_npu.decode(latents, tiled=tiled)
         needed[tiled] = torch.npu.max_memory_allocated(npu) >> 20, torch.npu.max_memory_reserved(npu) >> 20
     torch.npu.empty_cache()
-    print(needed)
     limit = needed[False][0] - 2  # less than whole images take, more than strips reserve
     assert limit > needed[True][1]
     monkeypatch.setattr("comfyui_glm_image.pipeline.glm_image.decode_nbytes", lambda *_: 0)  # an estimate too low
