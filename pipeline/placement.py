@@ -194,22 +194,16 @@ def choose(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     *,
-    planner_device: str | torch.device | None = None,
-    decoder_device: str | torch.device | None = None,
     offload: str = "auto",
-    height: int = 1024,
-    width: int = 1024,
-    count: int = 1,
     report: Callable[[str], None] = logger.info,
+    **wishes,
 ) -> Placement:
-    """The user's wishes and the memory there is -> a placement of a checkpoint folder; `report` gets its estimate if
-    a card is used.
+    """The user's wishes, as `weigh` takes them, and the memory there is -> a placement of a checkpoint folder;
+    `report` gets its estimate if a card is used.
 
     Raises DeviceError when nothing can fit; what the user asks for by `offload`, and the CPU, are only warned about.
-    The rest is as in `weigh`.
     """
-    options = {"planner_device": planner_device, "decoder_device": decoder_device, "offload": offload}
-    placement, needs = weigh(model, device, dtype, **options, height=height, width=width, count=count)
+    placement, needs = weigh(model, device, dtype, offload=offload, **wishes)
     text = estimate(placement, needs)
     on_cards = any(device.type != "cpu" for device in placement.devices.values())
     if not fits(placement, needs):
