@@ -53,3 +53,26 @@ def test_searching_the_codebook_in_parts_changes_nothing(pair, monkeypatch):
     whole = ours.tokenize_image(pixels)
     monkeypatch.setattr(vision, "SEARCH_ROWS", 7)
     assert_close(ours.tokenize_image(pixels), whole)
+
+
+@torch.no_grad()
+def test_a_codebook_entrys_length_does_not_matter(pair):
+    quantize = vision.VectorQuantizer(pair[0].config.vq_config)
+    entries = len(quantize.embedding.weight)
+    quantize.embedding.weight[0] = 0
+    looked_for = quantize.embedding.weight[[3, 1, entries - 1]] * torch.tensor([[2.0], [0.1], [30.0]])
+    quantize.embedding.weight *= torch.linspace(0.01, 100, entries)[:, None]
+    assert quantize(looked_for).tolist() == [3, 1, entries - 1]
+
+
+@torch.no_grad()
+def test_a_layer_that_brings_its_weights_is_called_for_them():
+    """As ComfyUI's layers are, whose own weight may lie elsewhere or be packed."""
+
+    class Bringing(torch.nn.Embedding):
+        def forward(self, ids):
+            return super().forward(ids) + 1
+
+    plain, bringing = torch.nn.Embedding(6, 4), Bringing(6, 4)
+    assert vision.all_rows(plain, plain.weight.device) is plain.weight
+    assert_close(vision.all_rows(bringing, bringing.weight.device), bringing.weight + 1)
