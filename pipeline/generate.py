@@ -18,10 +18,12 @@ from .errors import InputError
 from .kv_cache import BUCKET, KVCache, bucket_length
 from .planner import Planner
 from .prompt import PromptBatch
+from .token_pass import TokenPass
 
 PREFILL_CHUNK = 2048  # prompt tokens in one pass; bounds the mask's memory for prompts with many references
 NOISE_ROWS = 32  # tokens whose noise is drawn and sent at once
 READ_EVERY = 16  # tokens between two progress reports on an accelerator, where each report waits for the device
+MOST_DROPPED = 1 - 3e-5  # of all probability; the best of 16384 ids has at least twice what is left, so it stays
 TINY = 1e-10  # float32 uniforms can be exactly 0, whose Gumbel noise would be -inf
 
 Progress = Callable[..., None]
@@ -123,6 +125,7 @@ class DecodeStep:
         self.offset = torch.zeros(1, dtype=torch.long, device=device)  # the slot of token 0, on the device
         self.length = 0  # the same as a Python int
         self.padded = self.any_forced = False
+        self.single: TokenPass | None = None  # the planner's pass over one token, where there is a faster form
         block = (min(NOISE_ROWS, planned), rows, codebook)
         self.noise = None if sampling.temperature == 0 else torch.zeros(block, device=device)
         self.bias = torch.zeros(block, device=device) if biased else None
@@ -148,6 +151,8 @@ class DecodeStep:
         self.visible[..., : prefix.length] = batch.mask[:, None, None].to(self.visible.device)
         for table, new in zip(self.tables, self.planner.rope_tables(batch.decode_positions)):
             table.copy_(new)
+        suits = TokenPass.suits(self.planner, self.tokens.device)
+        self.single = TokenPass(self.planner, self.cache, self.tables) if suits else None
         self.any_forced = forced is not None
         self.forced_mask.zero_()
         if forced is not None:
@@ -162,8 +167,11 @@ class DecodeStep:
         """Plan token `k`, 1 or later, from token k - 1."""
         read = self.length + k
         mask = self.visible[..., :read] if self.padded else None
-        tables = tuple(table.narrow(2, k - 1, 1) for table in self.tables)
-        logits = self.planner(self.tokens.narrow(1, k - 1, 1), tables, mask, self.cache, read - 1, read)
+        if self.single:
+            logits = self.single(self.tokens.select(1, k - 1), k - 1, mask, read - 1)
+        else:
+            tables = tuple(table.narrow(2, k - 1, 1) for table in self.tables)
+            logits = self.planner(self.tokens.narrow(1, k - 1, 1), tables, mask, self.cache, read - 1, read)
         self._choose(logits, k)
 
     def captured(self, read: int) -> None:
@@ -213,9 +221,8 @@ def warp(logits: torch.Tensor, sampling: GenerationConfig) -> torch.Tensor:
         scores = scores.masked_fill(scores < smallest, -math.inf)
     if sampling.top_p < 1:
         ascending, order = scores.sort(dim=-1, stable=True)
-        dropped = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - sampling.top_p
-        dropped[:, -1] = False
-        scores = scores.masked_fill(torch.zeros_like(dropped).scatter_(1, order, dropped), -math.inf)
+        dropped = ascending.softmax(dim=-1).cumsum(dim=-1) <= min(1 - sampling.top_p, MOST_DROPPED)
+        scores = torch.empty_like(scores).scatter_(1, order, ascending.masked_fill_(dropped, -math.inf))
     return scores
 
 

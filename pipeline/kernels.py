@@ -4,6 +4,7 @@ Each has a plain torch form. A device that has something faster registers it onc
 never know. Letters: `B` batch, `H` heads, `L` tokens, `D` head dim, `C` channels.
 """
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -80,7 +81,23 @@ def _attention(q, k, v, mask, scale):
 
 
 def _rms_norm(x, weight, eps):
+    if x.device.type == "cpu" and x.dtype == torch.float32:
+        return unit_rms(x, eps) * weight
     return F.rms_norm(x, weight.shape, weight, eps)  # computes half types in float32 and rounds the result only
+
+
+def unit_rms(x: torch.Tensor, eps: float) -> torch.Tensor:
+    """(..., C) -> the same of unit root mean square. On a CPU in float32 only: in a third to a ninth less time than
+    `F.rms_norm`, whose squares are a tensor of their own.
+    """
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x * torch.addcmul(_number(eps), norm, norm, value=1 / x.shape[-1]).rsqrt()
+
+
+@functools.cache
+def _number(value: float) -> torch.Tensor:
+    with torch.inference_mode(False):  # kept, and used in training too
+        return torch.tensor(value)
 
 
 def _rope(x, cos, sin):

@@ -26,13 +26,13 @@ def cache_nbytes(config: TextConfig, batch: int, capacity: int, dtype: torch.dty
 
 
 class KVCache:
-    """`keys` and `values` are (layers, B, kv_heads, L, D); slots from `length` on are free to be overwritten."""
+    """`slots` are (layers, 2, B, kv_heads, L, D); `keys` and `values` are views of it without the 2."""
 
     def __init__(self, config: TextConfig, batch: int, capacity: int, *, dtype: torch.dtype, device: torch.device):
-        shape = (config.num_hidden_layers, batch, config.num_key_value_heads, capacity, config.head_dim)
+        shape = (config.num_hidden_layers, 2, batch, config.num_key_value_heads, capacity, config.head_dim)
         # Zeros, not empty: a captured step reads masked slots, and 0 * NaN would leave the mask.
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.slots = torch.zeros(shape, dtype=dtype, device=device)
+        self.keys, self.values = self.slots.unbind(1)
 
     @property
     def batch(self) -> int:
@@ -44,7 +44,7 @@ class KVCache:
 
     @property
     def nbytes(self) -> int:
-        return self.keys.nbytes + self.values.nbytes
+        return self.slots.nbytes
 
     def update(
         self, layer: int, keys: torch.Tensor, values: torch.Tensor, position: int | torch.Tensor, read: int
@@ -60,5 +60,4 @@ class KVCache:
 
     def take_prefix(self, other: "KVCache", length: int) -> None:
         """Copy the first `length` slots of another cache, repeating its one row over the batch if it has only one."""
-        self.keys[..., :length, :] = other.keys[..., :length, :]
-        self.values[..., :length, :] = other.values[..., :length, :]
+        self.slots[..., :length, :] = other.slots[..., :length, :]

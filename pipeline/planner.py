@@ -15,8 +15,6 @@ from .config import RopeConfig, TextConfig, VisionLanguageConfig
 from .kv_cache import KVCache
 from .vision import VisionModel, VQModel
 
-ONE = torch.ones(1, 1, 1)
-
 
 class Attention(nn.Module):
     def __init__(self, config: TextConfig, *, operations=nn, **factory):
@@ -31,7 +29,7 @@ class Attention(nn.Module):
         self.k_proj = operations.Linear(config.hidden_size, kv_width, bias=bias, **factory)
         self.v_proj = operations.Linear(config.hidden_size, kv_width, bias=bias, **factory)
         self.o_proj = operations.Linear(width, config.hidden_size, bias=False, **factory)
-        self._fused: tuple[torch.Tensor, torch.Tensor | None] | None = None
+        self.fused: tuple[torch.Tensor, torch.Tensor | None] | None = None  # weight and bias of all three at once
 
     def forward(self, x, cos, sin, mask, cache: KVCache, layer: int, position, read: int) -> torch.Tensor:
         """(B, L, H) -> (B, L, H); keys and values go into the cache from slot `position` on, `read` slots are seen."""
@@ -51,8 +49,8 @@ class Attention(nn.Module):
     def _project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, L, H) -> queries and keys side by side, values."""
         kv_width = self.kv_heads * self.head_dim
-        if self._fused is not None:
-            qkv = F.linear(x, *self._fused)
+        if self.fused is not None:
+            qkv = F.linear(x, *self.fused)
             return qkv.split((qkv.shape[-1] - kv_width, kv_width), dim=-1)
         return torch.cat((self.q_proj(x), self.k_proj(x)), dim=-1), self.v_proj(x)
 
@@ -69,10 +67,10 @@ class Attention(nn.Module):
                 joined[name] = _vector_layout(joined[name])
             for layer, view in zip(layers, joined[name].split([len(part) for part in parts])):
                 setattr(layer, name, nn.Parameter(view, requires_grad=False))
-        self._fused = joined["weight"], joined["bias"]
+        self.fused = joined["weight"], joined["bias"]
 
     def _apply(self, function, recurse=True):
-        self._fused = None  # moving or casting gives the layers weights of their own again
+        self.fused = None  # moving or casting gives the layers weights of their own again
         return super()._apply(function, recurse)
 
 
@@ -217,16 +215,10 @@ def _vector_layout(weight: torch.Tensor) -> torch.Tensor:
 
 
 class Norm(nn.RMSNorm):
-    """By the device's own kernel where it has one: on an NPU one launch instead of eight.
-
-    For one float32 token on a CPU it is a product and two scalings, of 6 us instead of 13.
-    """
+    """By the device's own kernel where it has one: on an NPU one launch instead of eight."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.shape[-2] > 1 or x.device.type != "cpu" or x.dtype != torch.float32:
-            return kernels.rms_norm(x, self.weight, self.eps)
-        mean_square = torch.baddbmm(ONE, x, x.mT, beta=self.eps, alpha=1 / x.shape[-1])  # with eps added
-        return x * mean_square.rsqrt() * self.weight
+        return kernels.rms_norm(x, self.weight, self.eps)
 
 
 def _norm(config: TextConfig, operations, factory: dict) -> nn.Module:

@@ -71,6 +71,12 @@ def test_equal_scores_leave_in_the_order_of_their_ids():
     assert kept.tolist() == [False] * 4 + [True] * 4
 
 
+def test_the_likeliest_stays_whatever_top_p():
+    kept = warp(scores(6, 16384, scale=0.0).fill_diagonal_(1e-6), GenerationConfig(1.0, 1e-9, 0)).isfinite()
+    assert kept.sum(dim=-1).tolist() == [1] * 6
+    assert kept.diagonal().all()
+
+
 def test_drawn_tokens_follow_the_distribution():
     """A chi-squared test of 40,000 draws at its 1 - 1e-6 quantile (Wilson and Hilferty's approximation)."""
     logits, draws = scores(1, 40, scale=1.0), 40_000

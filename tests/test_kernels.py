@@ -45,6 +45,17 @@ def test_rms_norm_gives_unit_root_mean_square_times_weight():
     assert_close(kernels.rms_norm(x, weight, 1e-5), expected)
 
 
+def test_rms_norm_trains_after_it_ran_in_inference_mode():
+    x, weight = draw(3, 16).requires_grad_(), draw(16, seed=1).requires_grad_()
+    with torch.inference_mode():
+        kernels.rms_norm(x, weight, 3e-5)
+    kernels.rms_norm(x, weight, 3e-5).square().sum().backward()
+    grads = x.grad.clone(), weight.grad.clone()
+    x.grad = weight.grad = None
+    torch.nn.functional.rms_norm(x, (16,), weight, 3e-5).square().sum().backward()
+    assert_close(grads, (x.grad, weight.grad))
+
+
 def test_rms_norm_of_large_half_values_does_not_overflow():
     x = torch.full((1, 8), 3e4, dtype=torch.float16)
     assert_close(kernels.rms_norm(x, torch.ones(8, dtype=torch.float16), 1e-5), torch.ones_like(x))
