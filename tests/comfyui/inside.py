@@ -96,6 +96,25 @@ def partly_loaded(folder: str) -> dict:
     return {"cast_layers": cast, "equal": torch.equal(whole.prior_token_ids_d32, again.prior_token_ids_d32)}
 
 
+def device_norms(folder: str) -> dict:
+    """Plan with the device's own norm kernel, fully loaded and then with weights that are cast: how often it ran."""
+    kernels, part, calls = pack("pipeline.kernels"), pack("nodes.parts").PlannerPart(Path(folder)), []
+
+    def counted(x, weight, eps):
+        calls.append(x.shape)
+        return torch.nn.functional.rms_norm(x, weight.shape, weight, eps)
+
+    kernels.use_forms("cpu", rms_norm=counted)
+    pack("nodes.planning").make_plan(part, "a red sign that says 'OPEN'", 64, 96, seed=3)
+    whole = len(calls)
+    for module in part.module.modules():
+        if isinstance(module, torch.nn.RMSNorm):
+            module.comfy_cast_weights = True
+    pack("nodes.planning").make_plan(part, "a red sign that says 'OPEN'", 64, 96, seed=4)
+    norms = sum(isinstance(m, torch.nn.RMSNorm) for m in part.module.modules())
+    return {"norms": norms, "whole": whole, "cast": len(calls) - whole}
+
+
 def late_weights(folder: str) -> dict:
     """Open every part while ComfyUI's layers have no weights before they are loaded, as with its dynamic memory."""
     memory = importlib.import_module("comfy.memory_management")

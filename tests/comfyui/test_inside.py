@@ -50,6 +50,12 @@ def save_decoders(home: Path) -> dict[str, Path]:
     return files
 
 
+def test_norms_are_the_devices_own_kernel_unless_their_weights_are_cast(inside, random_folder):
+    seen = inside("device_norms", random_folder)
+    assert seen["norms"] and seen["whole"] and seen["whole"] % seen["norms"] == 0
+    assert seen["cast"] == 0
+
+
 def test_fp8_weights_sample_in_less_memory(inside, decoders):
     """Stored in 8 bits, cast layer by layer: close to the exact picture, for a part of its memory."""
     home, files = decoders
