@@ -15,7 +15,7 @@ from .config import VaeConfig
 
 EPS = 1e-6  # of every group norm; the reference fixes it in code
 STRIP = 64  # rows that are computed at once where memory is short
-LIVE = 3  # of the widest activation that are alive at once in a whole decode: input, normed, activated
+LIVE = 3  # of the widest activation that are alive at once in a whole decode: input, activated, convolved
 
 
 class ResnetBlock(nn.Module):
@@ -29,9 +29,10 @@ class ResnetBlock(nn.Module):
             self.conv_shortcut = operations.Conv2d(width_in, width_out, 1, **place)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        hidden = self.conv1(F.silu(self.norm1(x)))
-        hidden = self.conv2(F.silu(self.norm2(hidden)))
-        return hidden + (self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x)
+        hidden = self.conv1(F.silu(self.norm1(x), inplace=True))
+        hidden = self.conv2(F.silu(self.norm2(hidden), inplace=True))
+        hidden += self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x
+        return hidden
 
 
 class Downsample(nn.Module):
@@ -89,7 +90,7 @@ class Encoder(nn.Module):
         x = self.conv_in(x)
         for level in self.down_blocks:
             x = level(x)
-        return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
+        return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x)), inplace=True))
 
 
 class Decoder(nn.Module):
@@ -113,7 +114,7 @@ class Decoder(nn.Module):
         x = self.mid_block(self.conv_in(x))
         for level in self.up_blocks:
             x = level(x)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+        return self.conv_out(F.silu(self.conv_norm_out(x), inplace=True))
 
 
 class Vae(nn.Module):

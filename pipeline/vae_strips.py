@@ -62,7 +62,7 @@ def _norm_conv(norm: nn.GroupNorm, conv: nn.Conv2d, x: Activation, rows: int) ->
     out = scale.new_empty(batch, conv.out_channels, height, width)
     for start, stop in _strips(x, rows):
         above, below = max(start - 1, 0), min(stop + 1, height)
-        part = F.silu(torch.addcmul(shift, _rows(x, above, below), scale))
+        part = F.silu(torch.addcmul(shift, _rows(x, above, below), scale), inplace=True)
         made = conv(part)  # its own zero padding is right at the image's border, and cut off elsewhere
         out[:, :, start:stop] = made[:, :, start - above : stop - above]
     return out
