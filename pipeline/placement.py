@@ -7,7 +7,7 @@ reported when it looks too tight. Sizes are bytes throughout.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -35,21 +35,27 @@ GLYPH_TOKENS = 512
 SMALLEST_STACK = 3  # fewer numbered parts are a feed-forward's two halves, not layers
 STREAM_LAYERS = 2  # layers on the device at once while streaming: the one that runs and the one that arrives
 GIB = 1 << 30
+HOST = torch.device("cpu")
 TOO_TIGHT = "the model will hardly fit; use"
+
+Room = Callable[[torch.device], int]  # bytes that a placement may count on; `available` where none is given
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Component folder -> device and dtype. `phased`: components of a stage leave when the other stage begins.
+    """Component folder -> device and dtype. `phased`: where planner and decoder's side share a device, components of
+    a stage leave it when the other stage begins; `parked`: they wait in host memory then, and are not dropped.
 
     `streamed`: component -> bytes of its layers that stay on the device; the others wait in host memory and come one
-    after the other.
+    after the other. `stored`: component -> dtype of its weights in memory, if not the one that is computed in.
     """
 
     devices: Mapping[str, torch.device]
     dtypes: Mapping[str, torch.dtype]
     phased: bool = False
     streamed: Mapping[str, int] = field(default_factory=dict)
+    parked: bool = False
+    stored: Mapping[str, torch.dtype] = field(default_factory=dict)
 
     @classmethod
     def on(cls, device: torch.device, dtype: str | torch.dtype | None = None) -> "Placement":
@@ -63,7 +69,9 @@ class Placement:
     @property
     def name(self) -> str:
         """The strategy in words."""
-        words = "planner and decoder take turns" if self.phased else "everything stays loaded"
+        sharing = self.leaving("planning")
+        others = ", ".join(map(title, [DECODER] if DECODER in sharing else sharing))
+        words = f"planner and {others} take turns" if sharing else "everything stays loaded"
         if self.streamed:
             words += f", layers of the {' and the '.join(map(title, self.streamed))} stream from host memory"
         return words
@@ -72,19 +80,22 @@ class Placement:
         """Components to release before `stage` ("planning" or "drawing") begins."""
         if not self.phased:
             return ()
-        return tuple(name for other, names in STAGES.items() if other != stage for name in names)
+        here = {self.devices[name] for name in STAGES[stage]} - ({HOST} if self.parked else set())
+        others = (name for other, names in STAGES.items() if other != stage for name in names)
+        return tuple(name for name in others if self.devices[name] in here)
 
 
 @dataclass(frozen=True)
 class Needs:
     """Bytes of each component: all `weights`, those of its repeated `layers`, the largest `layer`, and the `work` of
-    running it besides its weights.
+    running it besides its weights; and bytes of host memory that `opening` the checkpoint takes.
     """
 
     weights: Mapping[str, int]
     layers: Mapping[str, int]
     layer: Mapping[str, int]
     work: Mapping[str, int]
+    opening: int = 0
 
 
 # ---- what a checkpoint needs ----
@@ -124,11 +135,16 @@ def _numbers(weights: Weights) -> dict[str, int]:
 
 
 def measure(
-    model: Model, dtypes: Mapping[str, torch.dtype], height: int = 1024, width: int = 1024, count: int = 1
+    model: Model,
+    dtypes: Mapping[str, torch.dtype],
+    height: int = 1024,
+    width: int = 1024,
+    count: int = 1,
+    stored: Mapping[str, torch.dtype] | None = None,
 ) -> Needs:
-    """Needs for `count` images of this size."""
+    """Needs for `count` images of this size; `stored` as in `Placement`."""
     check_size(height, width)
-    size = {name: dtypes[name].itemsize for name in COMPONENTS}
+    size = {name: dtype.itemsize for name, dtype in {**dtypes, **(stored or {})}.items()}
     work = {
         PLANNER: planner_work(model.planner, dtypes[PLANNER], height, width, count),
         GLYPH: 0,  # short texts; counted with the decoder's
@@ -244,32 +260,47 @@ def weigh(
     model = model if isinstance(model, Model) else Model.of(model)
     needs = measure(model, wanted.dtypes, height, width, count)
     free_choice = device is None and planner_device is None and decoder_device is None
-    candidates = list(_candidates(wanted, needs, offload, others=_others(main) if free_choice else []))
-    return next((c for c in candidates if fits(c, needs)), candidates[-1]), needs
+    others = further_devices(main) if free_choice else []
+    return first_that_fits(wanted, needs, offload, others), needs
 
 
-def _others(main: torch.device) -> list[torch.device]:
-    """Further devices of the same kind."""
+def further_devices(main: torch.device) -> list[torch.device]:
+    """Those of the same kind; there is one CPU."""
     if main.type == "cpu":
         return []
     return [d for d in devices.available_devices() if d.type == main.type and d != main]
 
 
-def _candidates(wanted: Placement, needs: Needs, offload: str, others: list[torch.device]):
+def first_that_fits(
+    wanted: Placement,
+    needs: Needs,
+    offload: str = "auto",
+    others: Sequence[torch.device] = (),
+    room: Room | None = None,
+) -> Placement:
+    """`wanted`, or the first more frugal form of it that fits, or the most frugal one; `offload` as in `weigh`.
+
+    Decoder and VAE may move to the first of `others`.
+    """
+    candidates = list(_candidates(wanted, needs, offload, others, room))
+    return next((c for c in candidates if fits(c, needs, room)), candidates[-1])
+
+
+def _candidates(wanted: Placement, needs: Needs, offload: str, others: Sequence[torch.device], room: Room | None):
     """Placements from fast to frugal; only those that `offload` allows."""
     if offload in ("auto", "none"):
         yield wanted
     if offload == "auto" and others:
         second = devices.resolve_device(others[0])
         yield replace(wanted, devices={**wanted.devices, **dict.fromkeys(STAGES["drawing"], second)})
-    turns = replace(wanted, phased=len(set(wanted.devices.values())) == 1)
+    turns = replace(wanted, phased=wanted.devices[PLANNER] in {wanted.devices[name] for name in STAGES["drawing"]})
     if offload in ("auto", "phases"):
         yield turns
     if offload in ("auto", "stream"):
-        yield _streaming(turns, needs, forced=offload == "stream")
+        yield _streaming(turns, needs, offload == "stream", room)
 
 
-def _streaming(placement: Placement, needs: Needs, forced: bool) -> Placement:
+def _streaming(placement: Placement, needs: Needs, forced: bool, room: Room | None) -> Placement:
     """Stream what does not fit (everything that can, if `forced`), keeping as many weights as memory allows."""
     streamed = {}
     for name in STREAMABLE:
@@ -277,7 +308,7 @@ def _streaming(placement: Placement, needs: Needs, forced: bool) -> Placement:
         if device.type == "cpu":
             continue
         stage = _stage_peaks(placement, needs)[device]
-        spare = available(device) - stage[_stage_of(name)]
+        spare = (room or available)(device) - stage[_stage_of(name)]
         if forced or spare < 0:
             keep = needs.layers[name] + spare - STREAM_LAYERS * needs.layer[name]
             streamed[name] = max(0, min(keep, needs.layers[name]))
@@ -294,17 +325,32 @@ def available(device: torch.device) -> int:
     return int(memory.free - HEADROOM * memory.total)
 
 
-def fits(placement: Placement, needs: Needs) -> bool:
-    return all(peak <= available(device) for device, peak in peaks(placement, needs).items())
+def fits(placement: Placement, needs: Needs, room: Room | None = None) -> bool:
+    return not shortage(placement, needs, room)
+
+
+def shortage(placement: Placement, needs: Needs, room: Room | None = None) -> dict[torch.device, int]:
+    """Bytes that each device lacks; devices that suffice are left out."""
+    missing = {device: peak - (room or available)(device) for device, peak in peaks(placement, needs).items()}
+    return {device: size for device, size in missing.items() if size > 0}
+
+
+def better_device(placement: Placement, needs: Needs, room: Room | None = None) -> tuple[str, torch.device] | None:
+    """A component and the card of the same kind to which it should go, so that all fits and nothing streams."""
+    for name in (DECODER, PLANNER, VAE, GLYPH):
+        for other in further_devices(placement.devices[name]):
+            moved = replace(placement, devices={**placement.devices, name: other}, phased=False, streamed={})
+            found = first_that_fits(moved, needs, room=room)
+            if not found.streamed and fits(found, needs, room):
+                return name, other
+    return None
 
 
 def peaks(placement: Placement, needs: Needs) -> dict[torch.device, int]:
-    """The most that each device holds at any time, host memory for streamed layers included."""
+    """The most that each device holds at any time, host memory for what waits there included."""
     result = {device: max(stages.values()) for device, stages in _stage_peaks(placement, needs).items()}
-    waiting = [needs.layers[name] - placement.streamed[name] for name in placement.streamed]
-    if waiting:
-        host = torch.device("cpu")
-        result[host] = result.get(host, 0) + (max(waiting) if placement.phased else sum(waiting))
+    if needs.opening:
+        result[HOST] = max(result.get(HOST, 0), needs.opening)
     return result
 
 
@@ -318,7 +364,17 @@ def _stage_peaks(placement: Placement, needs: Needs) -> dict[torch.device, dict[
             loaded = sum(_held(placement, needs, name) for name in here if name not in leaving)
             work = max((needs.work[name] for name in here if name in names), default=0)
             result.setdefault(device, {})[stage] = loaded + work
+        if waiting := _waiting(placement, needs, stage):
+            host = result.setdefault(HOST, {})
+            host[stage] = host.get(stage, 0) + waiting
     return result
+
+
+def _waiting(placement: Placement, needs: Needs, stage: str) -> int:
+    """Bytes in host memory during a stage: layers that stream, and what is parked there."""
+    leaving = placement.leaving(stage)
+    layers = sum(needs.layers[name] - kept for name, kept in placement.streamed.items() if name not in leaving)
+    return layers + (sum(needs.weights[name] for name in leaving) if placement.parked else 0)
 
 
 def _held(placement: Placement, needs: Needs, name: str) -> int:
@@ -337,17 +393,19 @@ def title(component: str) -> str:
     return {PLANNER: "planner", GLYPH: "glyph encoder", DECODER: "decoder", VAE: "VAE"}[component]
 
 
-def estimate(placement: Placement, needs: Needs) -> str:
+def estimate(placement: Placement, needs: Needs, room: Room | None = None) -> str:
     """The placement as a small table: component, device, dtype, bytes of weights and work; then each device's peak."""
     lines = [f"placement: {placement.name}"]
     for name in COMPONENTS:
         dtype = str(placement.dtypes[name]).removeprefix("torch.")
-        weights, work = _gib(needs.weights[name]), _gib(needs.work[name])
+        weights, work = gib(needs.weights[name]), gib(needs.work[name])
+        if name in placement.stored:
+            weights += f" {str(placement.stored[name]).removeprefix('torch.')}"
         lines.append(f"  {title(name):13} {placement.devices[name]!s:7} {dtype:9} {weights} weights, {work} work")
     for device, peak in peaks(placement, needs).items():
-        lines.append(f"  peak on {device}: {_gib(peak)} of {_gib(available(device))} that may be used")
+        lines.append(f"  peak on {device}: {gib(peak)} of {gib((room or available)(device))} that may be used")
     return "\n".join(lines)
 
 
-def _gib(size: int) -> str:
+def gib(size: int) -> str:
     return f"{size / GIB:.1f} GiB" if size >= GIB / 10 else f"{size / (1 << 20):.0f} MiB"

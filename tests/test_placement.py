@@ -126,6 +126,89 @@ def test_the_estimate_names_components_devices_dtypes_and_peaks(machine, release
         assert part in text
 
 
+# A device for each component, as ComfyUI's node has it
+
+
+def split(released, planner, decoder, glyph="cuda:0", vae="cuda:0", **more):
+    names = {P.PLANNER: planner, P.GLYPH: glyph, P.DECODER: decoder, P.VAE: vae}
+    devices = {name: torch.device(device) for name, device in names.items()}
+    wanted = P.replace(P.Placement.split(devices), parked=True, **more)
+    return wanted, P.measure(released, wanted.dtypes, stored=wanted.stored)
+
+
+def test_only_components_that_share_a_card_take_turns(machine, released):
+    machine(22, 20)
+    wanted, needs = split(released, planner="cuda:0", decoder="cuda:1", vae="cuda:0")
+    placement = P.first_that_fits(wanted, needs)
+    assert placement.leaving("planning") == (P.GLYPH, P.VAE)
+    assert placement.leaving("drawing") == (P.PLANNER,)
+    assert placement.name == "planner and glyph encoder, VAE take turns"
+    assert P.fits(placement, needs)
+
+
+def test_what_takes_turns_waits_in_host_memory_if_it_is_parked(machine, released):
+    machine(32)
+    wanted, needs = split(released, planner="cuda:0", decoder="cuda:0")
+    placement = P.first_that_fits(wanted, needs)
+    assert placement.phased
+    assert P.peaks(placement, needs)[torch.device("cpu")] == needs.weights[P.PLANNER]
+    assert torch.device("cpu") not in P.peaks(P.replace(placement, parked=False), needs)
+
+
+def test_too_little_host_memory_for_what_is_parked_does_not_fit(machine, released):
+    machine(32, host=16)
+    wanted, needs = split(released, planner="cuda:0", decoder="cuda:0")
+    placement = P.first_that_fits(wanted, needs)
+    assert set(P.shortage(placement, needs)) == {torch.device("cpu")}
+
+
+def test_nothing_leaves_host_memory(machine, released):
+    machine(host=128)
+    wanted, needs = split(released, *["cpu"] * 4)
+    placement = P.replace(wanted, phased=True)
+    assert placement.leaving("planning") == ()
+    assert P.peaks(placement, needs) == P.peaks(wanted, needs)
+
+
+def test_stored_dtypes_count_for_weights_and_are_told(machine, released):
+    machine(64)
+    stored = {P.PLANNER: torch.float8_e4m3fn}
+    (plain, whole), (small, half) = (split(released, "cuda:0", "cuda:0", stored=more) for more in ({}, stored))
+    assert 2 * half.weights[P.PLANNER] == whole.weights[P.PLANNER]
+    assert half.work == whole.work and half.weights[P.DECODER] == whole.weights[P.DECODER]
+    assert "float8_e4m3fn weights" in P.estimate(small, half)
+    assert "float8" not in P.estimate(plain, whole)
+
+
+def test_opening_may_take_more_host_memory_than_running(machine, released):
+    machine(64, host=16)
+    wanted, needs = split(released, "cuda:0", "cuda:0")
+    assert P.fits(wanted, needs)
+    needs = P.replace(needs, opening=20 * GIB)
+    assert P.shortage(wanted, needs) == {torch.device("cpu"): 20 * GIB - P.available(torch.device("cpu"))}
+
+
+def test_the_room_given_counts_instead_of_free_memory(machine, released):
+    machine(32)
+    wanted, needs = split(released, "cuda:0", "cuda:0")
+    placement = P.first_that_fits(wanted, needs, room=lambda device: 60 * GIB)
+    assert placement.name == "everything stays loaded"
+    assert "of 60.0 GiB that may be used" in P.estimate(placement, needs, lambda device: 60 * GIB)
+
+
+def test_a_better_device_is_a_card_on_which_nothing_streams(machine, released):
+    machine(16, 24, 8)
+    wanted, needs = split(released, "cuda:0", "cuda:0")
+    placement = P.first_that_fits(wanted, needs)
+    assert placement.streamed
+    assert P.better_device(placement, needs) is None  # the decoder's side needs more than 16 GiB, the planner more too
+    machine(20, 24, 8)
+    wanted, needs = split(released, "cuda:2", "cuda:0")
+    placement = P.first_that_fits(wanted, needs)
+    assert placement.streamed
+    assert P.better_device(placement, needs) == (P.PLANNER, torch.device("cuda:1"))
+
+
 def test_an_unknown_offload_is_refused(machine, released):
     machine(64)
     with pytest.raises(InputError, match="'disk' is not known; use auto, none, phases, stream"):
