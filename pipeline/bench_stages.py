@@ -14,7 +14,7 @@ from .bench_measure import Call, count_flops
 from .bench_models import RandomModels, weight_bytes
 from .config import GenerationConfig
 from .denoise import Passes, guided_velocity
-from .dit import Context, Dit, join_guidance
+from .dit import Context, Dit
 from .generate import decode, new_step, prefill
 from .geometry import latent_size, patch_count, preview_grid, token_grid
 from .graph import StepGraphs
@@ -249,10 +249,7 @@ def _decoder(bench: Bench, case: Case, guided: bool, joined: bool = False, refer
     def work(dit: Dit, device: torch.device) -> Call:
         shown, empty = contexts(dit, bench, case, device, reference)
         table, latents = modulations(dit, bench, case, device)[0], _latents(bench, case).to(device)
-        if joined:
-            both, twice = join_guidance(shown, empty), latents.repeat(2, 1, 1, 1)
-            return lambda: dit.step(twice, table, both)
-        passes = Passes(shown, empty if guided else None, GUIDANCE)
+        passes = Passes(shown, empty if guided else None, GUIDANCE, batched=joined)
         return lambda: guided_velocity(dit, latents, table, passes)
 
     meta, calls = bench.meta.transformer, 2 if guided and not joined else 1

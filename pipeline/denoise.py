@@ -7,21 +7,25 @@ Letters: B images, h w latents.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 
 from .device import check_finite, current
-from .dit import Context, Dit, Modulations, StepCache
+from .dit import Context, Dit, Modulations, StepCache, join_guidance
 from .errors import InputError
 from .geometry import LATENT
+from .placement import available
 from .scheduler import Schedule, euler_step
+
+BATCHING = ("auto", "batched", "sequential")
 
 
 @dataclass(frozen=True)
 class Passes:
     """What each step runs: the conditional pass and, with guidance, the unconditional one.
 
-    In the first `guided_steps` steps `guided` stands in for `conditional`.
+    In the first `guided_steps` steps `guided` stands in for `conditional`. `batched`: both run as one batch.
     """
 
     conditional: Context
@@ -29,9 +33,30 @@ class Passes:
     guidance_scale: float
     guided: Context | None = None
     guided_steps: int = 0
+    batched: bool = False
 
     def at(self, step: int) -> "Passes":
-        return replace(self, conditional=self.guided) if self.guided and step < self.guided_steps else self
+        return self._guided if self.guided and step < self.guided_steps else self
+
+    @cached_property
+    def _guided(self) -> "Passes":
+        return replace(self, conditional=self.guided, guided=None)
+
+    @cached_property
+    def joined(self) -> Context:
+        """Both passes as one batch."""
+        return join_guidance(self.conditional, self.unconditional)
+
+    def batches_well(self, device: torch.device, work: int, streamed: bool) -> bool:
+        """Whether one batch is the better choice where the user leaves it open; it needs `work` bytes.
+
+        Not on a CPU, where it was slower. Elsewhere where memory allows, but not if only the batch needs a mask (for
+        texts of different lengths), which keeps attention from the fastest kernels. Layers that are `streamed` come
+        once for both passes, which outweighs that.
+        """
+        if self.unconditional is None or device.type == "cpu" or work > available(device):
+            return False
+        return streamed or self.joined.mask is None or self.conditional.mask is not None
 
 
 @dataclass(frozen=True)
@@ -106,6 +131,10 @@ def guided_velocity(
     dit: Dit, latents: torch.Tensor, modulations: Modulations, passes: Passes, caches=(None, None)
 ) -> torch.Tensor:
     """The velocity of one step, float32; unconditional + scale * (conditional - unconditional)."""
+    if passes.batched and passes.unconditional is not None:
+        both = dit.step(latents.repeat(2, 1, 1, 1), modulations, passes.joined).float()
+        velocity, without = both.chunk(2)
+        return without + passes.guidance_scale * (velocity - without)
     velocity = dit.step(latents, modulations, passes.conditional, caches[0]).float()
     if passes.unconditional is None:
         return velocity

@@ -25,7 +25,7 @@ from .config import (
     VaeConfig,
     VisionLanguageConfig,
 )
-from .denoise import Passes, Shortcuts, denoise_steps
+from .denoise import BATCHING, Passes, Shortcuts, denoise_steps
 from .dit import Dit, ReferenceCache
 from .errors import InputError
 from .generate import GridControl, Prefix, check_sampling, decode, new_step, prefill
@@ -33,7 +33,7 @@ from .geometry import check_size, latent_size, patch_count, preview_grid, token_
 from .glyph import GlyphEncoder
 from .graph import StepGraphs
 from .images import prepare_reference
-from .placement import DECODER, GLYPH, PLANNER, VAE, Placement, choose, title
+from .placement import DECODER, GLYPH, PLANNER, VAE, Placement, choose, decoder_work, title
 from .plan import Plan, Reference, upsample_tokens
 from .planner import Planner
 from .prompt import PromptEncoder, check_length, collate
@@ -279,6 +279,7 @@ class GlmImage:
         hold: Callable[[torch.Tensor, float], torch.Tensor] | None = None,
         guidance_interval: tuple[float, float] | None = None,
         step_cache: float | None = None,
+        guidance_batching: str = "auto",
     ) -> Iterator[torch.Tensor]:
         """The latents after each step.
 
@@ -289,17 +290,20 @@ class GlmImage:
         styles. Guidance steers away from `negative_glyph_texts` (none); a scale of 1 leaves it out. `glyph_visible`
         (B or 1, patches, L) and `hold` are a layout's, see `guidance`; `glyph_visible_until` is the share of the
         steps for which the former counts. `guidance_interval` and `step_cache` draw another picture in less time,
-        see `denoise.Shortcuts`.
+        see `denoise.Shortcuts`. `guidance_batching` says how the two passes of guidance run: "batched" as one batch,
+        "sequential" one after the other, "auto" what suits device and memory; the picture is the same up to rounding.
         """
         self._check_plan(plan, guidance_scale)
         shortcuts = Shortcuts(guidance_interval, step_cache)
         shortcuts.check()
+        _check_batching(guidance_batching, step_cache)
         noise = draw_noise(plan, seed) if noise is None else _check_noise(noise, plan)
         texts = _texts_of(plan, glyph_texts, glyph_mode)
         times = schedule(self.scheduler, steps, patch_count(plan.height, plan.width))
         with self._stage("drawing", DECODER) as device:
             passes = self._passes(plan, texts, list(negative_glyph_texts or ()), guidance_scale, glyph_visible)
-            passes = replace(passes, guided_steps=round(glyph_visible_until * steps))
+            batched = self._batched(guidance_batching, passes, plan) and step_cache is None
+            passes = replace(passes, guided_steps=round(glyph_visible_until * steps), batched=batched)
             noise, drawn = noise.to(device, torch.float32), passes.conditional
             devices.assert_on(device, noise=noise, glyphs=drawn.glyphs, prior=drawn.prior, tables=drawn.cos)
         return denoise_steps(self.transformer, times, noise, passes, hold, shortcuts)
@@ -326,6 +330,14 @@ class GlmImage:
             embeds, _ = self._glyphs([negative_texts] * len(plan))
             unconditional = dit.prepare(embeds, ids, grid, prior_token_drop=True)
         return Passes(conditional, unconditional, guidance_scale, guided)
+
+    def _batched(self, choice: str, passes: Passes, plan: Plan) -> bool:
+        """Whether both passes of guidance run as one batch."""
+        if choice != "auto":
+            return choice == "batched"
+        dtype = self.placement.dtypes[DECODER]
+        work = decoder_work(self.configs[DECODER], dtype, plan.height, plan.width, len(plan))
+        return passes.batches_well(self.placement.devices[DECODER], work, DECODER in self.placement.streamed)
 
     def _glyphs(self, texts: list[list[str]]) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Embeddings (B, L, C) and mask of each row's texts, on the decoder's device and in its dtype."""
@@ -451,6 +463,13 @@ def draw_noise(plan: Plan, seed: int) -> torch.Tensor:
     shape = (LATENT_CHANNELS, *latent_size(plan.height, plan.width))
     rows = [torch.randn(shape, generator=torch.Generator().manual_seed(seed + k)) for k in range(len(plan))]
     return torch.stack(rows)
+
+
+def _check_batching(choice: str, step_cache: float | None) -> None:
+    if choice not in BATCHING:
+        raise InputError(f"guidance batching {choice!r} is not known; use {', '.join(BATCHING)}")
+    if choice == "batched" and step_cache is not None:
+        raise InputError("a step cache follows each pass of guidance alone; use guidance batching auto or sequential")
 
 
 def _check_noise(noise: torch.Tensor, plan: Plan) -> torch.Tensor:

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
-from comfyui_glm_image.pipeline import GlmImage
+from comfyui_glm_image.pipeline import GlmImage, denoise
 from comfyui_glm_image.pipeline.commands.arguments import SMALL
-from comfyui_glm_image.pipeline.denoise import EXACT, Shortcuts
+from comfyui_glm_image.pipeline.denoise import EXACT, Passes, Shortcuts
 from comfyui_glm_image.pipeline.errors import InputError
+from PIL import Image
+from torch.testing import assert_close
 
 STEPS = 6
 
@@ -82,7 +84,62 @@ def test_caches_of_two_runs_share_nothing(model, plan):
     assert torch.equal(model.denoise(plan, STEPS, step_cache=0.3), first)
 
 
+SCENES = [
+    {},
+    {"negative_glyph_texts": ["a longer one than the prompt's"]},
+    {"guidance_interval": (0.3, 0.7)},
+    {"glyph_visible": torch.arange(24 * 3).view(1, 24, 3) % 5 > 0, "glyph_visible_until": 0.5},
+]
+
+
+@pytest.mark.parametrize("options", SCENES)
+def test_batched_and_sequential_guidance_draw_the_same(model, plan, passes, options):
+    one_by_one = model.denoise(plan, STEPS, guidance_batching="sequential", **options)
+    sequential = passes["passes"]
+    batched = model.denoise(plan, STEPS, guidance_batching="batched", **options)
+    assert_close(batched, one_by_one, rtol=1e-4, atol=1e-4)
+    assert sequential > STEPS and passes["passes"] == sequential + STEPS
+
+
+def test_several_texts_and_a_reference_batch_as_well(model):
+    plan = model.plan("a 'HI' sign", 64, 96, images=[Image.radial_gradient("L").convert("RGB")], count=2)
+    texts = {"glyph_texts": [["A"], ["much longer", "BC"]]}
+    drawn = [model.denoise(plan, STEPS, guidance_batching=choice, **texts) for choice in ("batched", "sequential")]
+    assert_close(*drawn, rtol=1e-4, atol=1e-4)
+
+
+def made(model, *texts):
+    """Passes of a row for each text, shorter ones padded and masked, against no text."""
+    dit, ids = model.transformer, torch.zeros(len(texts), 24, dtype=torch.long)
+    rows = [[text] if text else [] for text in texts]
+    embeds, mask = model.glyph_encoder.embed_batch(rows)
+    empty, _ = model.glyph_encoder.embed_batch([[]] * len(texts))
+    without = dit.prepare(empty, ids, (4, 6), prior_token_drop=True)
+    return Passes(dit.prepare(embeds, ids, (4, 6), glyph_mask=mask), without, 1.5)
+
+
+@torch.no_grad()
+def test_passes_are_batched_where_that_costs_no_mask_and_memory_is_there(model, monkeypatch):
+    monkeypatch.setattr(denoise, "available", lambda device: 100)
+    card, cpu = torch.device("cuda"), torch.device("cpu")
+    same_length, longer, masked = made(model, ""), made(model, "HELLO"), made(model, "A", "LONGER")
+    assert same_length.batches_well(card, 100, streamed=False)
+    assert not same_length.batches_well(card, 101, streamed=False)
+    assert not same_length.batches_well(cpu, 100, streamed=False)
+    assert not longer.batches_well(card, 100, streamed=False) and longer.batches_well(card, 100, streamed=True)
+    assert masked.batches_well(card, 100, streamed=False)
+    assert not Passes(same_length.conditional, None, 1.0).batches_well(card, 1, streamed=True)
+
+
+def test_a_step_cache_leaves_the_passes_apart(model, plan, monkeypatch):
+    monkeypatch.setattr(Passes, "batches_well", lambda *_, **__: True)
+    apart = model.denoise(plan, STEPS, step_cache=0.3, guidance_batching="sequential")
+    assert torch.equal(model.denoise(plan, STEPS, step_cache=0.3), apart)
+
+
 BAD = [
+    ({"guidance_batching": "both"}, "use auto, batched, sequential"),
+    ({"guidance_batching": "batched", "step_cache": 0.1}, "use guidance batching auto or sequential"),
     ({"guidance_interval": (0.6, 0.5)}, "guidance interval 0.6 to 0.5 is not accepted"),
     ({"guidance_interval": (-0.1, 0.5)}, "two shares of the steps, from 0 to 1"),
     ({"guidance_interval": (0, float("nan"))}, "guidance interval 0 to nan"),

@@ -68,6 +68,11 @@ def add_drawing(parser: argparse.ArgumentParser, steps: int = 50) -> None:
         help="repeat the decoder's later blocks while its first one changes by less, such as 0.1: faster, "
         "another picture",
     )
+    parser.add_argument(
+        "--guidance-batching",
+        choices=("auto", "batched", "sequential"),
+        help="the two passes of guidance as one batch, one after the other, or (auto) as suits device and memory",
+    )
 
 
 def shortcuts(args: argparse.Namespace) -> dict:

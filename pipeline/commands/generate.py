@@ -68,6 +68,7 @@ def draw(model, plan, args: argparse.Namespace, bars) -> list[Path]:
         args.seed,
         glyph_texts=args.text,
         glyph_mode=args.glyph_mode,
+        guidance_batching=args.guidance_batching or "auto",
         progress=bars,
         **arguments.shortcuts(args),
     )

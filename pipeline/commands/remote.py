@@ -18,6 +18,7 @@ LOCAL_ONLY = (
     "top_p",
     "guidance_interval",
     "step_cache",
+    "guidance_batching",
 )
 
 
