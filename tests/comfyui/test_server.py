@@ -9,14 +9,16 @@ from comfyui_glm_image.tools.comfyui import ROOT
 
 IMPORT_SECONDS = 0.3
 
-# Run by ComfyUI's own Python in its folder: seconds of the processor that importing the pack adds.
+# Run by ComfyUI's own Python in its folder: seconds of the processor that importing the pack adds. Collecting garbage
+# among all that ComfyUI holds takes as long again, and would fall into this time or not by chance.
 TIME_IMPORT = """
-import asyncio, importlib.util, sys, time
+import asyncio, gc, importlib.util, sys, time
 root, sys.argv = sys.argv[1], ["main.py", "--cpu"]
 sys.path.insert(0, "")
 import comfy.options
 comfy.options.enable_args_parsing()
 import utils.extra_config, nodes, server, comfy_api.latest, comfy_execution.graph_utils
+gc.disable()
 start = time.process_time()
 spec = importlib.util.spec_from_file_location("pack", root + "/__init__.py", submodule_search_locations=[root])
 pack = sys.modules["pack"] = importlib.util.module_from_spec(spec)
