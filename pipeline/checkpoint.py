@@ -24,6 +24,13 @@ MODELSCOPE_ID = "ZhipuAI/GLM-Image"
 COMPONENTS = ("vision_language_encoder", "text_encoder", "transformer", "vae")
 PATTERNS = ("model_index.json", "scheduler/*", "processor/*", "tokenizer/*", *(f"{name}/*" for name in COMPONENTS))
 WEIGHT_NAMES = ("model.safetensors", "diffusion_pytorch_model.safetensors")
+STORED = {
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F32": torch.float32,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -142,6 +149,17 @@ class Weights:
     @property
     def nbytes(self) -> int:
         return sum(entry[3] for entry in self.headers.values())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that most bytes of these files have."""
+        sizes: dict[str, int] = {}
+        for _, _, name, nbytes in self.headers.values():
+            sizes[name] = sizes.get(name, 0) + nbytes
+        name = max(sizes, key=sizes.get)
+        if name not in STORED:
+            raise CheckpointError(f"{self.folder} stores {name} weights; convert them to one of {', '.join(STORED)}")
+        return STORED[name]
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor in file order, mapped from disk, one shard open at a time."""

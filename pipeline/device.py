@@ -5,6 +5,7 @@ Models never name a vendor; they ask nothing and run where their weights are. Wh
 without bfloat16.
 """
 
+import functools
 import importlib
 import importlib.util
 import logging
@@ -201,20 +202,32 @@ def _ascend(soc: str) -> Capabilities:
     return Capabilities(soc, bfloat16=bool(torch.npu.is_bf16_supported()), fused=False, graph=False)
 
 
-def resolve_dtype(choice: str | torch.dtype | None, device: torch.device, component: str = "") -> torch.dtype:
-    """The user's dtype, or the device's for this component (a checkpoint folder's name).
+def resolve_dtype(
+    choice: str | torch.dtype | None, device: torch.device, component: str = "", stored: torch.dtype | None = None
+) -> torch.dtype:
+    """The user's dtype, or the device's for this component (a checkpoint folder's name) whose files have `stored`.
 
-    In float16 the VAE gives black images, so it runs in float32 where there is no bfloat16.
+    In float16 the VAE gives black images, so it runs in float32 where there is no bfloat16. A CPU computes bfloat16
+    files as they are if it has instructions for it, which halves time and memory, and all others in float32.
     """
     if isinstance(choice, torch.dtype):
         return _supported(choice, device)
     if choice is None or choice == "auto":
         dtype = capabilities(device).dtype
-        return torch.float32 if component == "vae" and dtype == torch.float16 else dtype
-    if choice not in DTYPES:
+        if device.type == "cpu" and stored == torch.bfloat16 and multiplies_bfloat16():
+            return torch.bfloat16
+    elif choice not in DTYPES:
         raise InputError(f"dtype {choice!r} is not known; use auto, {', '.join(DTYPES)}")
-    dtype = _supported(DTYPES[choice], device)
+    else:
+        dtype = _supported(DTYPES[choice], device)
     return torch.float32 if component == "vae" and dtype == torch.float16 else dtype
+
+
+@functools.cache
+def multiplies_bfloat16() -> bool:
+    """Whether this CPU has instructions for products of bfloat16, or torch is too old to tell."""
+    known = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
 
 
 def _supported(dtype: torch.dtype, device: torch.device) -> torch.dtype:

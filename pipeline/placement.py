@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
@@ -35,6 +36,7 @@ GLYPH_TOKENS = 512
 SMALLEST_STACK = 3  # fewer numbered parts are a feed-forward's two halves, not layers
 STREAM_LAYERS = 2  # layers on the device at once while streaming: the one that runs and the one that arrives
 GIB = 1 << 30
+NOTHING: Mapping = MappingProxyType({})
 HOST = torch.device("cpu")
 TOO_TIGHT = "the model will hardly fit; use"
 
@@ -63,8 +65,16 @@ class Placement:
         return cls.split(dict.fromkeys(COMPONENTS, device), dtype)
 
     @classmethod
-    def split(cls, where: Mapping[str, torch.device], dtype: str | torch.dtype | None = None) -> "Placement":
-        return cls(where, {name: devices.resolve_dtype(dtype, where[name], name) for name in COMPONENTS})
+    def split(
+        cls,
+        where: Mapping[str, torch.device],
+        dtype: str | torch.dtype | None = None,
+        files: Mapping[str, torch.dtype] = NOTHING,
+    ) -> "Placement":
+        """Each component on its device, in the user's dtype or the best one for what its `files` hold."""
+        return cls(
+            where, {name: devices.resolve_dtype(dtype, where[name], name, files.get(name)) for name in COMPONENTS}
+        )
 
     @property
     def name(self) -> str:
@@ -103,21 +113,26 @@ class Needs:
 
 @dataclass(frozen=True)
 class Model:
-    """What sizes follow from: numbers in every tensor of each component, and the configurations."""
+    """What sizes follow from: numbers in every tensor of each component, the configurations, and `files`, the dtypes
+    of the components on disk.
+    """
 
     numbers: Mapping[str, Mapping[str, int]]
     planner: VisionLanguageConfig
     decoder: DitConfig
     vae: VaeConfig
+    files: Mapping[str, torch.dtype]
 
     @classmethod
     def of(cls, folder: Path) -> "Model":
         """A checkpoint's, from its JSON and weight headers alone."""
+        weights = {name: Weights(folder / name) for name in COMPONENTS}
         return cls(
-            {name: _numbers(Weights(folder / name)) for name in COMPONENTS},
+            {name: _numbers(weights[name]) for name in COMPONENTS},
             VisionLanguageConfig.from_json(folder / PLANNER / "config.json"),
             DitConfig.from_json(folder / DECODER / "config.json"),
             VaeConfig.from_json(folder / VAE / "config.json"),
+            {name: weights[name].dtype for name in COMPONENTS},
         )
 
     @classmethod
@@ -127,7 +142,8 @@ class Model:
             name: {key: tensor.numel() for key, tensor in module.state_dict().items()}
             for name, module in release.meta_modules().items()
         }
-        return cls(numbers, release.VISION_LANGUAGE, release.DIT, release.VAE)
+        files = dict.fromkeys(COMPONENTS, torch.bfloat16)
+        return cls(numbers, release.VISION_LANGUAGE, release.DIT, release.VAE, files)
 
 
 def _numbers(weights: Weights) -> dict[str, int]:
@@ -256,8 +272,8 @@ def weigh(
         where[PLANNER] = devices.resolve_device(planner_device)
     if decoder_device is not None:
         where |= dict.fromkeys(STAGES["drawing"], devices.resolve_device(decoder_device))
-    wanted = Placement.split(where, dtype)
     model = model if isinstance(model, Model) else Model.of(model)
+    wanted = Placement.split(where, dtype, model.files)
     needs = measure(model, wanted.dtypes, height, width, count)
     free_choice = device is None and planner_device is None and decoder_device is None
     others = further_devices(main) if free_choice else []

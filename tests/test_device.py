@@ -77,6 +77,30 @@ def test_bfloat16_is_refused_where_there_is_none(chip):
             devices.resolve_dtype(choice, NPU)
 
 
+@pytest.mark.parametrize("has_products", [True, False])
+def test_a_cpu_computes_bfloat16_files_as_they_are_if_it_can(monkeypatch, has_products):
+    monkeypatch.setattr(devices, "multiplies_bfloat16", lambda: has_products)
+    best = torch.bfloat16 if has_products else torch.float32
+    for component in ("transformer", "vae"):
+        assert devices.resolve_dtype("auto", CPU, component, torch.bfloat16) == best
+        assert devices.resolve_dtype("fp32", CPU, component, torch.bfloat16) == torch.float32
+        for stored in (torch.float16, torch.float32, None):
+            assert devices.resolve_dtype(None, CPU, component, stored) == torch.float32
+
+
+def test_products_of_bfloat16_are_known_from_the_processor(monkeypatch):
+    for names, known in (
+        ({"avx512_bf16": True}, True),
+        ({"amx_bf16": True}, True),
+        ({"avx2": True}, False),
+        ({}, False),
+    ):
+        devices.multiplies_bfloat16.cache_clear()
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda names=names: names, raising=False)
+        assert devices.multiplies_bfloat16() is known
+    devices.multiplies_bfloat16.cache_clear()
+
+
 def test_an_unknown_dtype_is_refused():
     with pytest.raises(InputError, match="'fp8' is not known; use auto, bf16, fp16, fp32"):
         devices.resolve_dtype("fp8", CPU)

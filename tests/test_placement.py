@@ -86,12 +86,15 @@ def test_what_cannot_fit_is_refused_before_loading(machine, released):
         P.choose(released)
 
 
-def test_the_users_devices_are_honoured_on_any_machine(machine, released):
+@pytest.mark.parametrize(("has_products", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_the_users_devices_are_honoured_on_any_machine(machine, released, monkeypatch, has_products, dtype):
     machine(64, 64)
+    monkeypatch.setattr(P.devices, "multiplies_bfloat16", lambda: has_products)
     placement, _ = P.weigh(released, planner_device="cuda:1", decoder_device="cpu")
     assert where(placement)["planner"] == "cuda:1"
     assert where(placement)["decoder"] == where(placement)["VAE"] == "cpu"
-    assert placement.dtypes[P.DECODER] == torch.float32
+    assert placement.dtypes[P.DECODER] == placement.dtypes[P.VAE] == dtype
+    assert placement.dtypes[P.PLANNER] == torch.bfloat16
 
 
 @pytest.mark.parametrize(
