@@ -2,7 +2,8 @@
 
 A stage's share of the ceiling is the time that the slower of its arithmetic (at the rate of a square matrix product)
 and its reading of weights (at the rate of a copy) would take, relative to its own time. `--peer` times transformers
-and diffusers on the same weights, call by call in turn with ours. The last line of the output is JSON.
+and diffusers on the same weights, call by call in turn with ours. `--growth` measures how cost grows, `--tradeoffs`
+what inexact options gain and lose. The last line of the output is JSON.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from datetime import datetime, timezone
 
 import torch
 
-from . import bench_peer, device
+from . import bench_growth, bench_peer, bench_tradeoffs, device
 from .bench_measure import Ceilings, interleave, measure_ceilings, peak_bytes, reset_peak, time_call
 from .bench_models import CONFIGURATIONS, RandomModels
 from .bench_stages import STAGES, STEPS, Bench, Case
@@ -31,6 +32,7 @@ from .glm_image import GlmImage
 from .placement import DECODER, PLANNER, Placement
 
 MIB = 1 << 20
+SIZES = ((512, 512), (1024, 1024))  # height, width in pixels, unless the user says
 UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""))
 WHOLE = ("planner prefill", "planner decode", "glyph encoder", "decoder prepare", "decoder guided", "vae decode")
 
@@ -81,8 +83,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="auto, cpu, cuda, npu, ...")
     parser.add_argument("--dtype", help="auto, bf16, fp16 or fp32")
     parser.add_argument("--threads", type=int, help="CPU threads")
-    parser.add_argument("--sizes", type=_sizes, default="512,1024", help="sides or WIDTHxHEIGHT, by commas")
-    parser.add_argument("--batches", type=_numbers, default="1", help="images at once, by commas")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--growth", action="store_true", help="only how cost grows with tokens and with pixels")
+    what.add_argument(
+        "--tradeoffs", action="store_true", help="only the options that trade exactness for speed, on whole pictures"
+    )
+    parser.add_argument("--sizes", type=_sizes, help="sides or WIDTHxHEIGHT, by commas (default 512,1024)")
+    parser.add_argument("--batches", type=_numbers, help="images at once, by commas (default 1)")
+    parser.add_argument("--steps", type=int, help=f"steps of a picture of --tradeoffs (default {STEPS})")
     parser.add_argument("--stages", default="", help="only stages whose names begin so, by commas")
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--tokens", type=int, help="plan at most so many tokens; default: the whole plan")
@@ -114,27 +122,46 @@ def run(args: argparse.Namespace) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     bench, name = _bench(args)
-    working = bench.dtypes[PLANNER]
+    about = _about(args, bench, name)
+    print(_headline(about))
     with device.current(bench.device):
-        ceilings = measure_ceilings(bench.device, working)
-        about = _about(args, bench, name, ceilings)
-        print(_headline(about), _header(args.peer), sep="\n", flush=True)
-        results = []
-        for result in measure(bench, ceilings, cases(args), args):
-            results.append(result)
-            print(_row(result, args.peer), flush=True)
+        measured = _tradeoffs(bench, args) if args.tradeoffs else _stages(bench, args)
+    print(json.dumps(about | measured))
+    return 0
+
+
+def _stages(bench: Bench, args: argparse.Namespace) -> dict:
+    """Measure and print stage by stage; what is measured, for the JSON."""
+    ceilings = measure_ceilings(bench.device, bench.dtypes[PLANNER])
+    print(_ceilings(ceilings), _header(args.peer), sep="\n", flush=True)
+    results = []
+    for result in measure(bench, ceilings, work(args), args):
+        results.append(result)
+        print(_row(result, args.peer), flush=True)
     totals = list(compose(results))
     for total in totals:
         print(_sentence(total))
-    print(json.dumps(about | {"results": [r.as_json() for r in results], "totals": totals}))
-    return 0
+    rates = {"copy_bytes_per_second": ceilings.copy, "matrix_flops_per_second": ceilings.matrix}
+    return rates | {"results": [r.as_json() for r in results], "totals": totals}
+
+
+def _tradeoffs(bench: Bench, args: argparse.Namespace) -> dict:
+    """Measure and print the inexact options at every size."""
+    print(bench_tradeoffs.header(), flush=True)
+    results = []
+    for height, width in args.sizes or SIZES:
+        steps = args.steps or STEPS
+        for result in bench_tradeoffs.measure(bench.models, height, width, steps, args.repeats, args.limit):
+            results.append(result.as_json())
+            print(bench_tradeoffs.row(result), flush=True)
+    return {"tradeoffs": results}
 
 
 def check(args: argparse.Namespace) -> None:
     """Refuse what cannot be measured, before a model is made."""
-    for height, width in args.sizes:
+    for height, width in args.sizes or ():
         check_size(height, width)
-    for name in ("prompt_tokens", "repeats", "threads"):
+    for name in ("prompt_tokens", "repeats", "threads", "steps"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} {value} is not accepted; use 1 or more")
@@ -146,6 +173,24 @@ def check(args: argparse.Namespace) -> None:
         raise InputError(f"no stage begins with {args.stages!r}; there are {', '.join(STAGES)}")
     if args.peer:
         bench_peer.require()
+    _check_mode(args)
+
+
+def _check_mode(args: argparse.Namespace) -> None:
+    """Refuse arguments that what is asked for does not read."""
+    modes = {
+        "growth": (args.growth, ("batches", "tokens", "steps"), "it has tokens and batches of its own"),
+        "tradeoffs": (
+            args.tradeoffs,
+            ("config", "peer", "batches", "tokens", "stages"),
+            "it draws whole pictures of a checkpoint, one by one, with our own code",
+        ),
+        "steps": (args.steps and not args.tradeoffs, ("steps",), "only --tradeoffs draws whole pictures"),
+    }
+    for mode, (asked, unread, reason) in modes.items():
+        given = [f"--{name}" for name in unread if getattr(args, name)]
+        if asked and given:
+            raise InputError(f"--{mode} does not go with {', '.join(given)}: {reason}")
 
 
 def chosen(prefixes: str) -> list[str]:
@@ -154,12 +199,17 @@ def chosen(prefixes: str) -> list[str]:
     return [name for name in STAGES if name.startswith(wanted)]
 
 
-def cases(args: argparse.Namespace) -> list[Case]:
-    return [
+def work(args: argparse.Namespace) -> list[tuple[str, Case]]:
+    """Every chosen stage with every case that makes a difference to it."""
+    names = chosen(args.stages)
+    if args.growth:
+        return [(name, case) for name, case in bench_growth.cases(args.prompt_tokens, args.sizes) if name in names]
+    cases = [
         Case(height, width, batch, args.prompt_tokens, args.tokens)
-        for height, width in args.sizes
-        for batch in args.batches
+        for height, width in args.sizes or SIZES
+        for batch in args.batches or (1,)
     ]
+    return [(name, case) for name in names for case in _distinct(name, cases)]
 
 
 def _bench(args: argparse.Namespace) -> tuple[Bench, str]:
@@ -178,18 +228,18 @@ def _bench(args: argparse.Namespace) -> tuple[Bench, str]:
 # ---- measuring ----
 
 
-def measure(bench: Bench, ceilings: Ceilings, cases: list[Case], args: argparse.Namespace) -> Iterator[Result]:
-    """Every chosen stage in every case that makes a difference to it; a component is freed after its last stage."""
+def measure(
+    bench: Bench, ceilings: Ceilings, work: Iterable[tuple[str, Case]], args: argparse.Namespace
+) -> Iterator[Result]:
+    """Each stage on its case, in order; a component is freed after its last stage."""
     component = None
-    for name in chosen(args.stages):
-        entry = STAGES[name]
-        if entry.component != component:
+    for name, case in work:
+        if STAGES[name].component != component:
             bench.release()
-            component = entry.component
-        for case in _distinct(name, cases):
-            yield measure_stage(bench, ceilings, name, case, args)
-            gc.collect()
-            device.empty_cache(bench.device)
+            component = STAGES[name].component
+        yield measure_stage(bench, ceilings, name, case, args)
+        gc.collect()
+        device.empty_cache(bench.device)
     bench.release()
 
 
@@ -264,7 +314,7 @@ def _part(found: dict, name: str, size: str, batch: int) -> Result | None:
 # ---- the report ----
 
 
-def _about(args: argparse.Namespace, bench: Bench, name: str, ceilings: Ceilings) -> dict:
+def _about(args: argparse.Namespace, bench: Bench, name: str) -> dict:
     """What the figures belong to."""
     return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
@@ -276,8 +326,6 @@ def _about(args: argparse.Namespace, bench: Bench, name: str, ceilings: Ceilings
         "python": platform.python_version(),
         "peers": bench_peer.versions() if args.peer else {},
         "prompt_tokens": args.prompt_tokens,
-        "copy_bytes_per_second": ceilings.copy,
-        "matrix_flops_per_second": ceilings.matrix,
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }
 
@@ -300,12 +348,15 @@ def _processor() -> str:
 
 def _headline(about: dict) -> str:
     peers = "".join(f", {name} {version}" for name, version in about["peers"].items())
-    copy, matrix = about["copy_bytes_per_second"], about["matrix_flops_per_second"]
     return (
         f"{about['model']}; {about['device']}, {about['dtype']}, {about['threads']} threads, "
-        f"torch {about['torch']}{peers}, {about['date']}\n"
-        f"ceilings: copy {copy / 1e9:.1f} GB/s (read plus written), matrix product {matrix / 1e9:.1f} GFLOP/s\n"
+        f"torch {about['torch']}{peers}, {about['date']}"
     )
+
+
+def _ceilings(ceilings: Ceilings) -> str:
+    copy, matrix = ceilings.copy / 1e9, ceilings.matrix / 1e9
+    return f"ceilings: copy {copy:.1f} GB/s (read plus written), matrix product {matrix:.1f} GFLOP/s\n"
 
 
 def _header(peer: bool) -> str:

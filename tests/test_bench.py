@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from comfyui_glm_image.pipeline import bench
+from comfyui_glm_image.pipeline import bench, bench_tradeoffs
 from comfyui_glm_image.pipeline.bench_measure import Ceilings, Sample, count_flops, interleave, time_call
 from comfyui_glm_image.pipeline.bench_models import CONFIGURATIONS, RandomModels
 from comfyui_glm_image.pipeline.bench_stages import STAGES, Bench, Case, first_tokens, prompt_batch
@@ -99,7 +99,44 @@ def test_the_command_ends_with_json(references, capsys):
     assert report["copy_bytes_per_second"] > 0 and all(r["rate"] > 0 for r in report["results"])
 
 
+def test_growth_goes_through_all_tokens_and_sizes():
+    work = bench.work(arguments("--growth", "--sizes", "64,96x128"))
+    planned = [case.tokens for name, case in work if name == "planner decode"]
+    assert planned == sorted(set(planned)) and len(planned) > 3
+    assert [case.size for name, case in work if name == "vae decode"] == ["64x64", "96x128"]
+    assert {name for name, _ in work} == {"planner decode", "decoder step", "vae decode"}
+    decoder = bench.work(arguments("--growth", "--stages", "decoder"))
+    assert {name for name, _ in decoder} == {"decoder step"} and len(decoder) > 3
+
+
+def test_every_plan_of_the_growth_is_as_long_as_it_says(built):
+    for name, case in bench.work(arguments("--growth", "--stages", "planner")):
+        assert STAGES[name].make(built, case).amount == case.tokens - 1
+
+
+def test_tradeoffs_are_drawn_and_compared_with_the_exact_picture(references, capsys, monkeypatch):
+    folder = str(references("plain")[0])
+    monkeypatch.setattr(bench_tradeoffs, "PROMPTS", ("a 'HI' sign", "a cat"))
+    given = ["--model", folder, "--device", "cpu", "--sizes", "64x32", "--steps", "4", "--repeats", "1", "--tradeoffs"]
+    assert main(["bench", *given]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    exact, *others = json.loads(lines[-1])["tradeoffs"]
+    assert exact["ratio"] == 1 and exact["psnr"] is None and exact["pictures"] == 4 and exact["size"] == "64x32"
+    by_name = {other["setting"]: other for other in others}
+    assert by_name["guidance 0 to 0.5"]["worst"] <= by_name["guidance 0 to 0.5"]["psnr"] < 100
+    assert by_name["exact, other noise"]["psnr"] < by_name["guidance 0.1 to 0.8"]["psnr"]
+    assert any("64x32" in line and "step cache 0.1" in line and "x" in line for line in lines)
+
+
+def test_decibels():
+    assert bench_tradeoffs.psnr(0.01) == pytest.approx(20) and bench_tradeoffs.psnr(0.0) is None
+
+
 BAD = [
+    (["--tradeoffs", "--config", "third", "--peer"], "--tradeoffs does not go with --config, --peer"),
+    (["--growth", "--tokens", "8"], "--growth does not go with --tokens"),
+    (["--steps", "8"], "only --tradeoffs draws whole pictures"),
+    (["--tradeoffs", "--steps", "0"], "--steps 0 is not accepted"),
     (["--sizes", "100"], "not a multiple of 32"),
     (["--tokens", "1"], "--tokens 1 is not accepted"),
     (["--repeats", "0"], "--repeats 0 is not accepted"),
