@@ -10,6 +10,7 @@ import comfy.model_management
 import torch
 from comfy_api.latest import io
 
+from ..pipeline.device import assert_on, current
 from ..pipeline.errors import InputError
 from ..pipeline.plan import Plan, upsample_tokens
 from ..pipeline.prompt import glyph_texts
@@ -45,8 +46,9 @@ def _conditioning(part: GlyphEncoderPart, texts: list[list[str]], entries: dict)
     device = comfy.model_management.intermediate_device()
     if all(row == texts[0] for row in texts):
         texts = texts[:1]
-    with torch.no_grad():
+    with torch.no_grad(), current(part.patcher.load_device):
         embeds, mask = part.module.embed_batch(texts)
+    assert_on(part.patcher.load_device, glyphs=embeds)
     if mask is not None:
         entries = {**entries, "glyph_mask": mask.to(device)}
     return [[embeds.to(device, torch.float32), entries]]

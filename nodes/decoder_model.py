@@ -20,6 +20,7 @@ import comfy.supported_models_base
 import torch
 
 from ..pipeline.config import DitConfig, SchedulerConfig, VaeConfig
+from ..pipeline.device import assert_on, current
 from ..pipeline.dit import Context, Dit, ReferenceCache
 from ..pipeline.scheduler import shift_mu
 from .checks import CHANNELS, check_conditioning
@@ -70,6 +71,7 @@ class ComfyDit(Dit):
         **_,
     ) -> Context:
         """`images`: the rows whose references differ; all rows of one conditioning share them."""
+        assert_on(latents.device, glyphs=glyph_embeds, plan=prior_token_ids)
         references = zip(reference_latents, reference_token_ids)
         written = [self.write_reference(latent[images], ids[images]) for latent, ids in references]
         return self.prepare(
@@ -240,11 +242,12 @@ def sample_at_size(executor, noise, latent_image, sampler, sigmas, *arguments, *
     check_conditioning(guider.conds, latent_image.shape, patcher.model)
     if not any("hooks" in cond for conds in guider.conds.values() for cond in conds):  # hooks change weights midway
         guider.model_options.setdefault("transformer_options", {})[RUN] = Run()
-    if has_own_sampling(patcher):
-        return executor(noise, latent_image, sampler, sigmas, *arguments, **named)
-    shift = patcher.model.shift_for(latent_image.shape)
-    guider.model_patcher = with_shift(patcher, shift)
-    try:
-        return executor(noise, latent_image, sampler, shift_times(sigmas, shift), *arguments, **named)
-    finally:
-        guider.model_patcher = patcher
+    with current(patcher.load_device):
+        if has_own_sampling(patcher):
+            return executor(noise, latent_image, sampler, sigmas, *arguments, **named)
+        shift = patcher.model.shift_for(latent_image.shape)
+        guider.model_patcher = with_shift(patcher, shift)
+        try:
+            return executor(noise, latent_image, sampler, shift_times(sigmas, shift), *arguments, **named)
+        finally:
+            guider.model_patcher = patcher

@@ -54,23 +54,43 @@ class Dtypes:
         return computing_in(self.compute, comfy.ops.manual_cast if cast else comfy.ops.disable_weight_init)
 
 
-def choose_device(choice: str) -> torch.device:
-    """ComfyUI's device, or one that the user names; an NPU is set up for this package on the way."""
-    device = comfy.model_management.get_torch_device() if choice == "auto" else torch.device(choice)
+@dataclass(frozen=True)
+class Devices:
+    """Socket value: the name of a device for each part; `auto` is where ComfyUI computes."""
+
+    planner: str
+    decoder: str
+    glyph_encoder: str
+    vae: str
+
+    @classmethod
+    def one(cls, device: str) -> "Devices":
+        return cls(device, device, device, device)
+
+
+def choose_device(choice: str, own: Callable = comfy.model_management.get_torch_device) -> torch.device:
+    """ComfyUI's `own` device, or one that the user names; an NPU is set up for this package on the way."""
+    if choice != "auto":
+        return resolve_device(choice)
+    device = own()
     return resolve_device(device) if device.type == "npu" else device
 
 
 def choose_dtypes(choice: str, weights: Weights, device: torch.device) -> Dtypes:
-    """`auto` computes in the device's best dtype and stores large weights as their file does where that is smaller.
+    """The dtypes of weights from these files, as `dtypes_for` chooses them."""
+    stored = stored_dtype(weights)
+    return dtypes_for(choice, stored, weights.nbytes // stored.itemsize, device)
 
-    A named dtype is used for both; an 8-bit one only stores.
+
+def dtypes_for(choice: str, stored: torch.dtype, numbers: int, device: torch.device) -> Dtypes:
+    """`auto` computes in the device's best dtype and stores many numbers as their file does where that is smaller.
+
+    A named dtype is used for both; an 8-bit one only stores. One that the device lacks is an error.
     """
     auto = resolve_dtype("auto", device)
     if choice != "auto":
         storage = DTYPES[choice]
-        return Dtypes(storage, storage if storage.itemsize > 1 else auto)
-    stored = stored_dtype(weights)
-    numbers = weights.nbytes // stored.itemsize
+        return Dtypes(storage, resolve_dtype(storage, device) if storage.itemsize > 1 else auto)
     if stored.itemsize == 1 or (stored.itemsize < auto.itemsize and numbers * auto.itemsize > SMALL):
         return Dtypes(stored, auto)
     return Dtypes(auto, auto)
@@ -136,9 +156,13 @@ def stored(tensor: torch.Tensor, dtypes: Dtypes) -> torch.Tensor:
 
 
 def manage(module: torch.nn.Module, device: torch.device, offload: torch.device | None = None):
-    """Put a module under ComfyUI's memory management; `offload` is where it waits, by default where decoders do."""
+    """Put a module under ComfyUI's memory management; `offload` is where it waits, by default where decoders do.
+
+    A part that never leaves the card, as ComfyUI's options may want it, stays on its own and not on ComfyUI's.
+    """
     kind = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
-    return kind(module, load_device=device, offload_device=offload or comfy.model_management.unet_offload_device())
+    offload = offload or comfy.model_management.unet_offload_device()
+    return kind(module, load_device=device, offload_device=offload if offload.type == "cpu" else device)
 
 
 def open_part(build: Callable, config, path: Path, dtype: str, device: str):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..pipeline.device import check_finite
+from ..pipeline.device import assert_on, check_finite, current
 from ..pipeline.errors import InputError
 from ..pipeline.generate import DecodeStep, GridControl, check_sampling, decode, prefill
 from ..pipeline.geometry import check_size, preview_grid, token_grid
@@ -59,16 +59,19 @@ def make_plan(
     encoded = part.prompts.encode(prompt, grid, preview, [reference.grid for reference in references])
     planned = sum(h * w for h, w in filter(None, (preview, grid)))
     _load(part, len(encoded.ids) + planned, count)
-    tokens = [_tokenize(part, reference) for reference in references]
-    if part.guide:
-        grids = {"preview": preview, "full": grid} if preview else {"full": grid}
-        controls = merge_controls(controls or {}, part.guide(part, grids))
-    batch = collate([encoded], grid, preview, part.config, tokens)
-    watch = Watch(part, grid, preview, planned)
-    prefix = prefill(part.module, batch, part.patcher.load_device, watch.reading)
-    check_finite(prefix.logits, "planner")
-    seeds = [seed + k for k in range(count)]
-    tables = decode(part.module, prefix, sampling, seeds, controls=controls, progress=watch.planning, run=_steps(part))
+    seeds, device = [seed + k for k in range(count)], part.patcher.load_device
+    with current(device):
+        tokens = [_tokenize(part, reference) for reference in references]
+        if part.guide:
+            controls = merge_controls(controls or {}, part.guide(part, _named(preview, grid)))
+        batch = collate([encoded], grid, preview, part.config, tokens)
+        watch = Watch(part, grid, preview, planned)
+        prefix = prefill(part.module, batch, device, watch.reading)
+        assert_on(device, logits=prefix.logits)
+        check_finite(prefix.logits, "planner")
+        tables = decode(
+            part.module, prefix, sampling, seeds, controls=controls, progress=watch.planning, run=_steps(part)
+        )
     return Plan(
         tables["full"],
         grid,
@@ -79,6 +82,10 @@ def make_plan(
         preview,
         [Reference(r.pixels, ids, r.grid) for r, ids in zip(references, tokens)],
     )
+
+
+def _named(preview: tuple[int, int] | None, grid: tuple[int, int]) -> dict[str, tuple[int, int]]:
+    return {"preview": preview, "full": grid} if preview else {"full": grid}
 
 
 def _load(part: PlannerPart, length: int, count: int) -> None:

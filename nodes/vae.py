@@ -11,10 +11,10 @@ import comfy.sd
 import torch
 
 from ..pipeline.config import VaeConfig
-from ..pipeline.device import resolve_dtype, retry_smaller
+from ..pipeline.device import current, resolve_dtype, retry_smaller
 from ..pipeline.errors import InputError
 from ..pipeline.vae import LIVE, Vae, decode_nbytes
-from .parts import DTYPES, Dtypes, choose_device, fill, manage, weights_at
+from .parts import Dtypes, choose_device, fill, manage, weights_at
 
 # ComfyUI's class builds an autoencoder of its own kind (32 norm groups, attention), whose place ours takes.
 STAND_IN = {
@@ -52,11 +52,23 @@ class GlmImageVAE(comfy.sd.VAE):
     def decode(self, samples_in, **options):
         """As ComfyUI's, which does not know how older torch_npu says that memory ran out."""
         whole = super().decode
-        return retry_smaller(self.device, lambda: whole(samples_in, **options), lambda: self.decode_tiled(samples_in))
+        with current(self.device):
+            return retry_smaller(
+                self.device, lambda: whole(samples_in, **options), lambda: self.decode_tiled(samples_in)
+            )
 
     def encode(self, pixel_samples):
         whole = super().encode
-        return retry_smaller(self.device, lambda: whole(pixel_samples), lambda: self.encode_tiled(pixel_samples))
+        with current(self.device):
+            return retry_smaller(self.device, lambda: whole(pixel_samples), lambda: self.encode_tiled(pixel_samples))
+
+    def decode_tiled(self, *arguments, **options):
+        with current(self.device):
+            return super().decode_tiled(*arguments, **options)
+
+    def encode_tiled(self, *arguments, **options):
+        with current(self.device):
+            return super().encode_tiled(*arguments, **options)
 
 
 def encode_nbytes(config: VaeConfig, height: int, width: int, dtype: torch.dtype) -> int:
@@ -69,8 +81,8 @@ def open_vae(folder: Path, weights: Path, dtype: str = "auto", device: str = "au
     """A checkpoint's autoencoder, its weights from a folder or file -> VAE."""
     if dtype not in ("auto", "bf16", "fp32"):
         raise InputError(f"the VAE's dtype {dtype} is not usable; choose auto, bf16 or fp32 (fp16 gives black images)")
-    where = comfy.model_management.vae_device() if device == "auto" else choose_device(device)
-    number = resolve_dtype("auto", where, "vae") if dtype == "auto" else DTYPES[dtype]
+    where = choose_device(device, comfy.model_management.vae_device)
+    number = resolve_dtype(dtype, where, "vae")
     config, dtypes = VaeConfig.from_json(folder / "vae" / "config.json"), Dtypes(number, number)
     with torch.device("meta"):
         module = Vae(config, operations=dtypes.operations, dtype=number)
