@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension
 
 from .conditioner import GLMImageConditioning
+from .devices import GLMImageDevices
 from .layout import (
     GLMImageLayoutDecoderGuidance,
     GLMImageLayoutGuidance,
@@ -24,6 +25,7 @@ from .sampling import EmptyGLMImageLatent, GLMImageDecode, GLMImageSigmas, Model
 
 NODES = [
     GLMImageLoader,
+    GLMImageDevices,
     GLMImagePlannerLoader,
     GLMImageDecoderLoader,
     GLMImageGlyphEncoderLoader,

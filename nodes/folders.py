@@ -31,13 +31,13 @@ def find_folder(name: str) -> Path:
         return PACK / "checkpoints" / "small"
     name = name.removesuffix(f"/{INDEX}")
     roots = [Path(root) for root in folder_paths.get_folder_paths(KEY)]
-    return next((root / name for root in roots if _is_checkpoint(root / name)), roots[0] / name)
+    return next((root / name for root in roots if is_checkpoint(root / name)), roots[0] / name)
 
 
 def model_folder(name: str) -> Path:
     """`find_folder` of a checkpoint that is there; a missing one is an error that tells how to get it."""
     folder = find_folder(name)
-    if _is_checkpoint(folder):
+    if is_checkpoint(folder):
         return folder
     if folder.name == RELEASE:
         raise CheckpointError(
@@ -47,7 +47,7 @@ def model_folder(name: str) -> Path:
     raise CheckpointError(f"{folder} holds no {INDEX}; put the checkpoint there or choose another model")
 
 
-def _is_checkpoint(folder: Path) -> bool:
+def is_checkpoint(folder: Path) -> bool:
     return (folder / INDEX).is_file()
 
 

@@ -10,7 +10,7 @@ from comfy_execution.graph_utils import GraphBuilder
 from ..pipeline.device import available_devices
 from . import folders, sockets
 from .decoder_model import open_decoder
-from .parts import DTYPES, GlyphEncoderPart, PlannerPart
+from .parts import DTYPES, Devices, GlyphEncoderPart, PlannerPart
 from .vae import open_vae
 
 CATEGORY = "GLM-Image/loaders"
@@ -50,9 +50,9 @@ def vae_dtype_input() -> io.Combo.Input:
     )
 
 
-def device_input() -> io.Combo.Input:
+def device_input(name: str = "device", what: str = "to compute") -> io.Combo.Input:
     return io.Combo.Input(
-        "device", options=device_names(), default="auto", tooltip="Where to compute. auto: where ComfyUI does."
+        name, options=device_names(), default="auto", tooltip=f"Where {what}. auto: where ComfyUI does."
     )
 
 
@@ -78,6 +78,11 @@ class GLMImageLoader(io.ComfyNode):
                 dtype_input("decoder_dtype", "the decoder's weights"),
                 dtype_input("planner_dtype", "the planner's weights"),
                 device_input(),
+                sockets.Devices.Input(
+                    "devices",
+                    optional=True,
+                    tooltip="A device for each part, from GLM-Image Devices; device is not read then.",
+                ),
             ],
             outputs=[
                 sockets.Planner.Output(display_name="planner"),
@@ -89,18 +94,15 @@ class GLMImageLoader(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, decoder_dtype, planner_dtype, device) -> io.NodeOutput:
+    def execute(cls, model, decoder_dtype, planner_dtype, device, devices=None) -> io.NodeOutput:
         folders.model_folder(model)
-        graph = GraphBuilder()
+        where = devices or Devices.one(device)
+        graph, file = GraphBuilder(), {"model": model, "weights": folders.FROM_FOLDER}
         parts = [
-            graph.node("GLMImagePlannerLoader", model=model, dtype=planner_dtype, device=device),
-            graph.node(
-                "GLMImageDecoderLoader", model=model, dtype=decoder_dtype, device=device, weights=folders.FROM_FOLDER
-            ),
-            graph.node(
-                "GLMImageGlyphEncoderLoader", model=model, dtype="auto", device=device, weights=folders.FROM_FOLDER
-            ),
-            graph.node("GLMImageVAELoader", model=model, dtype="auto", device=device, weights=folders.FROM_FOLDER),
+            graph.node("GLMImagePlannerLoader", model=model, dtype=planner_dtype, device=where.planner),
+            graph.node("GLMImageDecoderLoader", **file, dtype=decoder_dtype, device=where.decoder),
+            graph.node("GLMImageGlyphEncoderLoader", **file, dtype="auto", device=where.glyph_encoder),
+            graph.node("GLMImageVAELoader", **file, dtype="auto", device=where.vae),
         ]
         return io.NodeOutput(*(part.out(0) for part in parts), expand=graph.finalize())
 

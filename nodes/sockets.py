@@ -5,4 +5,5 @@ from comfy_api.latest import io
 Planner = io.Custom("GLM_IMAGE_PLANNER")
 GlyphEncoder = io.Custom("GLM_IMAGE_GLYPH_ENCODER")
 Plan = io.Custom("GLM_IMAGE_PLAN")
+Devices = io.Custom("GLM_IMAGE_DEVICES")
 Layout = io.Custom("GLM_IMAGE_LAYOUT")

@@ -24,12 +24,16 @@ def install():
     return comfyui.install()
 
 
-@pytest.fixture(scope="session")
-def server(install, tmp_path_factory):
-    base = tmp_path_factory.mktemp("comfyui")
+def with_other_pack(base: Path) -> Path:
+    """A base folder to start ComfyUI in, with another pack beside ours."""
     (base / "custom_nodes").mkdir()
     (base / "custom_nodes" / "other_pack").symlink_to(Path(__file__).parent / "other_pack", target_is_directory=True)
-    running = Server(install, base)
+    return base
+
+
+@pytest.fixture(scope="session")
+def server(install, tmp_path_factory):
+    running = Server(install, with_other_pack(tmp_path_factory.mktemp("comfyui")))
     yield running
     running.stop()
 

@@ -184,4 +184,37 @@ def out_of_memory(folder: str) -> dict:
     return {"shape": list(tiled.shape), "difference": (whole - tiled).abs().mean().item(), "calls": len(sizes)}
 
 
+class Held:
+    """A model that ComfyUI has loaded, as its list shows it."""
+
+    model = "loaded"
+
+    def __init__(self, device: torch.device, size: int):
+        self.device, self.size = device, size
+
+    def model_loaded_memory(self) -> int:
+        return self.size
+
+
+def placements() -> dict:
+    """The release on a card of 18 free GiB where ComfyUI holds 6, by ComfyUI's options; and where parts wait then."""
+    memory, devices, P = comfy.model_management, pack("nodes.devices"), pack("pipeline.placement")
+    first, second = torch.device("cuda", 0), torch.device("cuda", 1)
+    P.available = {first: 18 << 30, torch.device("cpu"): 64 << 30}.__getitem__
+    memory.current_loaded_models[:] = [Held(first, 6 << 30), Held(second, 3 << 30)]
+    memory.get_torch_device = lambda: first
+    model, bf16 = P.Model.released(), dict.fromkeys(P.COMPONENTS, torch.bfloat16)
+    wanted = P.Placement(dict.fromkeys(P.COMPONENTS, first), bf16, parked=True)
+    needs, found = P.measure(model, bf16), {"room": devices.room(first) >> 30}
+    for state in ("NORMAL_VRAM", "HIGH_VRAM", "NO_VRAM"):
+        memory.vram_state = memory.VRAMState[state]
+        found[state] = devices.as_comfyui_loads(wanted, needs).name
+        found[f"{state} waits on"] = str(pack("nodes.parts").manage(torch.nn.Linear(1, 1), second).offload_device)
+    memory.current_loaded_models.clear()
+    for state in ("NORMAL_VRAM", "DISABLED"):
+        memory.vram_state = memory.VRAMState[state]
+        found[f"{state}, short"] = devices.as_comfyui_loads(wanted, needs).name
+    return found
+
+
 print(json.dumps(globals()[EXPERIMENT](*ARGUMENTS)))

@@ -104,3 +104,22 @@ def test_an_autoencoder_out_of_memory_goes_on_in_tiles(inside, random_folder):
     assert seen["shape"] == [1, 768, 768, 3]
     assert seen["calls"] > 4
     assert seen["difference"] < 0.05
+
+
+@pytest.fixture(scope="module")
+def placements(inside):
+    return inside("placements")
+
+
+def test_estimates_follow_what_comfyuis_options_let_it_do(placements):
+    assert placements["room"] == 24  # what ComfyUI holds on the card is free when another part needs it
+    assert placements["NORMAL_VRAM"] == "planner and decoder take turns"
+    assert placements["HIGH_VRAM"] == "everything stays loaded"
+    assert "layers of the planner and the decoder stream" in placements["NO_VRAM"]
+    assert "layers of the planner stream" in placements["NORMAL_VRAM, short"]
+    assert placements["DISABLED, short"] == "planner and decoder take turns"  # nothing is loaded in pieces then
+
+
+def test_a_part_never_waits_on_another_card(placements):
+    waits = [placements[f"{state} waits on"] for state in ("NORMAL_VRAM", "NO_VRAM", "HIGH_VRAM")]
+    assert waits == ["cpu", "cpu", "cuda:1"]

@@ -6,12 +6,17 @@ Needs both environments: `make test-npu` makes the one, `make test-comfyui` the 
 import functools
 import importlib.util
 
+import numpy as np
 import pytest
 import torch
-from comfyui_glm_image.tests.comfyui.graphs import custom_sampler, saving_latent, text_to_image
-from comfyui_glm_image.tests.comfyui.server import Server
+from comfyui_glm_image.pipeline.glm_image import to_pil
+from comfyui_glm_image.tests.comfyui.conftest import with_other_pack
+from comfyui_glm_image.tests.comfyui.graphs import change, custom_sampler, node, saving_latent, text_to_image
+from comfyui_glm_image.tests.comfyui.server import PromptError, Server
+from comfyui_glm_image.tests.comfyui.test_devices import PARTS, RELEASE, devices, text_of, with_devices
 from comfyui_glm_image.tests.comfyui.test_sampling import TOLERANCE, difference, drawn, latent_of, plan_of
 from comfyui_glm_image.tools.comfyui import ROOT
+from PIL import Image
 
 CANN = ROOT / "tests" / "fake_cann"
 PACKAGES = ("torch_npu", "torch_npu-2.13.0.dist-info", "torchnpugen")
@@ -21,7 +26,7 @@ SHORT_OF_MEMORY_MB = 1221
 
 @pytest.fixture(scope="module")
 def start(install, random_folder, tmp_path_factory):
-    """Starts a ComfyUI that sees one Ascend910B3 with so much memory; one for each amount."""
+    """Starts a ComfyUI that sees NPUs of a kind, with so much memory each; one for each choice."""
     found = list((ROOT / ".venv-npu").glob("lib/python*/site-packages"))
     if not found or not (CANN / "build" / "lib").is_dir():
         pytest.skip("no torch_npu and stand-in CANN; run make test-npu first")
@@ -31,17 +36,18 @@ def start(install, random_folder, tmp_path_factory):
     home, running = CANN / "build", []
 
     @functools.cache
-    def start(memory_mb: int) -> Server:
+    def start(memory_mb: int, cards: int = 1, soc: str = "Ascend910B3") -> Server:
         environment = {
             "ASCEND_HOME_PATH": str(home),
             "ASCEND_OPP_PATH": str(home / "opp"),
             "LD_LIBRARY_PATH": str(home / "lib"),
             "PYTHONPATH": f"{CANN / 'python'}:{site}",
             **npu_settings(),
-            "FAKE_CANN_DEVICES": "1",
+            "FAKE_CANN_DEVICES": str(cards),
+            "FAKE_CANN_SOC": soc,
             "FAKE_CANN_MEMORY_MB": str(memory_mb),
         }
-        running.append(Server(install, tmp_path_factory.mktemp("npu"), environment))
+        running.append(Server(install, with_other_pack(tmp_path_factory.mktemp("npu")), environment))
         running[-1].add_model("random", random_folder)
         return running[-1]
 
@@ -92,3 +98,67 @@ def test_an_npu_draws_in_bfloat16_by_default(start):
     assert torch.isfinite(latent_of(server, outputs)).all()
     assert "model weight dtype torch.bfloat16" in server.log
     assert "VAE load device: npu:0, offload device: cpu, dtype: torch.bfloat16" in server.log
+
+
+# Several cards, and another chip -------------------------------------------------------------------------------------
+
+SPLITS = {
+    "planner first": ("npu:0", "npu:1", "npu:1", "npu:1"),
+    "planner second": ("npu:1", "npu:0", "cpu", "npu:0"),
+}
+
+
+@pytest.fixture(scope="module")
+def two_cards(start):
+    return start(65536, cards=2)
+
+
+@pytest.mark.parametrize("where", SPLITS.values(), ids=SPLITS)
+def test_parts_on_two_cards_draw_what_the_cpu_draws(two_cards, graph, pipeline, where):
+    """The stand-in refuses every operator whose operands are on two cards."""
+    chosen = with_devices(change(graph, load_device="cpu"), **dict(zip(PARTS, where)))
+    parts = {name: ["load", i] for i, name in enumerate(("planner", "model", "glyph_encoder", "vae"))}
+    chosen["parts"] = node("WhereParts", **parts)
+    chosen["where"] = node("PreviewAny", source=["parts", 0])
+    chosen["image"] = node("VAEDecode", samples=["sample", 0], vae=["load", 3])
+    chosen["save"] = node("SaveImage", images=["image", 0], filename_prefix="two_cards")
+    start = len(two_cards.log)
+    outputs = two_cards.run(chosen)
+    assert text_of(outputs, "where") == " ".join(where)
+    for part, device in zip(("planner", "decoder", "glyph encoder", "VAE"), where):
+        assert f"  {part:13} {device}" in text_of(outputs)
+    assert "without a graph" not in two_cards.log[start:]
+    wanted = pipeline.plan("a red sign that says 'OPEN'", 64, 96, seed=3, temperature=0.9, top_p=0.75)
+    assert torch.equal(plan_of(two_cards, outputs).prior_token_ids_d32, wanted.prior_token_ids_d32)
+    latents = pipeline.denoise(wanted, 6, 1.5, 5)
+    assert difference(latent_of(two_cards, outputs), pipeline.vae.denormalise(latents)) < TOLERANCE
+    (path,), (exact,) = two_cards.files(outputs, "save"), to_pil(pipeline.decode(latents))
+    off = np.abs(np.asarray(Image.open(path)).astype(int) - np.asarray(exact).astype(int))
+    assert off.max() <= 12 and off.mean() < 1  # the VAE of Load GLM-Image computes in bfloat16
+
+
+def test_two_cards_are_offered_and_a_third_is_refused(two_cards):
+    assert two_cards.options("GLMImageDevices", "vae_device") == ["auto", "npu:0", "npu:1", "cpu"]
+    with pytest.raises(PromptError, match="device npu:2 does not exist here; choose auto, npu:0, npu:1, cpu"):
+        two_cards.run({"devices": devices(RELEASE, vae_device="npu:2")})
+
+
+def test_an_npu_too_small_for_the_release_is_told_before_anything_is_loaded(start):
+    server = start(SHORT_OF_MEMORY_MB)
+    loaded = server.log.count("Requested to load")
+    lines = text_of(server.run({"devices": devices(RELEASE, 1024, 1024)})).splitlines()
+    assert lines[0] == "GLM-Image, 1 image of 1024x1024 px: DOES NOT FIT"
+    assert "npu:0 lacks " in lines[1]
+    assert lines[2] == "Try another device for a part"  # 8-bit weights are nothing for an NPU
+    assert "stream from host memory" in lines[3]
+    assert server.log.count("Requested to load") == loaded
+
+
+@pytest.mark.parametrize("kind", ["VAE", "Planner", "Decoder", "GlyphEncoder"])
+def test_a_chip_without_bfloat16_refuses_it(start, kind):
+    inputs = {"model": "random/model_index.json", "device": "auto", "dtype": "bf16", "weights": "from the checkpoint"}
+    if kind == "Planner":
+        del inputs["weights"]
+    graph = {"load": node(f"GLMImage{kind}Loader", **inputs), "show": node("PreviewAny", source=["load", 0])}
+    with pytest.raises(PromptError, match=r"npu:0 \(310P\) has no bfloat16; use fp16, fp32 or auto"):
+        start(65536, soc="Ascend310P3").run(graph)
