@@ -12,15 +12,15 @@ import torch
 from PIL import Image
 
 from ..pipeline.device import assert_on, check_finite, current
-from ..pipeline.errors import InputError
 from ..pipeline.generate import DecodeStep, GridControl, check_sampling, decode, prefill
 from ..pipeline.geometry import check_size, preview_grid, token_grid
+from ..pipeline.glm_image import check_prompts
 from ..pipeline.graph import StepGraphs
 from ..pipeline.guidance import merge_controls
 from ..pipeline.images import PreparedReference, prepare_reference
 from ..pipeline.kv_cache import BUCKET, cache_nbytes
 from ..pipeline.plan import Plan, Reference
-from ..pipeline.prompt import collate
+from ..pipeline.prompt import check_length, collate
 from .parts import PlannerPart
 from .pictures import to_pil
 
@@ -48,8 +48,7 @@ def make_plan(
     Loads the planner, shows progress and the plan as it grows at the running node, and stops within a token when
     the user interrupts.
     """
-    if not prompt.strip():
-        raise InputError("the prompt is empty; describe the image, with the texts to draw in quotes")
+    check_prompts(prompt)
     check_size(height, width)
     sampling = part.sampling.override(temperature, top_p)
     check_sampling(sampling)
@@ -57,8 +56,9 @@ def make_plan(
     preview = None if images else preview_grid(*grid)
     references = [prepare_reference(to_pil(image), part.processor) for image in images]
     encoded = part.prompts.encode(prompt, grid, preview, [reference.grid for reference in references])
-    planned = sum(h * w for h, w in filter(None, (preview, grid)))
-    _load(part, len(encoded.ids) + planned, count)
+    grids = [g for g in (preview, grid) if g]
+    length, planned = check_length([encoded], grids, part.config), sum(h * w for h, w in grids)
+    _load(part, length + planned, count)
     seeds, device = [seed + k for k in range(count)], part.patcher.load_device
     with current(device):
         tokens = [_tokenize(part, reference) for reference in references]

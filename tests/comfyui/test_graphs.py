@@ -78,6 +78,10 @@ def empty_prompt(graph):
     return change(graph, plan_prompt="  \n")
 
 
+def long_prompt(graph):
+    return change(graph, plan_prompt="sign " * 9000)
+
+
 def another_plan(graph):
     graph["plan2"] = node("GLMImagePlan", **{**graph["plan"]["inputs"], "seed": 77})
     graph["sample"] = decoder(4, plan="plan2")
@@ -96,6 +100,7 @@ BAD = {
     "aspect": (long_reference, "plan", "reference image 512x64 is 8.0:1, at most 4:1 is accepted"),
     "reference": (another_reference, "sample", "1 reference latents and 0 planned references"),
     "prompt": (empty_prompt, "plan", "the prompt is empty"),
+    "long": (long_prompt, "plan", "the prompt has .* tokens and the image .*, the planner takes 8192 in all; shorten"),
     "plan": (another_plan, "sample", "positive was made from another plan"),
 }
 
@@ -108,6 +113,16 @@ def test_a_bad_graph_is_one_sentence_at_its_node(server, random_model, other_mod
     assert error.value.node == where
     assert "\n" not in error.value.text
     assert error.value.text.count(". ") == 0
+
+
+def test_a_prompt_that_is_too_long_is_refused_before_the_planner_is_loaded(server, random_model):
+    before = server.log.count("Requested to load ManagedPlanner")
+    graph = long_prompt(text_to_image(random_model, load_planner_dtype="bf16"))
+    with pytest.raises(PromptError, match="shorten the prompt"):
+        server.run(saving_latent(graph))
+    assert server.log.count("Requested to load ManagedPlanner") == before
+    server.run(saving_latent(change(graph, plan_prompt="a sign")))
+    assert server.log.count("Requested to load ManagedPlanner") == before + 1
 
 
 def test_a_latent_of_another_model_is_refused(server, random_model):
