@@ -144,6 +144,17 @@ def require_npu() -> None:
         )
 
 
+def require_compiler(device: torch.device) -> None:
+    """Compile and run a small function, or raise a DeviceError that says what is missing."""
+    try:
+        torch.compile(torch.neg)(torch.zeros(2, device=device))
+    except (RuntimeError, ImportError, OSError) as error:
+        raise DeviceError(
+            f"torch.compile does not work on {device} ({_first_line(str(error))}); it needs a C++ compiler such as g++ "
+            "for a CPU and Triton for a card. Leave --compile away: it is never needed"
+        ) from error
+
+
 def _minor(version: str) -> str:
     return ".".join(version.split("+")[0].split(".")[:2])
 

@@ -282,6 +282,11 @@ class Dit(nn.Module):
         )
         return self.step(latents, self.modulations(timestep, target_size, crop_coords, latents.dtype), context)
 
+    def compile_blocks(self) -> None:
+        """From now on run the blocks by torch.compile: the first step, and the first of another size, take longer."""
+        for block in self.transformer_blocks:
+            block.compile()
+
     def grid(self, latents: torch.Tensor) -> tuple[int, int]:
         """(h, w) patches of latents."""
         return latents.shape[-2] // self.config.patch_size, latents.shape[-1] // self.config.patch_size

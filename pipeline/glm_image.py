@@ -63,8 +63,10 @@ class GlmImage:
     (bytes, component=), "prompt" (tokens read), "plan" (tokens, grid=, tokens=), "denoise" (steps, latents=).
     """
 
-    def __init__(self, checkpoint, placement: Placement):
-        self.checkpoint, self.placement = checkpoint, placement
+    def __init__(self, checkpoint, placement: Placement, compile: bool = False):
+        if compile:
+            _check_compile(placement)
+        self.checkpoint, self.placement, self.compile = checkpoint, placement, compile
         self.on_load: Progress | None = None
         self._modules: dict[str, torch.nn.Module] = {}
         self._step = self._graphs = None
@@ -90,15 +92,17 @@ class GlmImage:
         local_only: bool = False,
         placement: Placement | None = None,
         progress: Progress | None = None,
+        compile: bool = False,
     ) -> "GlmImage":
         """A folder, a hub id or `modelscope:owner/name` -> the model; no weight is read yet.
 
-        Device and dtype default to the best present. `placement` decides for each component instead. Raises
-        `CheckpointError` if a file is missing, truncated or of another model.
+        Device and dtype default to the best present. `placement` decides for each component instead. `compile` runs
+        the decoder's blocks by torch.compile. Raises `CheckpointError` if a file is missing, truncated or of another
+        model, `DeviceError` if nothing can be compiled here.
         """
         checkpoint = resolve(path_or_id, revision, local_only)
         checkpoint.check()
-        model = cls(checkpoint, placement or choose(checkpoint.folder, device, dtype))
+        model = cls(checkpoint, placement or choose(checkpoint.folder, device, dtype), compile)
         model.on_load = progress
         return model
 
@@ -146,6 +150,8 @@ class GlmImage:
             return stream_layers(module, device, self.placement.streamed[name])
         if name == PLANNER:
             module.fuse()
+        if name == DECODER and self.compile:
+            module.compile_blocks()
         return module
 
     def release(self, *names: str) -> None:
@@ -463,6 +469,12 @@ def draw_noise(plan: Plan, seed: int) -> torch.Tensor:
     shape = (LATENT_CHANNELS, *latent_size(plan.height, plan.width))
     rows = [torch.randn(shape, generator=torch.Generator().manual_seed(seed + k)) for k in range(len(plan))]
     return torch.stack(rows)
+
+
+def _check_compile(placement: Placement) -> None:
+    if DECODER in placement.streamed:
+        raise InputError("compile needs a decoder that stays on its device; layers that stream cannot be compiled")
+    devices.require_compiler(placement.devices[DECODER])
 
 
 def _check_batching(choice: str, step_cache: float | None) -> None:

@@ -73,6 +73,12 @@ def add_drawing(parser: argparse.ArgumentParser, steps: int = 50) -> None:
         choices=("auto", "batched", "sequential"),
         help="the two passes of guidance as one batch, one after the other, or (auto) as suits device and memory",
     )
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        default=None,  # given or not, as with the others
+        help="run the decoder by torch.compile, which needs a compiler: pays for many pictures of one size",
+    )
 
 
 def shortcuts(args: argparse.Namespace) -> dict:
@@ -101,7 +107,7 @@ def open_model(args: argparse.Namespace, bar, local_only: bool = False):
         count=getattr(args, "count", 1),
         report=lambda text: print(text, file=sys.stderr),
     )
-    model = GlmImage(checkpoint, placement)
+    model = GlmImage(checkpoint, placement, bool(getattr(args, "compile", None)))
     model.on_load = bar
     return model
 

@@ -19,6 +19,7 @@ LOCAL_ONLY = (
     "guidance_interval",
     "step_cache",
     "guidance_batching",
+    "compile",
 )
 
 
