@@ -347,6 +347,14 @@ LAYOUT = (
 )
 
 
+def devices(g: Graph) -> None:
+    where = g.add("GLMImageDevices", (40, 310), (360, 500), width=WIDTH, height=HEIGHT)
+    parts = load(g, devices=where[0])
+    made = plan(g, parts[0], 'a red banner that says "HELLO" in white', seed=2)
+    text = conditioning(g, parts[2], made[0])
+    save(g, picture(g, decode(g, parts[1], made[0], text)[0], parts[3])[0])
+
+
 def remote(g: Graph, **inputs) -> None:
     """GLM-Image Remote with its picture and its report."""
     drawn = g.add("GLMImageRemote", (570, 20), (380, 600), seed=1, **inputs)
@@ -390,6 +398,9 @@ WORKFLOWS = {
     "SamplerCustomAdvanced, then upscaling and sharpening.",
     lora: "A LoRA on the decoder, as diffusers, PEFT, kohya or ComfyUI write it. This one comes with the pack and "
     "makes the small checkpoint draw negatives; choose your own file in models/loras.",
+    devices: "A device for each part: with two cards, choose one for the planner and the other for decoder, glyph "
+    "encoder and VAE. *GLM-Image Devices* tells before anything is loaded whether all of it fits; run that node alone "
+    "to see it first. `auto` is where ComfyUI computes, so this graph runs on any machine.",
     full_model: "The released model: 35 GB in `models/glm_image/GLM-Image`.\n\nGet it with `hf download "
     "zai-org/GLM-Image --local-dir models/glm_image/GLM-Image` (or from ModelScope, `ZhipuAI/GLM-Image`). Planner and "
     "decoder are loaded one after the other.",
