@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from comfyui_glm_image.pipeline import GlmImage
+from comfyui_glm_image.pipeline import GlmImage, glm_image
 from comfyui_glm_image.pipeline import placement as P
 from comfyui_glm_image.pipeline.audit_parts import GRID, dit_config
 from comfyui_glm_image.pipeline.device import resolve_device
@@ -193,7 +193,7 @@ def test_a_decode_that_runs_out_of_memory_goes_on_in_strips(on_npu, npu, monkeyp
     torch.npu.empty_cache()
     limit = needed[False][0] - 2  # less than whole images take, more than strips reserve
     assert limit > needed[True][1]
-    monkeypatch.setattr("comfyui_glm_image.pipeline.glm_image.decode_nbytes", lambda *_: 0)  # an estimate too low
+    monkeypatch.setattr(glm_image, "decode_nbytes", lambda *_: 0)  # an estimate too low
     monkeypatch.setenv("FAKE_CANN_MEMORY_MB", str(limit))
     again = on_npu.decode(latents)
     assert "out of memory on npu:0; going on in tiles" in caplog.text
