@@ -1,5 +1,6 @@
 """Small random models of the release's architecture, and the parts of a run that the audit watches."""
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ from .config import DitConfig, GenerationConfig, GlyphConfig, VaeConfig, VisionL
 from .dit import Dit
 from .generate import DecodeStep, Prefix, prefill
 from .glyph import GlyphEncoder
+from .int8 import quantise
 from .planner import Planner
 from .prompt import PromptBatch
 from .vae import Vae
@@ -83,6 +85,8 @@ def planner_parts(device: torch.device, dtype: torch.dtype) -> Iterator[Part]:
     yield "planner: first token", False, lambda: step.first(prefix.logits)
     yield "planner: token", True, lambda: step.eager(1)
     yield "planner: token for a graph", True, lambda: step.captured(step.cache.capacity)
+    small = new_step(quantise(copy.deepcopy(planner)), prefix, sampling)
+    yield "planner: token by 8-bit weights", True, lambda: small.captured(small.cache.capacity)
 
 
 def new_step(planner: Planner, prefix: Prefix, sampling: GenerationConfig) -> DecodeStep:

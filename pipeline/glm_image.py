@@ -33,6 +33,7 @@ from .geometry import check_size, latent_size, patch_count, preview_grid, token_
 from .glyph import GlyphEncoder
 from .graph import StepGraphs
 from .images import prepare_reference
+from .int8 import quantise
 from .placement import DECODER, GLYPH, PLANNER, VAE, Placement, choose, decoder_work, title
 from .plan import Plan, Reference, upsample_tokens
 from .planner import Planner
@@ -137,15 +138,17 @@ class GlmImage:
 
     def _load(self, name: str) -> torch.nn.Module:
         device, dtype = self.placement.devices[name], self.placement.dtypes[name]
-        streamed = name in self.placement.streamed
+        streamed, eight_bits = name in self.placement.streamed, self.placement.stored.get(name) == torch.int8
         module = load_module(
             COMPONENTS[name][0],
             self.configs[name],
             self.checkpoint.component(name),
-            "cpu" if streamed else device,
+            "cpu" if streamed or eight_bits else device,
             dtype,
             progress=self.on_load and (lambda done, total: self.on_load(done, total, stage="load", component=name)),
         )
+        if eight_bits:  # rounded in host memory: a device may not hold the 16 bits
+            quantise(module).to("cpu" if streamed else device)
         if streamed:
             return stream_layers(module, device, self.placement.streamed[name])
         if name == PLANNER:

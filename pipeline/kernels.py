@@ -10,13 +10,15 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
+NAMES = {"attention", "rms_norm", "rope", "swiglu", "gelu", "gelu_tanh", "modulated_norm", "int8_linear"}
+FEW_ROWS = 32  # up to which a CPU multiplies 8-bit weights faster than it widens them
 _FORMS: dict[str, dict[str, Callable]] = {}  # device type -> public name -> that device's form
 _PLAIN: dict[str, Callable] = {}
 
 
 def use_forms(device_type: str, **forms: Callable) -> None:
     """From now on run these functions of this module with `forms` for tensors of `device_type`; none resets it."""
-    unknown = forms.keys() - {"attention", "rms_norm", "rope", "swiglu", "gelu", "gelu_tanh", "modulated_norm"}
+    unknown = forms.keys() - NAMES
     if unknown:
         raise ValueError(f"kernels have no function named {', '.join(sorted(unknown))}")
     _FORMS[device_type] = forms
@@ -75,6 +77,13 @@ def modulated_norm(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, ep
     return _form("modulated_norm", x, _modulated_norm)(x, scale, shift, eps)
 
 
+def int8_linear(
+    x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """(..., in) times the rows of int8 `weight` (out, in), each times its `scale` (out,) -> (..., out), plus `bias`."""
+    return _form("int8_linear", x, _int8_linear)(x, weight, scale, bias)
+
+
 def _attention(q, k, v, mask, scale):
     grouped = q.shape[1] != k.shape[1]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped)
@@ -119,3 +128,11 @@ def _modulated_norm(x, scale, shift, eps):
     if scale.shape[0] == 1:  # one modulation for the batch is the norm's own affine part: one kernel, one rounding
         return F.layer_norm(x, x.shape[-1:], scale[0], shift[0], eps)
     return torch.addcmul(shift[:, None], F.layer_norm(x, x.shape[-1:], eps=eps), scale[:, None])
+
+
+def _int8_linear(x, weight, scale, bias):
+    few = x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.numel() <= FEW_ROWS * x.shape[-1]
+    if not few:
+        return F.linear(x, weight.to(x.dtype) * scale[:, None], bias)
+    out = torch._weight_int8pack_mm(x.reshape(-1, x.shape[-1]), weight, scale).view(*x.shape[:-1], -1)
+    return out if bias is None else out + bias

@@ -103,6 +103,14 @@ def gelu_tanh(x):
     return npu.npu_gelu(x, approximate="tanh")
 
 
+def int8_linear(x, weight, scale, bias):
+    """Every chip has this kernel, for halves; it takes rows, and a transposed weight is what it is fastest with."""
+    if x.dtype not in HALVES:
+        return F.linear(x, weight.to(x.dtype) * scale[:, None], bias)
+    out = npu.npu_weight_quant_batchmatmul(x.reshape(-1, x.shape[-1]), weight.t(), scale).view(*x.shape[:-1], -1)
+    return out if bias is None else out + bias
+
+
 FORMS = {
     "attention": attention,
     "rms_norm": rms_norm,
@@ -110,5 +118,6 @@ FORMS = {
     "swiglu": swiglu,
     "gelu": gelu,
     "gelu_tanh": gelu_tanh,
+    "int8_linear": int8_linear,
 }
-CAREFUL_FORMS = {"attention": careful_attention}
+CAREFUL_FORMS = {"attention": careful_attention, "int8_linear": int8_linear}

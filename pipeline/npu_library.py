@@ -16,6 +16,7 @@ SCHEMAS = {  # as torch_npu 2.13.0 registers them, down to the arguments that `p
     "npu_gelu": '(Tensor input, *, str approximate="none") -> Tensor',
     "npu_fused_infer_attention_score": "(Tensor query, Tensor key, Tensor value, *, Tensor? atten_mask=None, "
     'int num_heads=1, float scale=1., str input_layout="BSH", int num_key_value_heads=0) -> (Tensor, Tensor)',
+    "npu_weight_quant_batchmatmul": "(Tensor x, Tensor weight, Tensor antiquant_scale) -> Tensor",
 }
 _defined: list[torch.library.Library] = []  # a library's operators live as long as it does
 
@@ -61,3 +62,8 @@ def npu_fused_infer_attention_score(
     if atten_mask is not None:
         scores = scores.masked_fill(atten_mask, -math.inf)
     return (scores.softmax(-1) @ value).to(query.dtype), scores.logsumexp(-1, keepdim=True)
+
+
+def npu_weight_quant_batchmatmul(x, weight, antiquant_scale):
+    """(M, K) times int8 (K, N), whose columns are scaled by (N,)."""
+    return (x.float() @ weight.float() * antiquant_scale.float()).to(x.dtype)

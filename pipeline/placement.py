@@ -15,7 +15,7 @@ from types import MappingProxyType
 import torch
 
 from . import device as devices
-from . import release
+from . import int8, release
 from .checkpoint import COMPONENTS, Weights
 from .config import DitConfig, VaeConfig, VisionLanguageConfig
 from .device import DeviceError
@@ -167,19 +167,23 @@ def measure(
         DECODER: decoder_work(model.decoder, dtypes[DECODER], height, width, count),
         VAE: vae_work(model.vae, dtypes[VAE], height, width),
     }
-    layers = {name: _layers(model.numbers[name]) for name in COMPONENTS}
+    sizes = {name: {key: size[name] * n for key, n in model.numbers[name].items()} for name in COMPONENTS}
+    if (stored or {}).get(PLANNER) == torch.int8:
+        numbers, dtype = model.numbers[PLANNER], dtypes[PLANNER]
+        sizes[PLANNER] = {key: int8.itemsize(key, dtype) * n for key, n in numbers.items()}
+    layers = {name: _layers(sizes[name]) for name in COMPONENTS}
     return Needs(
-        weights={name: size[name] * sum(model.numbers[name].values()) for name in COMPONENTS},
-        layers={name: size[name] * sum(layers[name]) for name in COMPONENTS},
-        layer={name: size[name] * max(layers[name], default=0) for name in COMPONENTS},
+        weights={name: sum(sizes[name].values()) for name in COMPONENTS},
+        layers={name: sum(layers[name]) for name in COMPONENTS},
+        layer={name: max(layers[name], default=0) for name in COMPONENTS},
         work=work,
     )
 
 
-def _layers(numbers: Mapping[str, int]) -> list[int]:
+def _layers(sizes: Mapping[str, int]) -> list[int]:
     """Sizes of the repeated layers, which streaming brings one by one: `model.language_model.layers.17.*` is one."""
     stacks: dict[str, dict[str, int]] = {}
-    for key, size in numbers.items():
+    for key, size in sizes.items():
         parts = key.split(".")
         number = next((i for i, part in enumerate(parts) if part.isdigit()), None)
         if number is not None:
@@ -258,11 +262,13 @@ def weigh(
     height: int = 1024,
     width: int = 1024,
     count: int = 1,
+    planner_int8: bool = False,
 ) -> tuple[Placement, Needs]:
     """The first placement that fits, or the most frugal one, and the needs of the model in it.
 
     `device` is for everything that has no device of its own; `offload` "none" keeps all loaded, "phases" lets planner
-    and decoder take turns, "stream" leaves layers in host memory, "auto" does the first that fits.
+    and decoder take turns, "stream" leaves layers in host memory, "auto" does the first that fits. `planner_int8`
+    stores the planner's matrices in 8 bits.
     """
     if offload not in OFFLOADS:
         raise InputError(f"offload {offload!r} is not known; use {', '.join(OFFLOADS)}")
@@ -273,8 +279,9 @@ def weigh(
     if decoder_device is not None:
         where |= dict.fromkeys(STAGES["drawing"], devices.resolve_device(decoder_device))
     model = model if isinstance(model, Model) else Model.of(model)
-    wanted = Placement.split(where, dtype, model.files)
-    needs = measure(model, wanted.dtypes, height, width, count)
+    stored = {PLANNER: torch.int8} if planner_int8 else {}
+    wanted = replace(Placement.split(where, dtype, model.files), stored=stored)
+    needs = measure(model, wanted.dtypes, height, width, count, stored)
     free_choice = device is None and planner_device is None and decoder_device is None
     others = further_devices(main) if free_choice else []
     return first_that_fits(wanted, needs, offload, others), needs

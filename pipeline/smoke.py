@@ -42,6 +42,11 @@ def _rope(x):
     return kernels.rope(x, angles.cos(), angles.sin())
 
 
+def _eight_bits(x, scale):
+    codes = torch.arange(-127, 128, device=x.device).to(torch.int8).repeat(64)[: 64 * x.shape[-1]].view(64, -1)
+    return kernels.int8_linear(x, codes, scale)
+
+
 HEADS = [(1, 4, 32, 64), (1, 2, 32, 64), (1, 2, 32, 64)]
 CASES = [
     ("attention", kernels.attention, HEADS),
@@ -54,6 +59,7 @@ CASES = [
     ("gelu_tanh", kernels.gelu_tanh, [(4, 64)]),
     ("convolution", F.conv2d, [(1, 8, 16, 16), (8, 8, 3, 3)]),
     ("group norm", lambda x: F.group_norm(x, 4), [(1, 8, 16, 16)]),
+    ("product by 8-bit weights", _eight_bits, [(4, 128), (64,)]),
     ("matrix product", torch.matmul, [(64, 128), (128, 64)]),
 ]
 

@@ -13,6 +13,7 @@ LOCAL_ONLY = (
     "dtype",
     "planner_device",
     "decoder_device",
+    "planner_int8",
     "plan_seed",
     "temperature",
     "top_p",

@@ -1,5 +1,6 @@
 """The decode step as a captured graph: the same tokens, nothing copied, nothing waited for, one launch a token."""
 
+import copy
 import gc
 
 import pytest
@@ -10,6 +11,7 @@ from comfyui_glm_image.pipeline.config import GenerationConfig
 from comfyui_glm_image.pipeline.device import resolve_device
 from comfyui_glm_image.pipeline.generate import GridControl, decode, new_step, prefill
 from comfyui_glm_image.pipeline.graph import StepGraphs
+from comfyui_glm_image.pipeline.int8 import quantise
 from comfyui_glm_image.pipeline.planner import Planner
 
 SAMPLING = GenerationConfig(0.9, 0.75)
@@ -43,6 +45,14 @@ def test_captured_tokens_equal_eager_ones(planner, prefix, npu, seeds, sampling)
     assert graphs.reason is None
     assert graphs.replays == 6  # of 8 tokens: one comes from the prompt, one warms up
     assert torch.equal(captured, plan(planner, prefix, seeds, sampling))
+
+
+def test_captured_tokens_by_8_bit_weights_equal_eager_ones(planner, npu):
+    small = quantise(copy.deepcopy(planner))
+    prefix, graphs = prefill(small, prompt_batch(), npu), StepGraphs(small, npu)
+    captured = plan(small, prefix, [0], graphs=graphs)
+    assert (graphs.reason, graphs.replays) == (None, 6)
+    assert torch.equal(captured, plan(small, prefix, [0]))
 
 
 def test_forced_and_biased_tokens_are_honoured_by_a_graph(planner, prefix, npu):

@@ -89,6 +89,17 @@ def test_swiglu(draw, dtype):
 
 
 @dtypes
+@pytest.mark.parametrize("rows", [(1, 1), (2, 40)])
+def test_products_by_8_bit_weights(draw, dtype, rows):
+    codes = (draw(24, 32) * 40).clamp(-127, 127).to(torch.int8)
+
+    def product(x, scale, bias):
+        return kernels.int8_linear(x, codes.to(x.device), scale, bias)
+
+    compare(product, draw(*rows, 32), draw(24).abs() / 400, draw(24), dtype=dtype)
+
+
+@dtypes
 def test_gelu_by_tanh(draw, dtype):
     compare(kernels.gelu_tanh, 3 * draw(2, 50), dtype=dtype)
 
@@ -110,7 +121,9 @@ def test_each_fused_form_is_one_kernel_and_its_casts(draw, cann):
     x, weight, gate = (t.bfloat16().npu() for t in (draw(2, 5, 8), draw(8), draw(2, 5, 16)))
     heads = draw(2, 3, 5, 8).bfloat16().npu()
     table = draw(5, 8).npu()
+    codes = draw(4, 8).to(torch.int8).npu()
     calls = {
+        "int8_linear": (lambda: kernels.int8_linear(x, codes, weight[:4]), {"aclnnWeightQuantBatchMatmulV2": 1}),
         "rms_norm": (lambda: kernels.rms_norm(x, weight, 1e-5), {"aclnnRmsNorm": 1}),
         "swiglu": (lambda: kernels.swiglu(gate), {"aclnnSwiGlu": 1}),
         "gelu": (lambda: kernels.gelu(x), {"aclnnGeluV2": 1}),

@@ -83,6 +83,21 @@ def test_bfloat16_is_the_default_and_draws_nearly_the_same(folder, npu, drawn):
     assert model.decode(latents).isfinite().all()
 
 
+def test_a_planner_of_8_bits_fits_in_half_and_plans_as_on_the_cpu(folder, npu):
+    models = [
+        GlmImage.from_pretrained(folder, placement=P.choose(folder, device, "bf16", planner_int8=True))
+        for device in ("cpu", npu)
+    ]
+    held = [sum(p.nbytes for p in model.planner.model.language_model.layers.parameters()) for model in models]
+    plain = GlmImage.from_pretrained(folder, device=npu).planner.model.language_model.layers
+    assert held[0] == held[1] < 0.6 * sum(p.nbytes for p in plain.parameters())
+    prefixes = []
+    for model in models:
+        model.plan(PROMPT, HEIGHT, WIDTH)
+        prefixes.append(next(reversed(model._read.values()))[1].logits.cpu().float())
+    assert_close(*prefixes, rtol=0.1, atol=0.1)
+
+
 def test_a_step_of_the_decoder_neither_copies_nor_waits(on_npu, drawn, cann):
     steps = on_npu.denoise_steps(drawn[0], STEPS, seed=5)
     next(steps)

@@ -19,6 +19,14 @@ def addmm(bias, x, y, beta, alpha, out, *_):
     put(out, beta * wide(bias) + alpha * (wide(x) @ wide(y)))
 
 
+@kernel("WeightQuantBatchMatmulV2")
+def weight_quant(x, weight, scale, offset, quant_scale, quant_offset, bias, group, out, *_):
+    for refused in (offset, quant_scale, quant_offset, bias):
+        assert optional(refused) is None
+    assert group == 0 and weight.dtype == torch.int8 and scale.dtype == x.dtype
+    put(out, wide(x) @ (wide(weight) * wide(scale)))
+
+
 @kernel("Convolution")
 def convolution(x, weight, bias, stride, padding, dilation, transposed, output_padding, groups, out, *_):
     bias = wide(optional(bias))
