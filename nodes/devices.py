@@ -15,16 +15,15 @@ from comfy_api.latest import io, ui
 from server import PromptServer
 
 from ..pipeline import placement
-from ..pipeline.checkpoint import COMPONENTS, Weights
+from ..pipeline.checkpoint import COMPONENTS
 from ..pipeline.device import available_devices, resolve_dtype
 from ..pipeline.placement import DECODER, GLYPH, PLANNER, VAE, Model, Needs, Placement, gib, title
 from . import folders, sockets
 from .loader import CATEGORY, device_input, device_names, dtype_input, model_input
-from .parts import Devices, Dtypes, choose_device, dtypes_for, stored_dtype
+from .parts import Devices, Dtypes, choose_device, dtypes_for
 from .planner import size_inputs
 from .planning import MAX_COUNT
 
-RELEASED_DTYPE = torch.bfloat16
 IN_PIECES = (VRAMState.NORMAL_VRAM, VRAMState.LOW_VRAM)
 
 
@@ -32,17 +31,14 @@ def choose_all(
     model: str, where: Devices, planner_dtype: str, decoder_dtype: str, height: int, width: int, count: int
 ) -> tuple[Placement, Needs]:
     """What the loaders will do with these choices, and what that takes."""
-    sizes, stored = read_sizes(model)
+    sizes = read_sizes(model)
     devices = {
         PLANNER: choose_device(where.planner),
         GLYPH: choose_device(where.glyph_encoder),
         DECODER: choose_device(where.decoder),
         VAE: choose_device(where.vae, comfy.model_management.vae_device),
     }
-    wishes = {PLANNER: planner_dtype, DECODER: decoder_dtype, GLYPH: "auto"}
-    numbers = {name: sum(sizes.numbers[name].values()) for name in COMPONENTS}
-    dtypes = {name: dtypes_for(wish, stored[name], numbers[name], devices[name]) for name, wish in wishes.items()}
-    dtypes[VAE] = Dtypes(*2 * [resolve_dtype("auto", devices[VAE], VAE)])
+    dtypes = choose_all_dtypes(sizes, devices, {PLANNER: planner_dtype, DECODER: decoder_dtype, GLYPH: "auto"})
     wanted = Placement(
         devices,
         {name: dtype.compute for name, dtype in dtypes.items()},
@@ -50,18 +46,25 @@ def choose_all(
         stored={name: dtype.storage for name, dtype in dtypes.items() if dtype.storage != dtype.compute},
     )
     needs = placement.measure(sizes, wanted.dtypes, height, width, count, wanted.stored)
-    converted = [name for name in COMPONENTS if dtypes[name].storage != stored[name]]
+    converted = [name for name in COMPONENTS if dtypes[name].storage != sizes.files[name]]
     needs = replace(needs, opening=sum(needs.weights[name] for name in converted))
     return as_comfyui_loads(wanted, needs), needs
 
 
-def read_sizes(model: str) -> tuple[Model, dict[str, torch.dtype]]:
-    """The sizes of a checkpoint and the dtypes of its files; the release's are known before it is there."""
+def choose_all_dtypes(sizes: Model, devices: dict[str, torch.device], wishes: dict[str, str]) -> dict[str, Dtypes]:
+    """What each loader stores and computes in, of which the VAE's has no choice in Load GLM-Image."""
+    numbers = {name: sum(sizes.numbers[name].values()) for name in wishes}
+    found = {name: dtypes_for(wish, sizes.files[name], numbers[name], devices[name]) for name, wish in wishes.items()}
+    vae = resolve_dtype("auto", devices[VAE], VAE)
+    return found | {VAE: Dtypes(vae, vae)}
+
+
+def read_sizes(model: str) -> Model:
+    """A checkpoint's sizes; the release's are known before it is there."""
     folder = folders.find_folder(model)
     if folder.name == folders.RELEASE and not folders.is_checkpoint(folder):
-        return released(), dict.fromkeys(COMPONENTS, RELEASED_DTYPE)
-    folder = folders.model_folder(model)
-    return Model.of(folder), {name: stored_dtype(Weights(folder / name)) for name in COMPONENTS}
+        return released()
+    return Model.of(folders.model_folder(model))
 
 
 @cache

@@ -17,20 +17,12 @@ import torch
 from ..pipeline.checkpoint import Weights, compare
 from ..pipeline.config import GenerationConfig, GlyphConfig, ProcessorConfig, VisionLanguageConfig
 from ..pipeline.device import resolve_device, resolve_dtype
-from ..pipeline.errors import InputError
 from ..pipeline.glyph import GlyphEncoder
 from ..pipeline.kv_cache import KVCache
 from ..pipeline.planner import Planner
 from ..pipeline.prompt import PromptEncoder
 from .operations import computing_in
 
-STORED = {
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-    "F32": torch.float32,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-}
 DTYPES = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
@@ -78,8 +70,7 @@ def choose_device(choice: str, own: Callable = comfy.model_management.get_torch_
 
 def choose_dtypes(choice: str, weights: Weights, device: torch.device) -> Dtypes:
     """The dtypes of weights from these files, as `dtypes_for` chooses them."""
-    stored = stored_dtype(weights)
-    return dtypes_for(choice, stored, weights.nbytes // stored.itemsize, device)
+    return dtypes_for(choice, weights.dtype, weights.nbytes // weights.dtype.itemsize, device)
 
 
 def dtypes_for(choice: str, stored: torch.dtype, numbers: int, device: torch.device) -> Dtypes:
@@ -94,17 +85,6 @@ def dtypes_for(choice: str, stored: torch.dtype, numbers: int, device: torch.dev
     if stored.itemsize == 1 or (stored.itemsize < auto.itemsize and numbers * auto.itemsize > SMALL):
         return Dtypes(stored, auto)
     return Dtypes(auto, auto)
-
-
-def stored_dtype(weights: Weights) -> torch.dtype:
-    """The dtype that most bytes of these files have."""
-    sizes: dict[str, int] = {}
-    for _, _, name, nbytes in weights.headers.values():
-        sizes[name] = sizes.get(name, 0) + nbytes
-    name = max(sizes, key=sizes.get)
-    if name not in STORED:
-        raise InputError(f"{weights.folder} stores {name} weights; convert them to one of {', '.join(STORED)}")
-    return STORED[name]
 
 
 class WeightFile(Weights):
@@ -186,7 +166,8 @@ class ManagedPlanner(Planner):
 class PlannerPart:
     """Socket value: the planner with its tokenizer and settings.
 
-    `guide(part, grids)`, if a layout node has set it on a copy, gives controls for each grid of a plan.
+    `guide(part, grids)`, if a layout node has set it on a copy, gives controls for each grid of a plan. `plans`: the
+    latest ones by the settings they were made with.
     """
 
     guide: Callable | None = None
@@ -199,6 +180,7 @@ class PlannerPart:
         self.processor = ProcessorConfig.from_folder(folder / "processor")
         self.patcher, dtypes = open_part(ManagedPlanner, self.config, home, dtype, device)
         self.module.compute_dtype = dtypes.compute
+        self.plans: dict = {}
 
     @property
     def module(self) -> ManagedPlanner:
