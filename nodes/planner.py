@@ -1,15 +1,18 @@
 """GLM-Image Plan, and plans to and from files."""
 
+import hashlib
+from functools import partial
 from pathlib import Path
 
 import folder_paths
+import torch
 from comfy_api.latest import io, ui
 
 from ..pipeline.errors import InputError
 from ..pipeline.geometry import MAX_SIDE, TOKEN
 from ..pipeline.plan import Plan
 from . import sockets
-from .planning import MAX_COUNT, make_plan, plan_pictures
+from .planning import MAX_COUNT, make_plan, plan_pictures, remember
 
 CATEGORY = "GLM-Image"
 REFERENCES = 4
@@ -83,18 +86,16 @@ class GLMImagePlan(io.ComfyNode):
 
     @classmethod
     def execute(cls, planner, prompt, width, height, seed, temperature, top_p, count, **references) -> io.NodeOutput:
-        plan = make_plan(
-            planner,
-            prompt,
-            height,
-            width,
-            seed=seed,
-            count=count,
-            temperature=temperature,
-            top_p=top_p,
-            images=reference_images(references),
-        )
-        return io.NodeOutput(plan)
+        images = reference_images(references)
+        choices = {"seed": seed, "count": count, "temperature": temperature, "top_p": top_p}
+        settings = (prompt, height, width, *choices.values(), planner.guide, *map(digest, images))
+        make = partial(make_plan, planner, prompt, height, width, **choices, images=images)
+        return io.NodeOutput(remember(planner, settings, make))
+
+
+def digest(image: torch.Tensor) -> tuple[torch.Size, bytes]:
+    """Tells images apart."""
+    return image.shape, hashlib.sha256(image.cpu().contiguous().numpy().tobytes()).digest()
 
 
 def reference_images(inputs: dict) -> list:

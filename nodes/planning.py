@@ -25,6 +25,7 @@ from .parts import PlannerPart
 from .pictures import to_pil
 
 MAX_COUNT = 64
+PLANS = 4  # of a planner that are remembered, some kilobytes each and the pixels of references
 PREVIEW_EVERY = 8  # tokens between two pictures of the plan
 PREVIEW_SIDE = 512  # px of the longer side
 UNPLANNED = (40, 40, 40)
@@ -82,6 +83,19 @@ def make_plan(
         preview,
         [Reference(r.pixels, ids, r.grid) for r, ids in zip(references, tokens)],
     )
+
+
+def remember(part: PlannerPart, settings: tuple, make: Callable[[], Plan]) -> Plan:
+    """`make()`, unless this planner has lately made the plan of these settings.
+
+    A loader that runs again for another part's sake makes ComfyUI plan again, though the planner is the same object.
+    """
+    if settings not in part.plans:
+        part.plans[settings] = make()
+    part.plans[settings] = part.plans.pop(settings)  # the latest
+    while len(part.plans) > PLANS:
+        del part.plans[next(iter(part.plans))]
+    return part.plans[settings]
 
 
 def _named(preview: tuple[int, int] | None, grid: tuple[int, int]) -> dict[str, tuple[int, int]]:

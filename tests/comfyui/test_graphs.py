@@ -225,6 +225,25 @@ def test_changing_one_part_of_the_model_does_not_read_the_others_again(server, r
     assert server.log.count("Requested to load ManagedPlanner") == before
 
 
+@pytest.mark.parametrize(("changes", "again"), [({"load_decoder_dtype": "bf16"}, False), ({"plan_seed": 68}, True)])
+def test_only_what_a_plan_is_made_of_makes_it_anew(server, random_model, changes, again):
+    graph = saving_latent(text_to_image(random_model, plan_seed=67))
+    first = plan_of(server, server.run(graph))
+    with Events(server.url, "again") as events:
+        done = server.queue(change(graph, keep_filename_prefix=f"again{again}", **changes), "again")
+        assert bool(progress_of(events.until_done(done), "plan")) == again
+    second = plan_of(server, server.wait(done))
+    assert torch.equal(first.prior_token_ids_d32, second.prior_token_ids_d32) != again
+
+
+def test_another_reference_makes_another_plan(server, random_model):
+    graph = saving_latent(text_to_image(random_model, plan_seed=69))
+    graph["picture"] = node("EmptyImage", width=96, height=64, batch_size=1, color=0x3366CC)
+    graph = change(graph, plan_reference_1=["picture", 0], text_vae=["load", 3])
+    first, second = (plan_of(server, server.run(change(graph, picture_color=color))) for color in (0x3366CC, 0xFFFFFF))
+    assert not torch.equal(first.references[0].pixels, second.references[0].pixels)
+
+
 # Plans as files -----------------------------------------------------------------------------------------------------
 
 
