@@ -41,7 +41,8 @@ WHOLE = ("planner prefill", "planner decode", "glyph encoder", "decoder prepare"
 class Result:
     """One row: seconds are medians, `spread` the distance of the quartiles relative to it, `peak` bytes.
 
-    `share` is of the ceiling, which is the "memory" or the "matrix" rate; `ratio` is the peer's time over ours.
+    `fastest` is the call that other work on the machine disturbed least. `share` is of the ceiling, which is the
+    "memory" or the "matrix" rate; `ratio` is the peer's time over ours.
     """
 
     stage: str
@@ -50,12 +51,14 @@ class Result:
     amount: int
     unit: str
     seconds: float
+    fastest: float
     spread: float
     calls: int
     share: float
     bound: str
     peak: int | None
     peer_seconds: float | None = None
+    peer_fastest: float | None = None
     peer_spread: float | None = None
 
     @property
@@ -274,6 +277,7 @@ def measure_stage(bench: Bench, ceilings: Ceilings, name: str, case: Case, args:
         stage.amount,
         stage.unit,
         seconds,
+        samples[0].fastest,
         samples[0].spread,
         len(samples[0].seconds),
         ceilings.seconds(stage.flops, stage.nbytes) / seconds,
@@ -282,7 +286,8 @@ def measure_stage(bench: Bench, ceilings: Ceilings, name: str, case: Case, args:
     )
     if len(samples) == 1:
         return result
-    return replace(result, peer_seconds=samples[1].median, peer_spread=samples[1].spread)
+    peer = samples[1]
+    return replace(result, peer_seconds=peer.median, peer_fastest=peer.fastest, peer_spread=peer.spread)
 
 
 def compose(results: list[Result]) -> Iterator[dict]:

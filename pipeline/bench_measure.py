@@ -51,6 +51,10 @@ class Sample:
         return statistics.median(self.seconds)
 
     @property
+    def fastest(self) -> float:
+        return min(self.seconds)
+
+    @property
     def spread(self) -> float:
         """Distance of the middle half's ends relative to the median; 0 for fewer than 3 calls."""
         if len(self.seconds) < 3:

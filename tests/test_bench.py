@@ -31,7 +31,7 @@ def test_the_slower_of_reading_and_computing_bounds_a_stage():
 
 def test_median_and_spread():
     sample = Sample((1.0, 2.0, 3.0, 4.0, 9.0))
-    assert sample.median == 3.0 and sample.spread == pytest.approx(2 / 3)
+    assert sample.median == 3.0 and sample.fastest == 1.0 and sample.spread == pytest.approx(2 / 3)
     assert Sample((1.0, 5.0)).spread == 0
 
 
@@ -96,7 +96,9 @@ def test_the_command_ends_with_json(references, capsys):
     assert main(["bench", *given]) == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert [r["stage"] for r in report["results"]] == ["vae encode", "vae decode", "vae strips"]
-    assert report["copy_bytes_per_second"] > 0 and all(r["rate"] > 0 for r in report["results"])
+    assert report["copy_bytes_per_second"] > 0 and all(
+        r["rate"] > 0 and 0 < r["fastest"] <= r["seconds"] for r in report["results"]
+    )
 
 
 def test_growth_goes_through_all_tokens_and_sizes():

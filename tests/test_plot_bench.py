@@ -12,7 +12,7 @@ MEASURED = sorted((ROOT / "docs" / "benchmarks").glob("*.json"))
 
 
 def row(stage, size, amount, seconds, peer=None):
-    return {"stage": stage, "size": size, "amount": amount, "seconds": seconds, "peer_seconds": peer}
+    return {"stage": stage, "size": size, "amount": amount, "fastest": seconds, "peer_fastest": peer}
 
 
 @pytest.fixture
