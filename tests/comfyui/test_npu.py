@@ -14,6 +14,7 @@ from comfyui_glm_image.tests.comfyui.conftest import with_other_pack
 from comfyui_glm_image.tests.comfyui.graphs import change, custom_sampler, node, saving_latent, text_to_image
 from comfyui_glm_image.tests.comfyui.server import PromptError, Server
 from comfyui_glm_image.tests.comfyui.test_devices import PARTS, RELEASE, devices, text_of, with_devices
+from comfyui_glm_image.tests.comfyui.test_layout import decoding
 from comfyui_glm_image.tests.comfyui.test_sampling import TOLERANCE, difference, drawn, latent_of, plan_of
 from comfyui_glm_image.tools.comfyui import ROOT
 from PIL import Image
@@ -135,6 +136,29 @@ def test_parts_on_two_cards_draw_what_the_cpu_draws(two_cards, graph, pipeline, 
     (path,), (exact,) = two_cards.files(outputs, "save"), to_pil(pipeline.decode(latents))
     off = np.abs(np.asarray(Image.open(path)).astype(int) - np.asarray(exact).astype(int))
     assert off.max() <= 12 and off.mean() < 1  # the VAE of Load GLM-Image computes in bfloat16
+
+
+APART = dict(zip(PARTS, ("npu:1", "npu:0", "npu:1", "cpu")))
+
+
+def test_references_cross_from_card_to_card(two_cards, graph, pipeline):
+    graph = with_devices(graph, **APART)
+    graph["picture"] = node("EmptyImage", width=128, height=96, batch_size=1, color=0x3366CC)
+    outputs = two_cards.run(change(graph, plan_reference_1=["picture", 0], text_vae=["load", 3]))
+    plan, picture = plan_of(two_cards, outputs), Image.new("RGB", (128, 96), (0x33, 0x66, 0xCC))
+    wanted = pipeline.plan("a red sign that says 'OPEN'", 64, 96, [picture], 3, 0.9, 0.75)
+    assert torch.equal(plan.prior_token_ids_d32, wanted.prior_token_ids_d32)
+    assert difference(latent_of(two_cards, outputs), drawn(pipeline, wanted, 6)) < TOLERANCE
+
+
+def test_a_layout_guides_planner_and_decoder_on_two_cards_as_on_the_cpu(two_cards):
+    guided = decoding("random/model_index.json", 0.5, level=0.2)
+    guided = change(guided, guide_mode="force", text_plan=["guided", 0], load_decoder_dtype="fp32")
+    guided = change(guided, load_planner_dtype="fp32")
+    split, alone = (two_cards.run(with_devices(guided, **where)) for where in (APART, dict.fromkeys(PARTS, "cpu")))
+    plans = [plan_of(two_cards, outputs, "save_guided").prior_token_ids_d32 for outputs in (split, alone)]
+    assert torch.equal(*plans)
+    assert difference(*(latent_of(two_cards, outputs, "latent") for outputs in (split, alone))) < TOLERANCE
 
 
 def test_two_cards_are_offered_and_a_third_is_refused(two_cards):
