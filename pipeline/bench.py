@@ -181,14 +181,15 @@ def check(args: argparse.Namespace) -> None:
 
 def _check_mode(args: argparse.Namespace) -> None:
     """Refuse arguments that what is asked for does not read."""
+    if args.steps and not args.tradeoffs:
+        raise InputError("--steps goes with --tradeoffs only, which draws whole pictures")
     modes = {
-        "growth": (args.growth, ("batches", "tokens", "steps"), "it has tokens and batches of its own"),
+        "growth": (args.growth, ("batches", "tokens"), "it has tokens and batches of its own"),
         "tradeoffs": (
             args.tradeoffs,
             ("config", "peer", "batches", "tokens", "stages"),
             "it draws whole pictures of a checkpoint, one by one, with our own code",
         ),
-        "steps": (args.steps and not args.tradeoffs, ("steps",), "only --tradeoffs draws whole pictures"),
     }
     for mode, (asked, unread, reason) in modes.items():
         given = [f"--{name}" for name in unread if getattr(args, name)]

@@ -96,6 +96,22 @@ class Shortcuts:
 EXACT = Shortcuts()
 
 
+def check_options(
+    guidance_interval: tuple[float, float] | None = None,
+    step_cache: float | None = None,
+    guidance_batching: str = "auto",
+    **_others,
+) -> Shortcuts:
+    """The shortcuts among the options of `GlmImage.denoise_steps`; raises `InputError` for what means nothing."""
+    if guidance_batching not in BATCHING:
+        raise InputError(f"guidance batching {guidance_batching!r} is not known; use {', '.join(BATCHING)}")
+    if guidance_batching == "batched" and step_cache is not None:
+        raise InputError("a step cache follows each pass of guidance alone; use guidance batching auto or sequential")
+    shortcuts = Shortcuts(guidance_interval, step_cache)
+    shortcuts.check()
+    return shortcuts
+
+
 @torch.no_grad()  # around each resumption: a generator must not leave it on for its caller
 def denoise_steps(
     dit: Dit,

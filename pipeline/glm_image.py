@@ -25,7 +25,7 @@ from .config import (
     VaeConfig,
     VisionLanguageConfig,
 )
-from .denoise import BATCHING, Passes, Shortcuts, denoise_steps
+from .denoise import Passes, check_options, denoise_steps
 from .dit import Dit, ReferenceCache
 from .errors import InputError
 from .generate import GridControl, Prefix, check_sampling, decode, new_step, prefill
@@ -303,9 +303,7 @@ class GlmImage:
         "sequential" one after the other, "auto" what suits device and memory; the picture is the same up to rounding.
         """
         self._check_plan(plan, guidance_scale)
-        shortcuts = Shortcuts(guidance_interval, step_cache)
-        shortcuts.check()
-        _check_batching(guidance_batching, step_cache)
+        shortcuts = check_options(guidance_interval, step_cache, guidance_batching)
         noise = draw_noise(plan, seed) if noise is None else _check_noise(noise, plan)
         texts = _texts_of(plan, glyph_texts, glyph_mode)
         times = schedule(self.scheduler, steps, patch_count(plan.height, plan.width))
@@ -423,6 +421,7 @@ class GlmImage:
         `options` are those of `denoise_steps`. Steps and guidance are checked before anything is planned.
         """
         schedule(self.scheduler, steps, 1)
+        check_options(**options)
         plan = self.plan(
             prompt,
             height,
@@ -478,13 +477,6 @@ def _check_compile(placement: Placement) -> None:
     if DECODER in placement.streamed:
         raise InputError("compile needs a decoder that stays on its device; layers that stream cannot be compiled")
     devices.require_compiler(placement.devices[DECODER])
-
-
-def _check_batching(choice: str, step_cache: float | None) -> None:
-    if choice not in BATCHING:
-        raise InputError(f"guidance batching {choice!r} is not known; use {', '.join(BATCHING)}")
-    if choice == "batched" and step_cache is not None:
-        raise InputError("a step cache follows each pass of guidance alone; use guidance batching auto or sequential")
 
 
 def _check_noise(noise: torch.Tensor, plan: Plan) -> torch.Tensor:

@@ -137,7 +137,7 @@ def test_decibels():
 BAD = [
     (["--tradeoffs", "--config", "third", "--peer"], "--tradeoffs does not go with --config, --peer"),
     (["--growth", "--tokens", "8"], "--growth does not go with --tokens"),
-    (["--steps", "8"], "only --tradeoffs draws whole pictures"),
+    (["--steps", "8"], "--steps goes with --tradeoffs only"),
     (["--tradeoffs", "--steps", "0"], "--steps 0 is not accepted"),
     (["--sizes", "100"], "not a multiple of 32"),
     (["--tokens", "1"], "--tokens 1 is not accepted"),

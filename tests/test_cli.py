@@ -1,10 +1,14 @@
 """The command line as its user meets it: files, metadata, one-line errors, exit codes."""
 
+from functools import cached_property
+
+import numpy as np
 import pytest
 import torch
 from comfyui_glm_image.pipeline import GlmImage, Plan
 from comfyui_glm_image.pipeline.cli import COMMANDS, main
 from comfyui_glm_image.pipeline.commands import generate
+from comfyui_glm_image.pipeline.denoise import Passes
 from PIL import Image
 
 SIZE = ["--width", "64", "--height", "32"]
@@ -44,6 +48,18 @@ def test_a_saved_plan_draws_the_picture_that_generate_draws(run, tmp_path):
     assert Image.open("whole.png").tobytes() == Image.open("parts.png").tobytes()
 
 
+def test_guidance_as_one_batch_draws_the_same_picture(run, tmp_path, monkeypatch):
+    asked, plain = [], Passes.joined.func
+    counting = cached_property(lambda passes: asked.append(passes) or plain(passes))
+    counting.__set_name__(Passes, "joined")
+    monkeypatch.setattr(Passes, "joined", counting)
+    for way in ("batched", "sequential"):
+        given = ("a 'HI' sign", "-o", f"{way}.png", *SIZE, "--steps", "2", "--guidance-batching", way)
+        assert run("generate", *given)[0] == 0 and len(asked) == 1
+    pictures = [np.asarray(Image.open(f"{way}.png")).astype(int) for way in ("batched", "sequential")]
+    assert np.abs(pictures[0] - pictures[1]).max() <= 1
+
+
 def test_several_images_get_numbers(run, tmp_path):
     assert run("generate", "a cat", *SIZE, "--steps", "1", "--count", "2")[1] == "out_0.png\nout_1.png\n"
 
@@ -64,6 +80,8 @@ def test_references_are_read_from_files(run, tmp_path):
         (["generate", "--plan", "nowhere.safetensors"], "plan file nowhere.safetensors does not exist"),
         (["generate", "x", "-o", "picture.gif"], "output picture.gif must end in .png"),
         (["generate", "x", "--steps", "0"], "steps 0 is not usable"),
+        (["generate", "x", "--step-cache", "2"], "step cache 2.0 is not accepted"),
+        (["generate", "x", "--step-cache", "0.1", "--guidance-batching", "batched"], "use guidance batching auto or"),
         (["generate", "x", "--image", "nowhere.png"], "image nowhere.png does not exist"),
         (["generate", "x", "--device", "tpu9"], "device 'tpu9' is not known; use auto, cpu, cuda"),
         (["generate", "x", "--dtype", "int3"], "dtype 'int3' is not known"),

@@ -273,6 +273,8 @@ def test_generate_refuses_wrong_steps_before_planning(references):
     model = open_model(references("plain")[0])
     with pytest.raises(InputError, match="steps 0"):
         model.generate("a cat", 64, 64, steps=0)
+    with pytest.raises(InputError, match="guidance batching 'both'"):
+        model.generate("a cat", 64, 64, guidance_batching="both")
     assert not model._modules
 
 

@@ -40,10 +40,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def make_plan(model, args: argparse.Namespace, images: list[Image.Image], bars):
+    from ..denoise import check_options
     from ..scheduler import schedule
 
     if hasattr(args, "steps"):
-        schedule(model.scheduler, args.steps, 1)  # refuse a wrong number before planning
+        schedule(model.scheduler, args.steps, 1)  # refuse wrong numbers before planning
+        check_options(**drawing(args))
     return model.plan(
         args.prompt,
         args.height,
@@ -68,9 +70,8 @@ def draw(model, plan, args: argparse.Namespace, bars) -> list[Path]:
         args.seed,
         glyph_texts=args.text,
         glyph_mode=args.glyph_mode,
-        guidance_batching=args.guidance_batching or "auto",
         progress=bars,
-        **arguments.shortcuts(args),
+        **drawing(args),
     )
     pictures = to_pil(model.decode(latents))
     paths = numbered(args.output, len(pictures))
@@ -78,6 +79,11 @@ def draw(model, plan, args: argparse.Namespace, bars) -> list[Path]:
         save_png(picture, path, about(model, plan, args, k))
         print(path)
     return paths
+
+
+def drawing(args: argparse.Namespace) -> dict:
+    """How the steps are computed, as options of `denoise`."""
+    return arguments.shortcuts(args) | {"guidance_batching": args.guidance_batching or "auto"}
 
 
 def numbered(path: Path, count: int) -> list[Path]:
