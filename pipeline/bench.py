@@ -172,8 +172,9 @@ def check(args: argparse.Namespace) -> None:
         raise InputError(
             f"--tokens {args.tokens} is not accepted; use 2 or more, since the first comes with the prompt"
         )
-    if not chosen(args.stages):
-        raise InputError(f"no stage begins with {args.stages!r}; there are {', '.join(STAGES)}")
+    if not work(args):
+        there = bench_growth.STAGES if args.growth else STAGES
+        raise InputError(f"no stage begins with {args.stages!r}; there are {', '.join(there)}")
     if args.peer:
         bench_peer.require()
     _check_mode(args)

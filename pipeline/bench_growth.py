@@ -10,6 +10,7 @@ from .bench_stages import Case
 TOKENS = (64, 128, 256, 512, 1024)
 SIDES = ((128, 128), (256, 256), (384, 384), (512, 512), (768, 768))  # pixels
 BY_TOKENS, BY_PIXELS = ("planner decode",), ("decoder step", "vae decode")
+STAGES = BY_TOKENS + BY_PIXELS
 LARGEST = 1024  # pixels; a plan of this side has more tokens than are asked for
 
 

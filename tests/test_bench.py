@@ -136,6 +136,7 @@ def test_decibels():
 
 BAD = [
     (["--tradeoffs", "--config", "third", "--peer"], "--tradeoffs does not go with --config, --peer"),
+    (["--growth", "--stages", "glyph"], "there are planner decode, decoder step, vae decode"),
     (["--growth", "--tokens", "8"], "--growth does not go with --tokens"),
     (["--steps", "8"], "--steps goes with --tradeoffs only"),
     (["--tradeoffs", "--steps", "0"], "--steps 0 is not accepted"),
