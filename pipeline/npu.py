@@ -20,15 +20,15 @@ _inverted = WeakIdKeyDictionary()  # mask -> (its version, what CANN wants: True
 def attention(q, k, v, mask, scale):
     """`kernels.attention`, by what the kernels of CANN take.
 
-    Decoding (all queries see the same keys, through a mask) takes the inference kernel or plain products, because the
-    training kernel behind scaled_dot_product_attention cannot be captured into a graph.
+    Decoding (few queries that see the same keys, through a mask) takes the inference kernel or plain products, because
+    the training kernel behind scaled_dot_product_attention cannot be captured into a graph.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if mask is None:
         return F.scaled_dot_product_attention(q, k, v, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
     if mask.dtype != torch.bool:
         return careful_attention(q, k, v, mask, scale)
-    if mask.shape[-2] > 1:
+    if mask.shape[-2] > 1 or q.shape[2] > MAX_GROUP:
         mask = mask.expand(q.shape[0], 1, q.shape[2], k.shape[2])
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
     if q.dtype in HALVES and q.shape[1] * q.shape[2] // k.shape[1] <= MAX_GROUP:

@@ -50,6 +50,17 @@ def test_decoding_attention_with_a_mask_over_keys(draw, dtype, shape):
     compare(kernels.attention, draw(*shape), draw(2, 2, 20, 16), draw(2, 2, 20, 16), mask, dtype=dtype)
 
 
+def test_many_queries_that_see_the_same_keys_take_the_fused_kernel(draw, cann):
+    mask = (torch.arange(80) < torch.tensor([[70], [33]]))[:, None, None]
+    heads = [draw(2, 4, 80, 16) for _ in range(3)]
+    compare(kernels.attention, *heads, mask, dtype=torch.bfloat16)
+    on_card = [x.bfloat16().npu() for x in heads]
+    cann.launched.clear()
+    kernels.attention(*on_card, mask.npu())
+    assert cann.launched["aclnnFlashAttentionScore"] == 1
+    assert not any("MatMul" in name or "Softmax" in name for name in cann.launched)
+
+
 @dtypes
 def test_attention_with_a_position_bias(draw, dtype):
     def attend(q, k, v, bias):
