@@ -85,6 +85,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", help="auto, cpu, cuda, npu, ...")
     parser.add_argument("--dtype", help="auto, bf16, fp16 or fp32")
+    parser.add_argument("--planner-int8", action="store_true", help="store the planner's matrices in 8 bits")
+    parser.add_argument("--compile", action="store_true", help="run the decoder's blocks by torch.compile")
     parser.add_argument("--threads", type=int, help="CPU threads")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--growth", action="store_true", help="only how cost grows with tokens and with pixels")
@@ -177,6 +179,10 @@ def check(args: argparse.Namespace) -> None:
         raise InputError(f"no stage begins with {args.stages!r}; there are {', '.join(there)}")
     if args.peer:
         bench_peer.require()
+    if args.peer and args.planner_int8:
+        raise InputError(
+            "a peer shares the planner's weights, which are not 8 bits wide; leave --peer or --planner-int8 away"
+        )
     _check_mode(args)
 
 
@@ -222,12 +228,21 @@ def _bench(args: argparse.Namespace) -> tuple[Bench, str]:
     where = resolve_device(args.device)
     if args.config:
         dtypes = {name: resolve_dtype(args.dtype, where, name) for name in COMPONENTS}
-        models = RandomModels(CONFIGURATIONS[args.config], where, dtypes)
-        return Bench(models, where, dtypes), f"{args.config} configuration, random weights"
-    placement = Placement.on(where, args.dtype)
+        models = RandomModels(CONFIGURATIONS[args.config], where, dtypes, args.planner_int8, args.compile)
+        return Bench(
+            models, where, dtypes, args.planner_int8
+        ), f"{args.config} configuration, random weights{_how(args)}"
+    stored = {PLANNER: torch.int8} if args.planner_int8 else {}
+    placement = replace(Placement.on(where, args.dtype), stored=stored)
     small = args.model in (None, "small")
-    models = GlmImage.from_pretrained(SMALL if small else args.model, placement=placement)
-    return Bench(models, where, placement.dtypes), "bundled small checkpoint" if small else args.model
+    models = GlmImage.from_pretrained(SMALL if small else args.model, placement=placement, compile=args.compile)
+    name = "bundled small checkpoint" if small else args.model
+    return Bench(models, where, placement.dtypes, args.planner_int8), name + _how(args)
+
+
+def _how(args: argparse.Namespace) -> str:
+    options = {"planner in 8 bits": args.planner_int8, "decoder compiled": args.compile}
+    return "".join(f", {words}" for words, asked in options.items() if asked)
 
 
 # ---- measuring ----

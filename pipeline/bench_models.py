@@ -11,6 +11,7 @@ from . import release
 from .config import RopeConfig
 from .device import empty_cache
 from .glm_image import COMPONENTS
+from .int8 import quantise
 from .placement import DECODER, GLYPH, PLANNER, VAE
 
 RELEASE = {
@@ -50,8 +51,16 @@ CONFIGURATIONS = {"release": RELEASE, "third": THIRD}
 class RandomModels:
     """Components with random weights of a sensible size, each made when first asked for; without memory on "meta"."""
 
-    def __init__(self, configs: dict, device: torch.device, dtypes: dict[str, torch.dtype]):
+    def __init__(
+        self,
+        configs: dict,
+        device: torch.device,
+        dtypes: dict[str, torch.dtype],
+        planner_int8: bool = False,
+        compile: bool = False,
+    ):
         self.configs, self.device, self.dtypes = configs, device, dtypes
+        self.planner_int8, self.compile = planner_int8, compile
         self._modules: dict[str, torch.nn.Module] = {}
 
     @property
@@ -78,8 +87,12 @@ class RandomModels:
     def _component(self, name: str) -> torch.nn.Module:
         if name not in self._modules:
             module = random_module(COMPONENTS[name][0], self.configs[name], self.device, self.dtypes[name])
-            if name == PLANNER and self.device.type != "meta":
+            if name == PLANNER and self.planner_int8:
+                quantise(module)
+            elif name == PLANNER and self.device.type != "meta":
                 module.fuse()
+            if name == DECODER and self.compile:
+                module.compile_blocks()
             self._modules[name] = module
         return self._modules[name]
 

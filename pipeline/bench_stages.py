@@ -67,9 +67,9 @@ class Stage:
 class Bench:
     """The models, their twins without memory, and peers with the same weights, made when first asked for."""
 
-    def __init__(self, models, device: torch.device, dtypes: Mapping[str, torch.dtype]):
+    def __init__(self, models, device: torch.device, dtypes: Mapping[str, torch.dtype], planner_int8: bool = False):
         self.models, self.device, self.dtypes = models, device, dtypes
-        self.meta = RandomModels(models.configs, META, dtypes)
+        self.meta = RandomModels(models.configs, META, dtypes, planner_int8)
         self._peers: dict[str, torch.nn.Module] = {}
 
     def peer(self, component: str) -> torch.nn.Module:

@@ -77,6 +77,18 @@ def test_every_stage_runs_with_its_peer(built, name):
         stage.peer()()
 
 
+def test_a_token_by_8_bit_weights_reads_half_and_computes_as_much(references):
+    folder, case = references("plain")[0], Case(64, 64, 1, 16, 4)
+    stages = []
+    for given in ([], ["--planner-int8"]):
+        made, _ = bench._bench(arguments("--model", str(folder), "--device", "cpu", "--dtype", "bf16", *given))
+        stages.append(STAGES["planner decode"].make(made, case))
+    plain, small = stages
+    assert small.flops == plain.flops
+    assert 0.5 < small.nbytes / plain.nbytes < 0.8
+    assert small.ours()()["full"].shape == (1, 4)
+
+
 def test_the_command_ends_with_json(references, capsys):
     folder = str(references("plain")[0])
     given = [
@@ -138,6 +150,7 @@ BAD = [
     (["--tradeoffs", "--config", "third", "--peer"], "--tradeoffs does not go with --config, --peer"),
     (["--growth", "--stages", "glyph"], "there are planner decode, decoder step, vae decode"),
     (["--growth", "--tokens", "8"], "--growth does not go with --tokens"),
+    (["--planner-int8", "--peer"], "leave --peer or --planner-int8"),
     (["--steps", "8"], "--steps goes with --tradeoffs only"),
     (["--tradeoffs", "--steps", "0"], "--steps 0 is not accepted"),
     (["--sizes", "100"], "not a multiple of 32"),
