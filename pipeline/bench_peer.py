@@ -1,6 +1,6 @@
 """transformers' and diffusers' own models on the benchmark's weights: the only file that imports them, and only then.
 
-They come with the `test` extra. A peer shares our tensors, except those that ours laid out in another order.
+They come with the `test` extra. A peer shares our tensors.
 """
 
 import importlib.util
@@ -77,8 +77,8 @@ def vae(config: VaeConfig, ours: torch.nn.Module) -> torch.nn.Module:
 
 
 def _filled(model: torch.nn.Module, ours: torch.nn.Module, aliases: dict[str, str] | None = None) -> torch.nn.Module:
-    """Our tensors under their names; those stored column by column are copied, as the peer would have read them."""
-    state = {key: tensor.contiguous() for key, tensor in ours.state_dict().items()}
+    """Our tensors under their names."""
+    state = ours.state_dict()
     state |= {alias: state[name] for alias, name in (aliases or {}).items()}
     model.load_state_dict(state, strict=True, assign=True)
     left = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]

@@ -57,14 +57,12 @@ class Attention(nn.Module):
     def fuse(self) -> None:
         """Join the three projections' weights; the layers' own parameters become views, so no memory is added."""
         layers = (self.q_proj, self.k_proj, self.v_proj)
-        joined = {}
-        for name in ("weight", "bias"):
+        joined = {"weight": None, "bias": None}
+        for name in joined:
             parts = [getattr(layer, name) for layer in layers]
-            joined[name] = None if parts[0] is None else torch.cat([part.detach() for part in parts])
             if parts[0] is None:
                 continue
-            if name == "weight":
-                joined[name] = _vector_layout(joined[name])
+            joined[name] = torch.cat([part.detach() for part in parts])
             for layer, view in zip(layers, joined[name].split([len(part) for part in parts])):
                 setattr(layer, name, nn.Parameter(view, requires_grad=False))
         self.fused = joined["weight"], joined["bias"]
@@ -95,6 +93,11 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = _norm(config, operations, factory)
         self.post_self_attn_layernorm = _norm(config, operations, factory)
         self.post_mlp_layernorm = _norm(config, operations, factory)
+
+    def linears(self) -> list[nn.Module]:
+        attention, mlp = self.self_attn, self.mlp
+        own = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
+        return [*own, mlp.gate_up_proj, mlp.down_proj]
 
     def forward(self, x: torch.Tensor, *attention_arguments) -> torch.Tensor:
         x = x + self.post_self_attn_layernorm(self.self_attn(self.input_layernorm(x), *attention_arguments))
@@ -168,21 +171,16 @@ class Planner(nn.Module):
         return self.model.vqmodel(self.model.visual(pixels))
 
     def fuse(self) -> bool:
-        """Compute q, k and v in one product, and lay weights out for products with one token, from now on.
+        """Compute q, k and v in one product from now on.
 
         Names, shapes and values stay. False, and nothing is done, where layers are not plain torch ones.
         """
         layers = self.model.language_model.layers
-        wide = [layer.mlp.gate_up_proj for layer in layers] + [self.lm_head]
-        projections = [
-            p for layer in layers for p in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj)
-        ]
-        if any(type(linear) is not nn.Linear for linear in wide + projections):
+        linears = [linear for layer in layers for linear in layer.linears()] + [self.lm_head]
+        if any(type(linear) is not nn.Linear for linear in linears):
             return False
         for layer in layers:
             layer.self_attn.fuse()
-        for linear in wide:
-            linear.weight = nn.Parameter(_vector_layout(linear.weight.detach()), requires_grad=False)
         return True
 
 
@@ -201,17 +199,6 @@ def _partial_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torc
     """Rotate the first R channels of (B, heads, L, D), pass the others."""
     rotary = cos.shape[-1]
     return torch.cat((kernels.rope(x[..., :rotary], cos, sin), x[..., rotary:]), dim=-1)
-
-
-def _vector_layout(weight: torch.Tensor) -> torch.Tensor:
-    """The same (out, in) float32 weight, stored column by column on a CPU if it is wide.
-
-    CPU libraries multiply a wide matrix by one vector up to twice as fast that way (8 -> 16 GB/s read at 1280 x 256,
-    16 -> 24 at 6144 x 1024); narrow ones are slower.
-    """
-    if weight.device.type != "cpu" or weight.dtype != torch.float32 or weight.shape[0] <= weight.shape[1]:
-        return weight
-    return weight.t().contiguous().t()
 
 
 class Norm(nn.RMSNorm):

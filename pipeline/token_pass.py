@@ -5,6 +5,7 @@ heads, keys and values sliced once for all layers, each half's sum taken inside 
 Letters: B plans, H hidden size, D head dim, R rotary channels of a head, N tokens to plan.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -13,18 +14,22 @@ import torch.nn.functional as F
 from . import kernels
 from .kv_cache import KVCache
 
+LARGE = 1 << 19  # numbers of a matrix from which on oneDNN's own overhead of some 12 us is paid back
+ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 
-class LayerWeights(NamedTuple):
-    """Matrices (in, out), norms (H,)."""
+Product = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Layer(NamedTuple):
+    """Norms (H,) and products of one layer."""
 
     input_norm: torch.Tensor
-    qkv: torch.Tensor
-    bias: torch.Tensor
-    out: torch.Tensor
+    qkv: Product
+    out: Product
     attention_norm: torch.Tensor
     mlp_norm: torch.Tensor
-    gate_up: torch.Tensor
-    down: torch.Tensor
+    gate_up: Product
+    down: Product
     post_mlp_norm: torch.Tensor
 
 
@@ -34,8 +39,8 @@ class TokenPass:
     def __init__(self, planner, cache: KVCache, tables: tuple[torch.Tensor, torch.Tensor]):
         model, text = planner.model.language_model, planner.config.text_config
         self.cache = cache
-        self.embedding, self.norm, self.head = model.embed_tokens.weight, model.norm.weight, planner.lm_head
-        self.layers = [_layer_weights(layer) for layer in model.layers]
+        self.embedding, self.norm = model.embed_tokens.weight, model.norm.weight
+        self.layers, self.head = [_layer(layer) for layer in model.layers], product(planner.lm_head.weight)
         self.heads, self.kv_heads, self.head_dim = text.num_attention_heads, text.num_key_value_heads, text.head_dim
         self.eps = text.rms_norm_eps
         self.cos, self.sin = (_padded(table, text.head_dim, rest) for table, rest in zip(tables, (1.0, 0.0)))
@@ -57,46 +62,48 @@ class TokenPass:
         rotation = torch.addcmul(self.straight * self.cos[k], self.across, self.sin[k])
         written = self.cache.slots.select(4, slot).flatten(0, 1).unbind()
         read = self.cache.slots.narrow(4, 0, slot + 1).flatten(0, 1).unbind()
-        for i, weights in enumerate(self.layers):
+        for i, layer in enumerate(self.layers):
             slots = (*written[2 * i : 2 * i + 2], *read[2 * i : 2 * i + 2])
-            half = self._attention(self._normed(x, weights.input_norm), weights, rotation, slots, mask)
-            x = torch.addcmul(x, kernels.unit_rms(half, self.eps), weights.attention_norm)
-            half = _mlp(self._normed(x, weights.mlp_norm), weights)
-            x = torch.addcmul(x, kernels.unit_rms(half, self.eps), weights.post_mlp_norm)
+            half = self._attention(self._normed(x, layer.input_norm), layer, rotation, slots, mask)
+            x = torch.addcmul(x, kernels.unit_rms(half, self.eps), layer.attention_norm)
+            gate, up = layer.gate_up(self._normed(x, layer.mlp_norm)).chunk(2, dim=-1)
+            half = layer.down(F.silu(gate).mul_(up))
+            x = torch.addcmul(x, kernels.unit_rms(half, self.eps), layer.post_mlp_norm)
         return self.head(self._normed(x, self.norm))
 
-    def _attention(self, x, weights: LayerWeights, rotation, slots, mask) -> torch.Tensor:
+    def _attention(self, x, layer: Layer, rotation, slots, mask) -> torch.Tensor:
         """(B, H) -> (B, H); `slots`: this token's key and value to write, and all keys and values to read."""
         key, value, keys, values = slots
-        qkv = torch.addmm(weights.bias, x, weights.qkv).view(len(x), -1, self.head_dim)
+        qkv = layer.qkv(x).view(len(x), -1, self.head_dim)
         qk, v = qkv.split((self.heads + self.kv_heads, self.kv_heads), dim=1)
         q, k = torch.bmm(qk, rotation).split((self.heads, self.kv_heads), dim=1)
         key.copy_(k)
         value.copy_(v)
         q = q.reshape(len(x), self.kv_heads, -1, self.head_dim)
         out = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
-        return torch.mm(out.reshape(len(x), -1), weights.out)
+        return layer.out(out.reshape(len(x), -1))
 
     def _normed(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return kernels.unit_rms(x, self.eps).mul_(weight)
 
 
-def _mlp(x: torch.Tensor, weights: LayerWeights) -> torch.Tensor:
-    gate, up = torch.mm(x, weights.gate_up).chunk(2, dim=-1)
-    return torch.mm(F.silu(gate).mul_(up), weights.down)
+def product(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Product:
+    """(B, in) -> (B, out) by a matrix (out, in). BLAS multiplies few rows on one thread, oneDNN on all."""
+    if ONEDNN and weight.numel() >= LARGE:
+        return lambda x: ONEDNN(x, weight, bias, "none", [], "")
+    matrix = weight.t()
+    return (lambda x: torch.mm(x, matrix)) if bias is None else (lambda x: torch.addmm(bias, x, matrix))
 
 
-def _layer_weights(layer) -> LayerWeights:
-    qkv, bias = layer.self_attn.fused
-    return LayerWeights(
+def _layer(layer) -> Layer:
+    return Layer(
         layer.input_layernorm.weight,
-        qkv.t(),
-        qkv.new_zeros(len(qkv)) if bias is None else bias,
-        layer.self_attn.o_proj.weight.t(),
+        product(*layer.self_attn.fused),
+        product(layer.self_attn.o_proj.weight),
         layer.post_self_attn_layernorm.weight,
         layer.post_attention_layernorm.weight,
-        layer.mlp.gate_up_proj.weight.t(),
-        layer.mlp.down_proj.weight.t(),
+        product(layer.mlp.gate_up_proj.weight),
+        product(layer.mlp.down_proj.weight),
         layer.post_mlp_layernorm.weight,
     )
 

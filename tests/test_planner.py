@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from comfyui_glm_image.pipeline import generate
+from comfyui_glm_image.pipeline import generate, token_pass
 from comfyui_glm_image.pipeline.checkpoint import load_module
 from comfyui_glm_image.pipeline.config import GenerationConfig, ProcessorConfig, VisionLanguageConfig
 from comfyui_glm_image.pipeline.generate import DecodeStep, decode, new_step, prefill
@@ -63,7 +63,7 @@ def reference_inputs(pair, prompts, grid=GRID, images=()):
 
 
 def reference_greedy(pair, inputs, count):
-    """(B, count) tokens and (count, B, vision vocabulary) raw logits of transformers' `generate`."""
+    """(B, count) tokens and (count, B, codebook) raw logits of transformers' `generate`."""
     out = pair.theirs.generate(
         **inputs,
         max_new_tokens=count,
@@ -74,16 +74,22 @@ def reference_greedy(pair, inputs, count):
         output_logits=True,
         return_dict_in_generate=True,
     )
-    return out.sequences[:, inputs["input_ids"].shape[1] :], torch.stack(out.logits)
+    codebook = pair.ours.config.vq_config.num_embeddings
+    return out.sequences[:, inputs["input_ids"].shape[1] :], torch.stack(out.logits)[..., :codebook]
 
 
 def our_greedy(planner, batch, **options):
-    """(B, N) tokens and (N, B, vision vocabulary) logits of the prompt's last token and of each cached step."""
-    logits = []
-    hook = planner.lm_head.register_forward_hook(lambda module, inputs, output: logits.append(output.clone()))
+    """(B, N) tokens and (N, B, codebook) logits of the prompt's last token and of each cached step."""
+    logits, choose = [], DecodeStep._choose
+
+    def noting(step, scores, k):
+        logits.append(scores[:, : step.codebook].clone())
+        choose(step, scores, k)
+
     rows = batch.ids.shape[0]
-    tokens = decode(planner, prefill(planner, batch, "cpu"), GREEDY, [0] * rows, **options)
-    hook.remove()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DecodeStep, "_choose", noting)
+        tokens = decode(planner, prefill(planner, batch, "cpu"), GREEDY, [0] * rows, **options)
     return torch.cat(list(tokens.values()), dim=1), torch.stack(logits)
 
 
@@ -135,8 +141,11 @@ def test_joined_projections_change_nothing_and_cost_no_memory(pair):
     assert len(storages) == 1
 
 
+@pytest.mark.parametrize("large", [0, 1 << 30])
 @pytest.mark.parametrize("prompts", [["a red 'HELLO' on a wall"], ["x", "a much longer prompt about nothing"]])
-def test_single_tokens_of_a_fused_planner_equal_transformers(pair, prompts):
+def test_single_tokens_of_a_fused_planner_equal_transformers(pair, prompts, large, monkeypatch):
+    """By oneDNN's products and by BLAS's."""
+    monkeypatch.setattr(token_pass, "LARGE", large)
     planner = copy.deepcopy(pair.ours)
     assert not TokenPass.suits(planner, torch.device("cpu"))
     planner.fuse()
