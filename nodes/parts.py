@@ -78,7 +78,7 @@ def dtypes_for(choice: str, stored: torch.dtype, numbers: int, device: torch.dev
 
     A named dtype is used for both; an 8-bit one only stores. One that the device lacks is an error.
     """
-    auto = resolve_dtype("auto", device)
+    auto = resolve_dtype("auto", device, stored=stored)
     if choice != "auto":
         storage = DTYPES[choice]
         return Dtypes(storage, resolve_dtype(storage, device) if storage.itemsize > 1 else auto)

@@ -82,8 +82,9 @@ def open_vae(folder: Path, weights: Path, dtype: str = "auto", device: str = "au
     if dtype not in ("auto", "bf16", "fp32"):
         raise InputError(f"the VAE's dtype {dtype} is not usable; choose auto, bf16 or fp32 (fp16 gives black images)")
     where = choose_device(device, comfy.model_management.vae_device)
-    number = resolve_dtype(dtype, where, "vae")
+    files = weights_at(weights)
+    number = resolve_dtype(dtype, where, "vae", files.dtype)
     config, dtypes = VaeConfig.from_json(folder / "vae" / "config.json"), Dtypes(number, number)
     with torch.device("meta"):
         module = Vae(config, operations=dtypes.operations, dtype=number)
-    return GlmImageVAE(fill(module, weights_at(weights), dtypes, lambda: Vae(config)), number, where)
+    return GlmImageVAE(fill(module, files, dtypes, lambda: Vae(config)), number, where)

@@ -47,7 +47,7 @@ def test_the_release_is_estimated_before_it_is_there_and_its_graph_stops_at_the_
     graph = with_devices(text_to_image(RELEASE), width=1024, height=1024)
     text = text_of(server.run({"devices": graph["devices"]}))
     assert text.startswith("GLM-Image, 1 image of 1024x1024 px: ")
-    assert "bfloat16 weights" in text
+    assert "bfloat16" in text  # computed in or, where a CPU has no products of it, stored
     with pytest.raises(PromptError, match="hf download") as error:
         server.run(graph)
     assert error.value.node == "load"

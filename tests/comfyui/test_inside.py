@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from comfyui_glm_image.pipeline.device import multiplies_bfloat16
 from comfyui_glm_image.tools.comfyui import ROOT
 from safetensors.torch import save_file
 
@@ -65,6 +66,7 @@ def test_fp8_weights_sample_in_less_memory(inside, decoders):
         assert one["finite"]
     exact, small = seen["torch.float32"], seen["torch.float8_e4m3fn"]
     assert small["stored"] == "torch.float8_e4m3fn"
+    assert seen["torch.bfloat16"]["stored"] == ("torch.bfloat16" if multiplies_bfloat16() else "torch.float32")
     assert small["bias"] == "torch.float32"  # vectors are too small to be worth the errors
     assert small["peak_mb"] < 0.6 * exact["peak_mb"]
     values, wanted = torch.tensor(small["values"]), torch.tensor(exact["values"])
