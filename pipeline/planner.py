@@ -35,7 +35,7 @@ class Attention(nn.Module):
         """(B, L, H) -> (B, L, H); keys and values go into the cache from slot `position` on, `read` slots are seen."""
         batch, length, _ = x.shape
         qk, v = self._project(x)
-        qk = _partial_rope(qk.view(batch, length, -1, self.head_dim).transpose(1, 2), cos, sin)
+        qk = kernels.rope(qk.view(batch, length, -1, self.head_dim).transpose(1, 2), cos, sin)
         v = v.view(batch, length, self.kv_heads, self.head_dim).transpose(1, 2)
         q, k = qk.split((self.heads, self.kv_heads), dim=1)
         k, v = cache.update(layer, k, v, position, read)
@@ -193,12 +193,6 @@ def rope_tables(positions: torch.Tensor, head_dim: int, rope: RopeConfig) -> tup
     angles = torch.cat([section[axis] for axis, section in enumerate(sections)], dim=-1)
     angles = torch.cat((angles, angles), dim=-1)[:, None]
     return angles.cos(), angles.sin()
-
-
-def _partial_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate the first R channels of (B, heads, L, D), pass the others."""
-    rotary = cos.shape[-1]
-    return torch.cat((kernels.rope(x[..., :rotary], cos, sin), x[..., rotary:]), dim=-1)
 
 
 class Norm(nn.RMSNorm):
