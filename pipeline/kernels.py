@@ -132,7 +132,17 @@ def _modulated_norm(x, scale, shift, eps):
 
 def _int8_linear(x, weight, scale, bias):
     few = x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.numel() <= FEW_ROWS * x.shape[-1]
-    if not few:
-        return F.linear(x, weight.to(x.dtype) * scale[:, None], bias)
-    out = torch._weight_int8pack_mm(x.reshape(-1, x.shape[-1]), weight, scale).view(*x.shape[:-1], -1)
+    if few:
+        return by_rows(lambda rows: torch._weight_int8pack_mm(rows, weight, scale), x, bias)
+    return widened_linear(x, weight, scale, bias)
+
+
+def widened_linear(x, weight, scale, bias):
+    """`int8_linear` by an ordinary product, for what no kernel of 8-bit weights takes."""
+    return F.linear(x, weight.to(x.dtype) * scale[:, None], bias)
+
+
+def by_rows(product: Callable, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """(..., in) -> (..., out) by a `product` that takes (rows, in) and knows no bias."""
+    out = product(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
     return out if bias is None else out + bias

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.weak import WeakIdKeyDictionary
 
+from . import kernels
+
 npu = torch.ops.npu  # torch_npu has registered its operators here
 HALVES = (torch.float16, torch.bfloat16)
 MAX_GROUP = 64  # query heads that may share a key head in the inference kernel
@@ -106,9 +108,8 @@ def gelu_tanh(x):
 def int8_linear(x, weight, scale, bias):
     """Every chip has this kernel, for halves; it takes rows, and a transposed weight is what it is fastest with."""
     if x.dtype not in HALVES:
-        return F.linear(x, weight.to(x.dtype) * scale[:, None], bias)
-    out = npu.npu_weight_quant_batchmatmul(x.reshape(-1, x.shape[-1]), weight.t(), scale).view(*x.shape[:-1], -1)
-    return out if bias is None else out + bias
+        return kernels.widened_linear(x, weight, scale, bias)
+    return kernels.by_rows(lambda rows: npu.npu_weight_quant_batchmatmul(rows, weight.t(), scale), x, bias)
 
 
 FORMS = {
