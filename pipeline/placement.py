@@ -156,21 +156,17 @@ def measure(
     height: int = 1024,
     width: int = 1024,
     count: int = 1,
-    stored: Mapping[str, torch.dtype] | None = None,
+    stored: Mapping[str, torch.dtype] = NOTHING,
 ) -> Needs:
     """Needs for `count` images of this size; `stored` as in `Placement`."""
     check_size(height, width)
-    size = {name: dtype.itemsize for name, dtype in {**dtypes, **(stored or {})}.items()}
     work = {
         PLANNER: planner_work(model.planner, dtypes[PLANNER], height, width, count),
         GLYPH: 0,  # short texts; counted with the decoder's
         DECODER: decoder_work(model.decoder, dtypes[DECODER], height, width, count),
         VAE: vae_work(model.vae, dtypes[VAE], height, width),
     }
-    sizes = {name: {key: size[name] * n for key, n in model.numbers[name].items()} for name in COMPONENTS}
-    if (stored or {}).get(PLANNER) == torch.int8:
-        numbers, dtype = model.numbers[PLANNER], dtypes[PLANNER]
-        sizes[PLANNER] = {key: int8.itemsize(key, dtype) * n for key, n in numbers.items()}
+    sizes = {name: _sizes(model.numbers[name], dtypes[name], stored.get(name)) for name in COMPONENTS}
     layers = {name: _layers(sizes[name]) for name in COMPONENTS}
     return Needs(
         weights={name: sum(sizes[name].values()) for name in COMPONENTS},
@@ -178,6 +174,13 @@ def measure(
         layer={name: max(layers[name], default=0) for name in COMPONENTS},
         work=work,
     )
+
+
+def _sizes(numbers: Mapping[str, int], dtype: torch.dtype, stored: torch.dtype | None) -> dict[str, int]:
+    """Bytes of every tensor; int8 is for the planner's matrices alone, any other `stored` for all that there is."""
+    if stored == torch.int8:
+        return {key: n * int8.itemsize(key, dtype) for key, n in numbers.items()}
+    return {key: n * (stored or dtype).itemsize for key, n in numbers.items()}
 
 
 def _layers(sizes: Mapping[str, int]) -> list[int]:
