@@ -229,9 +229,8 @@ def _bench(args: argparse.Namespace) -> tuple[Bench, str]:
     if args.config:
         dtypes = {name: resolve_dtype(args.dtype, where, name) for name in COMPONENTS}
         models = RandomModels(CONFIGURATIONS[args.config], where, dtypes, args.planner_int8, args.compile)
-        return Bench(
-            models, where, dtypes, args.planner_int8
-        ), f"{args.config} configuration, random weights{_how(args)}"
+        name = f"{args.config} configuration, random weights"
+        return Bench(models, where, dtypes, args.planner_int8), name + _how(args)
     stored = {PLANNER: torch.int8} if args.planner_int8 else {}
     placement = replace(Placement.on(where, args.dtype), stored=stored)
     small = args.model in (None, "small")

@@ -236,7 +236,7 @@ def resolve_dtype(
 
 @functools.cache
 def multiplies_bfloat16() -> bool:
-    """Whether this CPU has instructions for products of bfloat16, or torch is too old to tell."""
+    """Whether this CPU has instructions for products of bfloat16, False where torch is too old to tell."""
     known = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
 
