@@ -10,7 +10,7 @@ import comfy.model_management
 import torch
 from comfy_api.latest import io
 
-from ..pipeline.device import assert_on, current
+from ..pipeline.devices.device import assert_on, current
 from ..pipeline.errors import InputError
 from ..pipeline.plan import Plan, upsample_tokens
 from ..pipeline.prompt import glyph_texts

@@ -20,7 +20,7 @@ import comfy.supported_models_base
 import torch
 
 from ..pipeline.config import DitConfig, SchedulerConfig, VaeConfig
-from ..pipeline.device import assert_on, current
+from ..pipeline.devices.device import assert_on, current
 from ..pipeline.dit import Context, Dit, ReferenceCache
 from ..pipeline.scheduler import shift_mu
 from .checks import CHANNELS, check_conditioning

@@ -16,7 +16,7 @@ from server import PromptServer
 
 from ..pipeline import placement
 from ..pipeline.checkpoint import COMPONENTS
-from ..pipeline.device import available_devices, resolve_dtype
+from ..pipeline.devices.device import available_devices, resolve_dtype
 from ..pipeline.placement import DECODER, GLYPH, PLANNER, VAE, Model, Needs, Placement, gib, title
 from . import folders, sockets
 from .loader import CATEGORY, device_input, device_names, dtype_input, model_input

@@ -7,7 +7,7 @@ one leaves the others loaded.
 from comfy_api.latest import io
 from comfy_execution.graph_utils import GraphBuilder
 
-from ..pipeline.device import available_devices
+from ..pipeline.devices.device import available_devices
 from . import folders, sockets
 from .decoder_model import open_decoder
 from .parts import DTYPES, Devices, GlyphEncoderPart, PlannerPart

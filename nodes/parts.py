@@ -16,7 +16,7 @@ import torch
 
 from ..pipeline.checkpoint import Weights, compare
 from ..pipeline.config import GenerationConfig, GlyphConfig, ProcessorConfig, VisionLanguageConfig
-from ..pipeline.device import resolve_device, resolve_dtype
+from ..pipeline.devices.device import resolve_device, resolve_dtype
 from ..pipeline.glyph import GlyphEncoder
 from ..pipeline.kv_cache import KVCache
 from ..pipeline.planner import Planner

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..pipeline.device import assert_on, check_finite, current
+from ..pipeline.devices.device import assert_on, check_finite, current
 from ..pipeline.generate import DecodeStep, GridControl, check_sampling, decode, prefill
 from ..pipeline.geometry import check_size, preview_grid, token_grid
 from ..pipeline.glm_image import check_prompts

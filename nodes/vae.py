@@ -11,7 +11,7 @@ import comfy.sd
 import torch
 
 from ..pipeline.config import VaeConfig
-from ..pipeline.device import current, resolve_dtype, retry_smaller
+from ..pipeline.devices.device import current, resolve_dtype, retry_smaller
 from ..pipeline.errors import InputError
 from ..pipeline.vae import LIVE, Vae, decode_nbytes
 from .parts import Dtypes, choose_device, fill, manage, weights_at

@@ -19,13 +19,14 @@ from datetime import datetime, timezone
 
 import torch
 
-from . import bench_growth, bench_peer, bench_tradeoffs, device
+from . import bench_growth, bench_peer, bench_tradeoffs
 from .bench_measure import Ceilings, interleave, measure_ceilings, peak_bytes, reset_peak, time_call
 from .bench_models import CONFIGURATIONS, RandomModels
 from .bench_stages import STAGES, STEPS, Bench, Case
 from .checkpoint import COMPONENTS
 from .commands.arguments import SMALL
-from .device import resolve_device, resolve_dtype
+from .devices import device
+from .devices.device import resolve_device, resolve_dtype
 from .errors import InputError
 from .geometry import check_size, preview_grid, token_grid
 from .glm_image import GlmImage

@@ -9,7 +9,7 @@ import torch
 
 from . import release
 from .config import RopeConfig
-from .device import empty_cache
+from .devices.device import empty_cache
 from .glm_image import COMPONENTS
 from .int8 import quantise
 from .placement import DECODER, GLYPH, PLANNER, VAE

@@ -65,6 +65,6 @@ def _run(argv: list[str]) -> int:
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    from .device import is_out_of_memory
+    from .devices.device import is_out_of_memory
 
     return is_out_of_memory(error)

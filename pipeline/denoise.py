@@ -11,7 +11,7 @@ from functools import cached_property
 
 import torch
 
-from .device import check_finite, current
+from .devices.device import check_finite, current
 from .dit import Context, Dit, Modulations, StepCache, join_guidance
 from .errors import InputError
 from .geometry import LATENT

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from .config import DitConfig
+from .devices.kernels import attention, gelu, gelu_tanh, modulated_norm, rope
 from .geometry import LATENT
-from .kernels import attention, gelu, gelu_tanh, modulated_norm, rope
 
 EPS = 1e-5  # of every norm here; the reference fixes it in code
 THETA = 10000.0

@@ -139,7 +139,7 @@ def check_torch_npu(patient: Patient) -> Iterator[Finding]:
             f"'torch=={minor(npu)}.*'. Until then {AUTOLOAD}=0 keeps torch usable on the CPU",
         )
         return
-    from .device import DeviceError, require_npu
+    from .devices.device import DeviceError, require_npu
 
     try:
         require_npu()
@@ -231,7 +231,7 @@ CHECKS: tuple[Check, ...] = (
 
 def check_devices(patient: Patient) -> Iterator[Finding]:
     """Every device with what it can do; then the one that will be used."""
-    from . import device as devices
+    from .devices import device as devices
 
     for device in devices.available_devices():
         try:
@@ -248,7 +248,7 @@ def check_devices(patient: Patient) -> Iterator[Finding]:
 
 def describe(device) -> str:
     """One line: chip, family, abilities, memory, default dtype."""
-    from . import device as devices
+    from .devices import device as devices
 
     can, memory = devices.capabilities(device), devices.memory(device)
     abilities = [word for word, has in (("bf16", can.bfloat16), ("fused", can.fused), ("graph", can.graph)) if has]

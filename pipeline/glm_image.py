@@ -14,7 +14,6 @@ from dataclasses import replace
 import torch
 from PIL import Image
 
-from . import device as devices
 from .checkpoint import load_module, resolve
 from .config import (
     DitConfig,
@@ -26,6 +25,8 @@ from .config import (
     VisionLanguageConfig,
 )
 from .denoise import Passes, check_options, denoise_steps
+from .devices import device as devices
+from .devices.layer_offload import stream_layers
 from .dit import Dit, ReferenceCache
 from .errors import InputError
 from .generate import GridControl, Prefix, check_sampling, decode, new_step, prefill
@@ -40,7 +41,6 @@ from .planner import Planner
 from .prompt import PromptEncoder, check_length, collate
 from .prompt import glyph_texts as quoted_texts
 from .scheduler import schedule
-from .stream import stream_layers
 from .vae import Vae, decode_nbytes
 
 MAX_COUNT = 64

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .device import capabilities
+from .devices.device import capabilities
 from .generate import DecodeStep
 from .planner import Planner
 

@@ -1,7 +1,7 @@
 """torch_npu's fused operators, with its schemas, computed on the CPU in plain torch.
 
-torch_npu has them for NPUs only. These let `pipeline.npu`, the code that calls them, run and be audited on a machine
-without an NPU.
+torch_npu has them for NPUs only. These let `pipeline.devices.npu_kernels`, the code that calls them, run and be audited
+on a machine without an NPU.
 """
 
 import math
@@ -9,7 +9,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-SCHEMAS = {  # as torch_npu 2.13.0 registers them, down to the arguments that `pipeline.npu` gives
+SCHEMAS = {  # as torch_npu 2.13.0 registers them, down to the arguments that `pipeline.devices.npu_kernels` gives
     "npu_rms_norm": "(Tensor input, Tensor gamma, float epsilon=1e-6) -> (Tensor, Tensor)",
     "npu_rotary_mul": '(Tensor input, Tensor r1, Tensor r2, str rotary_mode="half") -> Tensor',
     "npu_swiglu": "(Tensor input, int dim=-1) -> Tensor",

@@ -14,11 +14,11 @@ from types import MappingProxyType
 
 import torch
 
-from . import device as devices
 from . import int8, release
 from .checkpoint import COMPONENTS, Weights
 from .config import DitConfig, VaeConfig, VisionLanguageConfig
-from .device import DeviceError
+from .devices import device as devices
+from .devices.device import DeviceError
 from .errors import InputError
 from .geometry import check_size, patch_count, preview_grid, token_grid
 from .kv_cache import BUCKET, cache_nbytes

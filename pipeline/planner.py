@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from . import kernels
 from .config import RopeConfig, TextConfig, VisionLanguageConfig
+from .devices import kernels
 from .kv_cache import KVCache
 from .vision import VisionModel, VQModel
 

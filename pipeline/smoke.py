@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 
-from . import kernels
 from .audit_parts import planner_config, prompt_batch
 from .config import GenerationConfig
-from .device import capabilities, is_out_of_memory
+from .devices import kernels
+from .devices.device import capabilities, is_out_of_memory
 from .generate import decode, new_step, prefill
 from .graph import StepGraphs
 from .planner import Planner

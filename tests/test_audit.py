@@ -3,8 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from comfyui_glm_image.pipeline import audit, kernels
+from comfyui_glm_image.pipeline import audit
 from comfyui_glm_image.pipeline.cli import main
+from comfyui_glm_image.pipeline.devices import kernels
 
 
 @pytest.fixture(scope="module")

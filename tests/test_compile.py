@@ -4,8 +4,9 @@ import shutil
 
 import pytest
 import torch
-from comfyui_glm_image.pipeline import GlmImage, device
-from comfyui_glm_image.pipeline.device import DeviceError
+from comfyui_glm_image.pipeline import GlmImage
+from comfyui_glm_image.pipeline.devices import device
+from comfyui_glm_image.pipeline.devices.device import DeviceError
 from comfyui_glm_image.pipeline.errors import InputError
 from comfyui_glm_image.pipeline.placement import DECODER, Placement
 from torch.testing import assert_close

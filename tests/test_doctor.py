@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from comfyui_glm_image.pipeline import doctor
 from comfyui_glm_image.pipeline.cli import main
-from comfyui_glm_image.pipeline.device import explain_npu_failure
+from comfyui_glm_image.pipeline.devices.device import explain_npu_failure
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -138,7 +138,7 @@ def test_a_torch_npu_that_breaks_torch_itself_is_explained_and_the_cpu_still_wor
         "import sys; sys.path.insert(0, 'tests'); import conftest\n"
         "from comfyui_glm_image.pipeline.cli import main\n"
         "code = main(['doctor', '--json'])\n"
-        "from comfyui_glm_image.pipeline.device import resolve_device\n"
+        "from comfyui_glm_image.pipeline.devices.device import resolve_device\n"
         "print(code, resolve_device('auto'))\n"
     )
     done = subprocess.run(

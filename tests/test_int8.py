@@ -4,9 +4,10 @@ import copy
 
 import pytest
 import torch
-from comfyui_glm_image.pipeline import GlmImage, kernels
+from comfyui_glm_image.pipeline import GlmImage
 from comfyui_glm_image.pipeline import placement as P
 from comfyui_glm_image.pipeline.commands.arguments import SMALL
+from comfyui_glm_image.pipeline.devices import kernels
 from comfyui_glm_image.pipeline.generate import prefill
 from comfyui_glm_image.pipeline.int8 import QUANTISED, Int8Linear, quantise
 from comfyui_glm_image.pipeline.token_pass import TokenPass

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from comfyui_glm_image.pipeline import device as devices
 from comfyui_glm_image.pipeline import placement as P
-from comfyui_glm_image.pipeline.device import DeviceError, Memory
+from comfyui_glm_image.pipeline.devices import device as devices
+from comfyui_glm_image.pipeline.devices.device import DeviceError, Memory
 from comfyui_glm_image.pipeline.errors import InputError
 
 GIB = 1 << 30

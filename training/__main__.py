@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from ..pipeline.device import resolve_device
+from ..pipeline.devices.device import resolve_device
 from . import autoencoder, curves, decoder, export, planner, vision
 from .common import Recipe
 

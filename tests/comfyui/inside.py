@@ -98,7 +98,7 @@ def partly_loaded(folder: str) -> dict:
 
 def device_norms(folder: str) -> dict:
     """Plan with the device's own norm kernel, fully loaded and then with weights that are cast: how often it ran."""
-    kernels, part, calls = pack("pipeline.kernels"), pack("nodes.parts").PlannerPart(Path(folder)), []
+    kernels, part, calls = pack("pipeline.devices.kernels"), pack("nodes.parts").PlannerPart(Path(folder)), []
 
     def counted(x, weight, eps):
         calls.append(x.shape)

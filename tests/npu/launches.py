@@ -14,10 +14,10 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parent / "fake_cann" / "python")]
 
 import conftest  # noqa: E402, F401 - makes the package importable
 import fake_cann  # noqa: E402
-from comfyui_glm_image.pipeline import kernels  # noqa: E402
 from comfyui_glm_image.pipeline.audit_parts import planner_config, prompt_batch  # noqa: E402
 from comfyui_glm_image.pipeline.config import GenerationConfig  # noqa: E402
-from comfyui_glm_image.pipeline.device import resolve_device  # noqa: E402
+from comfyui_glm_image.pipeline.devices import kernels  # noqa: E402
+from comfyui_glm_image.pipeline.devices.device import resolve_device  # noqa: E402
 from comfyui_glm_image.pipeline.generate import decode, new_step, prefill  # noqa: E402
 from comfyui_glm_image.pipeline.graph import StepGraphs  # noqa: E402
 from comfyui_glm_image.pipeline.planner import Planner  # noqa: E402

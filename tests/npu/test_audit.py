@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from comfyui_glm_image.pipeline import audit
-from comfyui_glm_image.pipeline.device import resolve_device
+from comfyui_glm_image.pipeline.devices.device import resolve_device
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -5,10 +5,10 @@ import gc
 
 import pytest
 import torch
-from comfyui_glm_image.pipeline import kernels
 from comfyui_glm_image.pipeline.audit_parts import planner_config, prompt_batch
 from comfyui_glm_image.pipeline.config import GenerationConfig
-from comfyui_glm_image.pipeline.device import resolve_device
+from comfyui_glm_image.pipeline.devices import kernels
+from comfyui_glm_image.pipeline.devices.device import resolve_device
 from comfyui_glm_image.pipeline.generate import GridControl, decode, new_step, prefill
 from comfyui_glm_image.pipeline.graph import StepGraphs
 from comfyui_glm_image.pipeline.int8 import quantise

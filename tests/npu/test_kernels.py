@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from comfyui_glm_image.pipeline import kernels
-from comfyui_glm_image.pipeline.device import resolve_device
+from comfyui_glm_image.pipeline.devices import kernels
+from comfyui_glm_image.pipeline.devices.device import resolve_device
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 

@@ -9,9 +9,9 @@ import torch
 from comfyui_glm_image.pipeline import GlmImage, glm_image
 from comfyui_glm_image.pipeline import placement as P
 from comfyui_glm_image.pipeline.audit_parts import GRID, dit_config
-from comfyui_glm_image.pipeline.device import resolve_device
+from comfyui_glm_image.pipeline.devices.device import resolve_device
+from comfyui_glm_image.pipeline.devices.layer_offload import stream_layers
 from comfyui_glm_image.pipeline.dit import Dit
-from comfyui_glm_image.pipeline.stream import stream_layers
 from PIL import Image
 from torch.testing import assert_close
 

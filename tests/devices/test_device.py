@@ -4,8 +4,8 @@ import logging
 
 import pytest
 import torch
-from comfyui_glm_image.pipeline import device as devices
-from comfyui_glm_image.pipeline.device import ASCEND, DeviceError, Memory
+from comfyui_glm_image.pipeline.devices import device as devices
+from comfyui_glm_image.pipeline.devices.device import ASCEND, DeviceError, Memory
 from comfyui_glm_image.pipeline.errors import GlmImageError, InputError
 
 CPU = torch.device("cpu")

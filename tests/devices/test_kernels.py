@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from comfyui_glm_image.pipeline import kernels
+from comfyui_glm_image.pipeline.devices import kernels
 from torch.testing import assert_close
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .errors import GlmImageError, InputError
+from ..errors import GlmImageError, InputError
 
 logger = logging.getLogger(__name__)
 
@@ -380,6 +380,7 @@ def _prepare_npu(device: torch.device) -> None:
     torch.npu.config.allow_internal_format = False  # FRACTAL_NZ weights cannot be viewed, saved or fused
     torch.npu.conv.allow_hf32 = False  # the VAE's float32 is float32
     torch.npu.matmul.allow_hf32 = False
-    from . import kernels, npu
+    from . import kernels
+    from . import npu_kernels as npu
 
     kernels.use_forms("npu", **(npu.FORMS if capabilities(device).fused else npu.CAREFUL_FORMS))
