@@ -1,6 +1,6 @@
 """The diffusion transformer as a ComfyUI MODEL: any sampler, patch, LoRA or offloading node works on it.
 
-`GlmImageModel` is ComfyUI's model around `pipeline.dit.Dit`. An unpatched model has the schedule shift 1, so that
+`GlmImageModel` is ComfyUI's model around `pipeline.models.transformer.Dit`. An unpatched model has the schedule shift 1, so that
 schedulers lay out plain times in 0..1; `sample_at_size`, which wraps every sampling, shifts them for the latent at
 hand. A model that *ModelSampling GLM-Image* (or another model sampling node) has patched is left as its user chose.
 Either way the decoder is told the plain time, found again from sigma.
@@ -19,9 +19,9 @@ import comfy.patcher_extension
 import comfy.supported_models_base
 import torch
 
-from ..pipeline.config import DitConfig, SchedulerConfig, VaeConfig
 from ..pipeline.devices.device import assert_on, current
-from ..pipeline.dit import Context, Dit, ReferenceCache
+from ..pipeline.models.config import DitConfig, SchedulerConfig, VaeConfig
+from ..pipeline.models.transformer import Context, Dit, ReferenceCache
 from ..pipeline.scheduler import shift_mu
 from .checks import CHANNELS, check_conditioning
 from .operations import computing_in

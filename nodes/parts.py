@@ -15,11 +15,11 @@ import comfy.ops
 import torch
 
 from ..pipeline.checkpoint import Weights, compare
-from ..pipeline.config import GenerationConfig, GlyphConfig, ProcessorConfig, VisionLanguageConfig
 from ..pipeline.devices.device import resolve_device, resolve_dtype
-from ..pipeline.glyph import GlyphEncoder
-from ..pipeline.kv_cache import KVCache
-from ..pipeline.planner import Planner
+from ..pipeline.models.config import GenerationConfig, GlyphConfig, ProcessorConfig, VisionLanguageConfig
+from ..pipeline.models.glyph_encoder import GlyphEncoder
+from ..pipeline.models.kv_cache import KVCache
+from ..pipeline.models.planner import Planner
 from ..pipeline.prompt import PromptEncoder
 from .operations import computing_in
 

@@ -18,7 +18,7 @@ from ..pipeline.glm_image import check_prompts
 from ..pipeline.graph import StepGraphs
 from ..pipeline.guidance import merge_controls
 from ..pipeline.images import PreparedReference, prepare_reference
-from ..pipeline.kv_cache import BUCKET, cache_nbytes
+from ..pipeline.models.kv_cache import BUCKET, cache_nbytes
 from ..pipeline.plan import Plan, Reference
 from ..pipeline.prompt import check_length, collate
 from .parts import PlannerPart

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 
 from ..pipeline.checkpoint import load_module
-from ..pipeline.config import VaeConfig
 from ..pipeline.errors import CheckpointError
 from ..pipeline.geometry import LATENT
-from ..pipeline.vae import Vae
+from ..pipeline.models.config import VaeConfig
+from ..pipeline.models.vae import Vae
 
 CELLS = 32  # a side of the picture that is fitted
 RIDGE = 1e-2  # keeps channels that carry no colour near zero

@@ -10,10 +10,10 @@ import comfy.model_management
 import comfy.sd
 import torch
 
-from ..pipeline.config import VaeConfig
 from ..pipeline.devices.device import current, resolve_dtype, retry_smaller
 from ..pipeline.errors import InputError
-from ..pipeline.vae import LIVE, Vae, decode_nbytes
+from ..pipeline.models.config import VaeConfig
+from ..pipeline.models.vae import LIVE, Vae, decode_nbytes
 from .parts import Dtypes, choose_device, fill, manage, weights_at
 
 # ComfyUI's class builds an autoencoder of its own kind (32 norm groups, attention), whose place ours takes.
@@ -35,7 +35,7 @@ STAND_IN = {
 
 
 class GlmImageVAE(comfy.sd.VAE):
-    """ComfyUI's VAE around `pipeline.vae.Vae`, with that module's own memory figures."""
+    """ComfyUI's VAE around `pipeline.models.vae.Vae`, with that module's own memory figures."""
 
     def __init__(self, module: Vae, dtype: torch.dtype, device: torch.device):
         stand_in = comfy.ldm.models.autoencoder.AutoencoderKL(**STAND_IN)

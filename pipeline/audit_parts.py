@@ -6,15 +6,15 @@ from dataclasses import replace
 
 import torch
 
-from . import release
-from .config import DitConfig, GenerationConfig, GlyphConfig, VaeConfig, VisionLanguageConfig
-from .dit import Dit
 from .generate import DecodeStep, Prefix, prefill
-from .glyph import GlyphEncoder
-from .int8 import quantise
-from .planner import Planner
+from .models import released as release
+from .models.config import DitConfig, GenerationConfig, GlyphConfig, VaeConfig, VisionLanguageConfig
+from .models.glyph_encoder import GlyphEncoder
+from .models.int8 import quantise
+from .models.planner import Planner
+from .models.transformer import Dit
+from .models.vae import Vae
 from .prompt import PromptBatch
-from .vae import Vae
 
 PROMPT, PLANNED = 12, 8
 GRID = (4, 4)  # decoder patches

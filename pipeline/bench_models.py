@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import torch
 
-from . import release
-from .config import RopeConfig
 from .devices.device import empty_cache
 from .glm_image import COMPONENTS
-from .int8 import quantise
+from .models import released as release
+from .models.config import RopeConfig
+from .models.int8 import quantise
 from .placement import DECODER, GLYPH, PLANNER, VAE
 
 RELEASE = {

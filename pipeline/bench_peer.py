@@ -9,8 +9,8 @@ from dataclasses import asdict
 
 import torch
 
-from .config import DitConfig, GenerationConfig, GlyphConfig, VaeConfig, VisionLanguageConfig
 from .errors import InputError
+from .models.config import DitConfig, GenerationConfig, GlyphConfig, VaeConfig, VisionLanguageConfig
 from .prompt import PromptBatch
 
 NEEDED = ("transformers", "diffusers", "accelerate")

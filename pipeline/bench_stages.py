@@ -12,13 +12,13 @@ import torch
 from . import bench_peer
 from .bench_measure import Call, count_flops
 from .bench_models import RandomModels, weight_bytes
-from .config import GenerationConfig
 from .denoise import Passes, guided_velocity
-from .dit import Context, Dit
 from .generate import decode, new_step, prefill
 from .geometry import latent_size, patch_count, preview_grid, token_grid
 from .graph import StepGraphs
-from .kv_cache import cache_nbytes
+from .models.config import GenerationConfig
+from .models.kv_cache import cache_nbytes
+from .models.transformer import Context, Dit
 from .placement import DECODER, GLYPH, PLANNER, VAE
 from .prompt import EncodedPrompt, PromptBatch, collate
 

@@ -12,9 +12,9 @@ from functools import cached_property
 import torch
 
 from .devices.device import check_finite, current
-from .dit import Context, Dit, Modulations, StepCache, join_guidance
 from .errors import InputError
 from .geometry import LATENT
+from .models.transformer import Context, Dit, Modulations, StepCache, join_guidance
 from .placement import available
 from .scheduler import Schedule, euler_step
 

@@ -320,7 +320,7 @@ def check_memory_errors(patient: Patient) -> Iterator[Finding]:
 
 def check_model_info(patient: Patient) -> Iterator[Finding]:
     """The release's architecture at full size, built without memory."""
-    from . import release
+    from .models import released as release
 
     counts = release.parameter_counts()
     for name, count in counts.items():

@@ -23,10 +23,10 @@ from PIL import Image, ImageDraw, UnidentifiedImageError
 from . import ocr
 from .commands import arguments
 from .commands.progress import Bars
-from .config import read_json
 from .errors import InputError
 from .files import replacing
 from .geometry import check_size
+from .models.config import read_json
 from .prompt import glyph_texts
 
 BENCHMARKS = ("small", "cvtg2k", "longtext")

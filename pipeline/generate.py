@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 import torch
 
-from .config import GenerationConfig
 from .errors import InputError
-from .kv_cache import BUCKET, KVCache, bucket_length
-from .planner import Planner
+from .models.config import GenerationConfig
+from .models.kv_cache import BUCKET, KVCache, bucket_length
+from .models.planner import Planner
+from .models.planner_cpu import TokenPass
 from .prompt import PromptBatch
-from .token_pass import TokenPass
 
 PREFILL_CHUNK = 2048  # prompt tokens in one pass; bounds the mask's memory for prompts with many references
 NOISE_ROWS = 32  # tokens whose noise is drawn and sent at once

@@ -15,7 +15,15 @@ import torch
 from PIL import Image
 
 from .checkpoint import load_module, resolve
-from .config import (
+from .denoise import Passes, check_options, denoise_steps
+from .devices import device as devices
+from .devices.layer_offload import stream_layers
+from .errors import InputError
+from .generate import GridControl, Prefix, check_sampling, decode, new_step, prefill
+from .geometry import check_size, latent_size, patch_count, preview_grid, token_grid
+from .graph import StepGraphs
+from .images import prepare_reference
+from .models.config import (
     DitConfig,
     GenerationConfig,
     GlyphConfig,
@@ -24,24 +32,16 @@ from .config import (
     VaeConfig,
     VisionLanguageConfig,
 )
-from .denoise import Passes, check_options, denoise_steps
-from .devices import device as devices
-from .devices.layer_offload import stream_layers
-from .dit import Dit, ReferenceCache
-from .errors import InputError
-from .generate import GridControl, Prefix, check_sampling, decode, new_step, prefill
-from .geometry import check_size, latent_size, patch_count, preview_grid, token_grid
-from .glyph import GlyphEncoder
-from .graph import StepGraphs
-from .images import prepare_reference
-from .int8 import quantise
+from .models.glyph_encoder import GlyphEncoder
+from .models.int8 import quantise
+from .models.planner import Planner
+from .models.transformer import Dit, ReferenceCache
+from .models.vae import Vae, decode_nbytes
 from .placement import DECODER, GLYPH, PLANNER, VAE, Placement, choose, decoder_work, title
 from .plan import Plan, Reference, upsample_tokens
-from .planner import Planner
 from .prompt import PromptEncoder, check_length, collate
 from .prompt import glyph_texts as quoted_texts
 from .scheduler import schedule
-from .vae import Vae, decode_nbytes
 
 MAX_COUNT = 64
 PREFIXES = 2  # prompts that stay read, of some megabytes each, a hundred with large references

@@ -13,7 +13,7 @@ import torch
 
 from .devices.device import capabilities
 from .generate import DecodeStep
-from .planner import Planner
+from .models.planner import Planner
 
 logger = logging.getLogger(__name__)
 

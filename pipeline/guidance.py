@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .config import ProcessorConfig
 from .errors import InputError
 from .generate import GridControl
-from .glyph import MAX_BYTES
 from .images import to_rgb
 from .layout import Layout
+from .models.config import ProcessorConfig
+from .models.glyph_encoder import MAX_BYTES
+from .models.planner import Planner
 from .plan import Plan
-from .planner import Planner
 
 PLAN_MODES = ("off", "bias", "force")
 GRIDS = ("both", "preview", "full")

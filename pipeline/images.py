@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from .config import ProcessorConfig
 from .errors import InputError
 from .geometry import TOKEN
+from .models.config import ProcessorConfig
 
 MAX_REFERENCE_ASPECT = 4
 

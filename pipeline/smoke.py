@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 
 from .audit_parts import planner_config, prompt_batch
-from .config import GenerationConfig
 from .devices import kernels
 from .devices.device import capabilities, is_out_of_memory
 from .generate import decode, new_step, prefill
 from .graph import StepGraphs
-from .planner import Planner
+from .models.config import GenerationConfig
+from .models.planner import Planner
 
 LIMITS = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 

@@ -7,14 +7,15 @@ import sys
 
 import pytest
 import torch
-from comfyui_glm_image.pipeline import GlmImage, release
+from comfyui_glm_image.pipeline import GlmImage
 from comfyui_glm_image.pipeline.checkpoint import PATTERNS, Weights, load_module, resolve
-from comfyui_glm_image.pipeline.config import GlyphConfig
-from comfyui_glm_image.pipeline.dit import Dit
 from comfyui_glm_image.pipeline.errors import CheckpointError
-from comfyui_glm_image.pipeline.glyph import GlyphEncoder
-from comfyui_glm_image.pipeline.planner import Planner
-from comfyui_glm_image.pipeline.vae import Vae
+from comfyui_glm_image.pipeline.models import released as release
+from comfyui_glm_image.pipeline.models.config import GlyphConfig
+from comfyui_glm_image.pipeline.models.glyph_encoder import GlyphEncoder
+from comfyui_glm_image.pipeline.models.planner import Planner
+from comfyui_glm_image.pipeline.models.transformer import Dit
+from comfyui_glm_image.pipeline.models.vae import Vae
 from safetensors.torch import load_file, save_file
 
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"

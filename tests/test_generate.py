@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 from comfyui_glm_image.pipeline.checkpoint import load_module
-from comfyui_glm_image.pipeline.config import GenerationConfig, VisionLanguageConfig
 from comfyui_glm_image.pipeline.errors import InputError
 from comfyui_glm_image.pipeline.generate import (
     DecodeStep,
@@ -19,7 +18,8 @@ from comfyui_glm_image.pipeline.generate import (
     prefill,
     warp,
 )
-from comfyui_glm_image.pipeline.planner import Planner
+from comfyui_glm_image.pipeline.models.config import GenerationConfig, VisionLanguageConfig
+from comfyui_glm_image.pipeline.models.planner import Planner
 from comfyui_glm_image.pipeline.prompt import PromptEncoder, collate
 from torch.testing import assert_close
 

@@ -6,16 +6,21 @@ import torch
 from comfyui_glm_image.pipeline import guidance as G
 from comfyui_glm_image.pipeline import sketch
 from comfyui_glm_image.pipeline.checkpoint import load_module
-from comfyui_glm_image.pipeline.config import GenerationConfig, GlyphConfig, ProcessorConfig, VisionLanguageConfig
 from comfyui_glm_image.pipeline.errors import InputError
 from comfyui_glm_image.pipeline.generate import decode, prefill
 from comfyui_glm_image.pipeline.glm_image import GlmImage, draw_noise
-from comfyui_glm_image.pipeline.glyph import glyph_ids
 from comfyui_glm_image.pipeline.guidance import PlanGuidance
 from comfyui_glm_image.pipeline.images import prepare_reference
 from comfyui_glm_image.pipeline.layout import Layout, TextRegion
+from comfyui_glm_image.pipeline.models.config import (
+    GenerationConfig,
+    GlyphConfig,
+    ProcessorConfig,
+    VisionLanguageConfig,
+)
+from comfyui_glm_image.pipeline.models.glyph_encoder import glyph_ids
+from comfyui_glm_image.pipeline.models.planner import Planner
 from comfyui_glm_image.pipeline.plan import Plan
-from comfyui_glm_image.pipeline.planner import Planner
 from comfyui_glm_image.pipeline.prompt import PromptEncoder, collate
 
 GRIDS = {"preview": (3, 4), "full": (6, 8)}

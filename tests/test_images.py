@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from comfyui_glm_image.pipeline.config import ProcessorConfig
 from comfyui_glm_image.pipeline.errors import InputError
 from comfyui_glm_image.pipeline.images import prepare_reference, reference_grid, to_rgb
+from comfyui_glm_image.pipeline.models.config import ProcessorConfig
 from PIL import Image
 from torch.testing import assert_close
 

@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 import torch
-from comfyui_glm_image.pipeline.config import ProcessorConfig, VisionLanguageConfig
 from comfyui_glm_image.pipeline.errors import CheckpointError, InputError
 from comfyui_glm_image.pipeline.geometry import preview_grid
 from comfyui_glm_image.pipeline.images import prepare_reference
+from comfyui_glm_image.pipeline.models.config import ProcessorConfig, VisionLanguageConfig
 from comfyui_glm_image.pipeline.prompt import PromptEncoder, collate, glyph_texts
 from PIL import Image
 from torch.testing import assert_close

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from comfyui_glm_image.pipeline.config import SchedulerConfig
 from comfyui_glm_image.pipeline.errors import InputError
+from comfyui_glm_image.pipeline.models.config import SchedulerConfig
 from comfyui_glm_image.pipeline.scheduler import euler_step, schedule, shift_mu
 
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..pipeline.glyph import glyph_ids
+from ..pipeline.models.glyph_encoder import glyph_ids
 from . import data, latent, models
 from .common import Recipe, Stage, optimisers
 

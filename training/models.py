@@ -2,7 +2,7 @@
 
 import torch
 
-from ..pipeline.config import (
+from ..pipeline.models.config import (
     DitConfig,
     GlyphConfig,
     RopeConfig,
@@ -12,10 +12,10 @@ from ..pipeline.config import (
     VisionLanguageConfig,
     VQConfig,
 )
-from ..pipeline.dit import Dit
-from ..pipeline.glyph import GlyphEncoder
-from ..pipeline.planner import Planner
-from ..pipeline.vae import Vae
+from ..pipeline.models.glyph_encoder import GlyphEncoder
+from ..pipeline.models.planner import Planner
+from ..pipeline.models.transformer import Dit
+from ..pipeline.models.vae import Vae
 from . import data, latent
 
 GLYPH_CONFIG = GlyphConfig(

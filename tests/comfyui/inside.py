@@ -153,10 +153,10 @@ def custom_layers(folder: str) -> dict:
 
 def preview(folder: str) -> dict:
     """How far the preview's colours are from the autoencoder's own, over a picture of smooth colours."""
-    home, config = Path(folder) / "vae", pack("pipeline.config").VaeConfig
+    home, config = Path(folder) / "vae", pack("pipeline.models.config").VaeConfig
     config = config.from_json(home / "config.json")
     factors, bias = (torch.tensor(x) for x in pack("nodes.preview").rgb_factors(home, config))
-    vae = pack("pipeline.checkpoint").load_module(pack("pipeline.vae").Vae, config, home, "cpu", torch.float32)
+    vae = pack("pipeline.checkpoint").load_module(pack("pipeline.models.vae").Vae, config, home, "cpu", torch.float32)
     colours = torch.rand(1, 3, 3, 6, generator=torch.Generator().manual_seed(5)) * 2 - 1
     picture = torch.nn.functional.interpolate(colours, scale_factor=32, mode="bicubic").clamp(-1, 1)
     with torch.no_grad():

@@ -39,8 +39,8 @@ def decoders(random_folder, tmp_path_factory):
 
 
 def save_decoders(home: Path) -> dict[str, Path]:
-    from comfyui_glm_image.pipeline.config import DitConfig
-    from comfyui_glm_image.pipeline.dit import Dit
+    from comfyui_glm_image.pipeline.models.config import DitConfig
+    from comfyui_glm_image.pipeline.models.transformer import Dit
 
     torch.manual_seed(0)
     state = Dit(DitConfig.from_json(home / "transformer" / "config.json")).state_dict()

@@ -15,12 +15,12 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parent / "fake_cann" / "python")]
 import conftest  # noqa: E402, F401 - makes the package importable
 import fake_cann  # noqa: E402
 from comfyui_glm_image.pipeline.audit_parts import planner_config, prompt_batch  # noqa: E402
-from comfyui_glm_image.pipeline.config import GenerationConfig  # noqa: E402
 from comfyui_glm_image.pipeline.devices import kernels  # noqa: E402
 from comfyui_glm_image.pipeline.devices.device import resolve_device  # noqa: E402
 from comfyui_glm_image.pipeline.generate import decode, new_step, prefill  # noqa: E402
 from comfyui_glm_image.pipeline.graph import StepGraphs  # noqa: E402
-from comfyui_glm_image.pipeline.planner import Planner  # noqa: E402
+from comfyui_glm_image.pipeline.models.config import GenerationConfig  # noqa: E402
+from comfyui_glm_image.pipeline.models.planner import Planner  # noqa: E402
 
 LAYERS = 40
 SAMPLING = GenerationConfig(0.9, 0.75)

@@ -11,7 +11,7 @@ from comfyui_glm_image.pipeline import placement as P
 from comfyui_glm_image.pipeline.audit_parts import GRID, dit_config
 from comfyui_glm_image.pipeline.devices.device import resolve_device
 from comfyui_glm_image.pipeline.devices.layer_offload import stream_layers
-from comfyui_glm_image.pipeline.dit import Dit
+from comfyui_glm_image.pipeline.models.transformer import Dit
 from PIL import Image
 from torch.testing import assert_close
 

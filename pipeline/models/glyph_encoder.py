@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..devices.kernels import attention, gelu_tanh, rms_norm
+from ..errors import InputError
 from .config import GlyphConfig
-from .devices.kernels import attention, gelu_tanh, rms_norm
-from .errors import InputError
 
 BYTE_OFFSET = 3  # ids 0, 1, 2 are padding, end and unknown
 MAX_BYTES = 2048  # of one string, its end included; the reference pipeline's limit

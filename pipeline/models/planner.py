@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..devices import kernels
 from .config import RopeConfig, TextConfig, VisionLanguageConfig
-from .devices import kernels
 from .kv_cache import KVCache
-from .vision import VisionModel, VQModel
+from .vision_tokenizer import VisionModel, VQModel
 
 
 class Attention(nn.Module):

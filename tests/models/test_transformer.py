@@ -3,8 +3,8 @@
 import pytest
 import torch
 from comfyui_glm_image.pipeline.checkpoint import load_module
-from comfyui_glm_image.pipeline.config import DitConfig
-from comfyui_glm_image.pipeline.dit import Dit, ReferenceCache, StepCache, join_guidance
+from comfyui_glm_image.pipeline.models.config import DitConfig
+from comfyui_glm_image.pipeline.models.transformer import Dit, ReferenceCache, StepCache, join_guidance
 from torch import nn
 from torch.testing import assert_close
 

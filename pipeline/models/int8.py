@@ -9,7 +9,7 @@ import re
 import torch
 from torch import nn
 
-from .devices import kernels
+from ..devices import kernels
 
 STEPS = 127  # of an int8, on either side of zero
 QUANTISED = re.compile(r"(model\.language_model\.layers\.\d+\.(self_attn|mlp)\.\w+|lm_head)\.weight")

@@ -92,9 +92,9 @@ VAE = VaeConfig(
 
 def meta_modules() -> dict[str, torch.nn.Module]:
     """Component folder -> its module on the meta device: names and shapes without memory."""
-    from .dit import Dit
-    from .glyph import GlyphEncoder
+    from .glyph_encoder import GlyphEncoder
     from .planner import Planner
+    from .transformer import Dit
     from .vae import Vae
 
     builds = {

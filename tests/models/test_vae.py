@@ -3,8 +3,8 @@
 import pytest
 import torch
 from comfyui_glm_image.pipeline.checkpoint import load_module
-from comfyui_glm_image.pipeline.config import VaeConfig
-from comfyui_glm_image.pipeline.vae import Vae, decode_nbytes
+from comfyui_glm_image.pipeline.models.config import VaeConfig
+from comfyui_glm_image.pipeline.models.vae import Vae, decode_nbytes
 from torch.testing import assert_close
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}

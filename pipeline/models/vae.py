@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from . import vae_strips
+from . import vae_tiling as vae_strips
 from .config import VaeConfig
 
 EPS = 1e-6  # of every group norm; the reference fixes it in code

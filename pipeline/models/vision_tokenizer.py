@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..devices import kernels
 from .config import VisionConfig, VQConfig
-from .devices import kernels
 
 SEARCH_ROWS = 1024  # patches compared with the codebook at once: 64 MB of scores for 16384 entries
 SHORTEST = 1e-12  # length of a codebook entry, as in F.normalize

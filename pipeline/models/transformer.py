@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..devices.kernels import attention, gelu, gelu_tanh, modulated_norm, rope
+from ..geometry import LATENT
 from .config import DitConfig
-from .devices.kernels import attention, gelu, gelu_tanh, modulated_norm, rope
-from .geometry import LATENT
 
 EPS = 1e-5  # of every norm here; the reference fixes it in code
 THETA = 10000.0
