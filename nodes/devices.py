@@ -14,10 +14,10 @@ from comfy.model_management import VRAMState
 from comfy_api.latest import io, ui
 from server import PromptServer
 
-from ..pipeline import placement
-from ..pipeline.checkpoint import COMPONENTS
 from ..pipeline.devices.device import available_devices, resolve_dtype
-from ..pipeline.placement import DECODER, GLYPH, PLANNER, VAE, Model, Needs, Placement, gib, title
+from ..pipeline.loading import placement
+from ..pipeline.loading.checkpoint import COMPONENTS
+from ..pipeline.loading.placement import DECODER, GLYPH, PLANNER, VAE, Model, Needs, Placement, gib, title
 from . import folders, sockets
 from .loader import CATEGORY, device_input, device_names, dtype_input, model_input
 from .parts import Devices, Dtypes, choose_device, dtypes_for

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import folder_paths
 
-from ..pipeline.checkpoint import HUB_ID
 from ..pipeline.errors import CheckpointError
+from ..pipeline.loading.checkpoint import HUB_ID
 
 KEY = "glm_image"
 BUNDLED = "small (bundled)"

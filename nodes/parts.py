@@ -14,8 +14,8 @@ import comfy.model_patcher
 import comfy.ops
 import torch
 
-from ..pipeline.checkpoint import Weights, compare
 from ..pipeline.devices.device import resolve_device, resolve_dtype
+from ..pipeline.loading.checkpoint import Weights, compare
 from ..pipeline.models.config import GenerationConfig, GlyphConfig, ProcessorConfig, VisionLanguageConfig
 from ..pipeline.models.glyph_encoder import GlyphEncoder
 from ..pipeline.models.kv_cache import KVCache

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from ..pipeline.checkpoint import load_module
 from ..pipeline.errors import CheckpointError
 from ..pipeline.geometry import LATENT
+from ..pipeline.loading.checkpoint import load_module
 from ..pipeline.models.config import VaeConfig
 from ..pipeline.models.vae import Vae
 

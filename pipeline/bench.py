@@ -23,14 +23,14 @@ from . import bench_growth, bench_peer, bench_tradeoffs
 from .bench_measure import Ceilings, interleave, measure_ceilings, peak_bytes, reset_peak, time_call
 from .bench_models import CONFIGURATIONS, RandomModels
 from .bench_stages import STAGES, STEPS, Bench, Case
-from .checkpoint import COMPONENTS
 from .commands.arguments import SMALL
 from .devices import device
 from .devices.device import resolve_device, resolve_dtype
 from .errors import InputError
 from .geometry import check_size, preview_grid, token_grid
 from .glm_image import GlmImage
-from .placement import DECODER, PLANNER, Placement
+from .loading.checkpoint import COMPONENTS
+from .loading.placement import DECODER, PLANNER, Placement
 
 MIB = 1 << 20
 SIZES = ((512, 512), (1024, 1024))  # height, width in pixels, unless the user says

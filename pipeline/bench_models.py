@@ -9,10 +9,10 @@ import torch
 
 from .devices.device import empty_cache
 from .glm_image import COMPONENTS
+from .loading.placement import DECODER, GLYPH, PLANNER, VAE
 from .models import released as release
 from .models.config import RopeConfig
 from .models.int8 import quantise
-from .placement import DECODER, GLYPH, PLANNER, VAE
 
 RELEASE = {
     PLANNER: release.VISION_LANGUAGE,

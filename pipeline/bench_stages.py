@@ -16,10 +16,10 @@ from .denoise import Passes, guided_velocity
 from .generate import decode, new_step, prefill
 from .geometry import latent_size, patch_count, preview_grid, token_grid
 from .graph import StepGraphs
+from .loading.placement import DECODER, GLYPH, PLANNER, VAE
 from .models.config import GenerationConfig
 from .models.kv_cache import cache_nbytes
 from .models.transformer import Context, Dit
-from .placement import DECODER, GLYPH, PLANNER, VAE
 from .prompt import EncodedPrompt, PromptBatch, collate
 
 SAMPLING = GenerationConfig(temperature=0.9, top_p=0.75, top_k=0)

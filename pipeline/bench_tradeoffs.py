@@ -12,7 +12,7 @@ from functools import partial
 import torch
 
 from .bench_measure import interleave
-from .placement import DECODER
+from .loading.placement import DECODER
 
 EXACT = "exact"
 SETTINGS = {

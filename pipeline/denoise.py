@@ -14,8 +14,8 @@ import torch
 from .devices.device import check_finite, current
 from .errors import InputError
 from .geometry import LATENT
+from .loading.placement import available
 from .models.transformer import Context, Dit, Modulations, StepCache, join_guidance
-from .placement import available
 from .scheduler import Schedule, euler_step
 
 BATCHING = ("auto", "batched", "sequential")

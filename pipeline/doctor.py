@@ -271,7 +271,7 @@ def gib(size: int) -> str:
 
 def check_placement(patient: Patient) -> Iterator[Finding]:
     """Where the model's components would go."""
-    from .placement import Model, estimate, fits, weigh
+    from .loading.placement import Model, estimate, fits, weigh
 
     args = patient.args
     model = Path(args.model) if args.model else Model.released()

@@ -14,7 +14,6 @@ from dataclasses import replace
 import torch
 from PIL import Image
 
-from .checkpoint import load_module, resolve
 from .denoise import Passes, check_options, denoise_steps
 from .devices import device as devices
 from .devices.layer_offload import stream_layers
@@ -23,6 +22,8 @@ from .generate import GridControl, Prefix, check_sampling, decode, new_step, pre
 from .geometry import check_size, latent_size, patch_count, preview_grid, token_grid
 from .graph import StepGraphs
 from .images import prepare_reference
+from .loading.checkpoint import load_module, resolve
+from .loading.placement import DECODER, GLYPH, PLANNER, VAE, Placement, choose, decoder_work, title
 from .models.config import (
     DitConfig,
     GenerationConfig,
@@ -37,7 +38,6 @@ from .models.int8 import quantise
 from .models.planner import Planner
 from .models.transformer import Dit, ReferenceCache
 from .models.vae import Vae, decode_nbytes
-from .placement import DECODER, GLYPH, PLANNER, VAE, Placement, choose, decoder_work, title
 from .plan import Plan, Reference, upsample_tokens
 from .prompt import PromptEncoder, check_length, collate
 from .prompt import glyph_texts as quoted_texts

@@ -12,7 +12,7 @@ from comfyui_glm_image.pipeline.bench_stages import STAGES, Bench, Case, first_t
 from comfyui_glm_image.pipeline.cli import main
 from comfyui_glm_image.pipeline.errors import InputError
 from comfyui_glm_image.pipeline.glm_image import COMPONENTS, GlmImage
-from comfyui_glm_image.pipeline.placement import PLANNER
+from comfyui_glm_image.pipeline.loading.placement import PLANNER
 
 CPU = torch.device("cpu")
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from comfyui_glm_image.pipeline.checkpoint import load_module
 from comfyui_glm_image.pipeline.errors import InputError
 from comfyui_glm_image.pipeline.generate import (
     DecodeStep,
@@ -18,6 +17,7 @@ from comfyui_glm_image.pipeline.generate import (
     prefill,
     warp,
 )
+from comfyui_glm_image.pipeline.loading.checkpoint import load_module
 from comfyui_glm_image.pipeline.models.config import GenerationConfig, VisionLanguageConfig
 from comfyui_glm_image.pipeline.models.planner import Planner
 from comfyui_glm_image.pipeline.prompt import PromptEncoder, collate

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from ..checkpoint import HUB_ID
 from ..errors import InputError
+from ..loading.checkpoint import HUB_ID
 
 SMALL = Path(__file__).resolve().parents[2] / "checkpoints" / "small"
 
@@ -95,9 +95,9 @@ def shortcuts(args: argparse.Namespace) -> dict:
 
 def open_model(args: argparse.Namespace, bar, local_only: bool = False):
     """The `GlmImage` of these arguments; `bar` shows loading."""
-    from ..checkpoint import resolve
     from ..glm_image import GlmImage
-    from ..placement import choose
+    from ..loading.checkpoint import resolve
+    from ..loading.placement import choose
 
     name = str(SMALL) if args.model == "small" else args.model
     checkpoint = resolve(name, args.revision, local_only)

@@ -2,7 +2,7 @@
 
 import argparse
 
-from ..checkpoint import HUB_ID, resolve
+from ..loading.checkpoint import HUB_ID, resolve
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

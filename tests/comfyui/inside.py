@@ -156,7 +156,9 @@ def preview(folder: str) -> dict:
     home, config = Path(folder) / "vae", pack("pipeline.models.config").VaeConfig
     config = config.from_json(home / "config.json")
     factors, bias = (torch.tensor(x) for x in pack("nodes.preview").rgb_factors(home, config))
-    vae = pack("pipeline.checkpoint").load_module(pack("pipeline.models.vae").Vae, config, home, "cpu", torch.float32)
+    vae = pack("pipeline.loading.checkpoint").load_module(
+        pack("pipeline.models.vae").Vae, config, home, "cpu", torch.float32
+    )
     colours = torch.rand(1, 3, 3, 6, generator=torch.Generator().manual_seed(5)) * 2 - 1
     picture = torch.nn.functional.interpolate(colours, scale_factor=32, mode="bicubic").clamp(-1, 1)
     with torch.no_grad():
@@ -198,7 +200,7 @@ class Held:
 
 def placements() -> dict:
     """The release on a card of 18 free GiB where ComfyUI holds 6, by ComfyUI's options; and where parts wait then."""
-    memory, devices, P = comfy.model_management, pack("nodes.devices"), pack("pipeline.placement")
+    memory, devices, P = comfy.model_management, pack("nodes.devices"), pack("pipeline.loading.placement")
     first, second = torch.device("cuda", 0), torch.device("cuda", 1)
     P.available = {first: 18 << 30, torch.device("cpu"): 64 << 30}.__getitem__
     memory.current_loaded_models[:] = [Held(first, 6 << 30), Held(second, 3 << 30)]

@@ -8,7 +8,7 @@ from comfyui_glm_image.pipeline import GlmImage
 from comfyui_glm_image.pipeline.devices import device
 from comfyui_glm_image.pipeline.devices.device import DeviceError
 from comfyui_glm_image.pipeline.errors import InputError
-from comfyui_glm_image.pipeline.placement import DECODER, Placement
+from comfyui_glm_image.pipeline.loading.placement import DECODER, Placement
 from torch.testing import assert_close
 
 CPU = torch.device("cpu")

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from comfyui_glm_image.pipeline import generate
-from comfyui_glm_image.pipeline.checkpoint import load_module
 from comfyui_glm_image.pipeline.generate import DecodeStep, decode, new_step, prefill
 from comfyui_glm_image.pipeline.geometry import preview_grid
 from comfyui_glm_image.pipeline.images import prepare_reference
+from comfyui_glm_image.pipeline.loading.checkpoint import load_module
 from comfyui_glm_image.pipeline.models import planner_cpu as token_pass
 from comfyui_glm_image.pipeline.models.config import GenerationConfig, ProcessorConfig, VisionLanguageConfig
 from comfyui_glm_image.pipeline.models.kv_cache import BUCKET, cache_nbytes

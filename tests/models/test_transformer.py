@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from comfyui_glm_image.pipeline.checkpoint import load_module
+from comfyui_glm_image.pipeline.loading.checkpoint import load_module
 from comfyui_glm_image.pipeline.models.config import DitConfig
 from comfyui_glm_image.pipeline.models.transformer import Dit, ReferenceCache, StepCache, join_guidance
 from torch import nn

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from comfyui_glm_image.pipeline.checkpoint import load_module
 from comfyui_glm_image.pipeline.images import prepare_reference
+from comfyui_glm_image.pipeline.loading.checkpoint import load_module
 from comfyui_glm_image.pipeline.models import vision_tokenizer as vision
 from comfyui_glm_image.pipeline.models.config import ProcessorConfig, VisionLanguageConfig
 from comfyui_glm_image.pipeline.models.planner import Planner

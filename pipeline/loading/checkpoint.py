@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from .errors import CheckpointError
-from .models.config import read_json
+from ..errors import CheckpointError
+from ..models.config import read_json
 
 HUB_ID = "zai-org/GLM-Image"
 MODELSCOPE_ID = "ZhipuAI/GLM-Image"

@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 from comfyui_glm_image.pipeline import GlmImage
-from comfyui_glm_image.pipeline.checkpoint import PATTERNS, Weights, load_module, resolve
 from comfyui_glm_image.pipeline.errors import CheckpointError
+from comfyui_glm_image.pipeline.loading.checkpoint import PATTERNS, Weights, load_module, resolve
 from comfyui_glm_image.pipeline.models import released as release
 from comfyui_glm_image.pipeline.models.config import GlyphConfig
 from comfyui_glm_image.pipeline.models.glyph_encoder import GlyphEncoder
@@ -201,7 +201,7 @@ MEASURE = """
 import sys, torch
 sys.path.insert(0, {tests!r}); import conftest
 from pathlib import Path
-from comfyui_glm_image.pipeline.checkpoint import Weights
+from comfyui_glm_image.pipeline.loading.checkpoint import Weights
 
 def peak():
     status = open('/proc/self/status').read()

@@ -14,16 +14,16 @@ from types import MappingProxyType
 
 import torch
 
+from ..devices import device as devices
+from ..devices.device import DeviceError
+from ..errors import InputError
+from ..geometry import check_size, patch_count, preview_grid, token_grid
+from ..models import int8
+from ..models import released as release
+from ..models.config import DitConfig, VaeConfig, VisionLanguageConfig
+from ..models.kv_cache import BUCKET, cache_nbytes
+from ..models.vae import LIVE, STRIP
 from .checkpoint import COMPONENTS, Weights
-from .devices import device as devices
-from .devices.device import DeviceError
-from .errors import InputError
-from .geometry import check_size, patch_count, preview_grid, token_grid
-from .models import int8
-from .models import released as release
-from .models.config import DitConfig, VaeConfig, VisionLanguageConfig
-from .models.kv_cache import BUCKET, cache_nbytes
-from .models.vae import LIVE, STRIP
 
 logger = logging.getLogger(__name__)
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from comfyui_glm_image.pipeline import placement as P
 from comfyui_glm_image.pipeline.devices import device as devices
 from comfyui_glm_image.pipeline.devices.device import DeviceError, Memory
 from comfyui_glm_image.pipeline.errors import InputError
+from comfyui_glm_image.pipeline.loading import placement as P
 
 GIB = 1 << 30
 
