@@ -13,7 +13,7 @@ from comfy_api.latest import io
 from ..pipeline.devices.device import assert_on, current
 from ..pipeline.errors import InputError
 from ..pipeline.plan import Plan, upsample_tokens
-from ..pipeline.prompt import glyph_texts
+from ..pipeline.planning.prompt import glyph_texts
 from . import sockets
 from .parts import GlyphEncoderPart
 

@@ -20,7 +20,7 @@ from ..pipeline.models.config import GenerationConfig, GlyphConfig, ProcessorCon
 from ..pipeline.models.glyph_encoder import GlyphEncoder
 from ..pipeline.models.kv_cache import KVCache
 from ..pipeline.models.planner import Planner
-from ..pipeline.prompt import PromptEncoder
+from ..pipeline.planning.prompt import PromptEncoder
 from .operations import computing_in
 
 DTYPES = {

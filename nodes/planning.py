@@ -12,15 +12,15 @@ import torch
 from PIL import Image
 
 from ..pipeline.devices.device import assert_on, check_finite, current
-from ..pipeline.generate import DecodeStep, GridControl, check_sampling, decode, prefill
 from ..pipeline.geometry import check_size, preview_grid, token_grid
 from ..pipeline.glm_image import check_prompts
-from ..pipeline.graph import StepGraphs
 from ..pipeline.guidance import merge_controls
 from ..pipeline.images import PreparedReference, prepare_reference
 from ..pipeline.models.kv_cache import BUCKET, cache_nbytes
 from ..pipeline.plan import Plan, Reference
-from ..pipeline.prompt import check_length, collate
+from ..pipeline.planning.generate import DecodeStep, GridControl, check_sampling, decode, prefill
+from ..pipeline.planning.graphs import StepGraphs
+from ..pipeline.planning.prompt import check_length, collate
 from .parts import PlannerPart
 from .pictures import to_pil
 

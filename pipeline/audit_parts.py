@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import torch
 
-from .generate import DecodeStep, Prefix, prefill
 from .models import released as release
 from .models.config import DitConfig, GenerationConfig, GlyphConfig, VaeConfig, VisionLanguageConfig
 from .models.glyph_encoder import GlyphEncoder
@@ -14,7 +13,8 @@ from .models.int8 import quantise
 from .models.planner import Planner
 from .models.transformer import Dit
 from .models.vae import Vae
-from .prompt import PromptBatch
+from .planning.generate import DecodeStep, Prefix, prefill
+from .planning.prompt import PromptBatch
 
 PROMPT, PLANNED = 12, 8
 GRID = (4, 4)  # decoder patches

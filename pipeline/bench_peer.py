@@ -11,7 +11,7 @@ import torch
 
 from .errors import InputError
 from .models.config import DitConfig, GenerationConfig, GlyphConfig, VaeConfig, VisionLanguageConfig
-from .prompt import PromptBatch
+from .planning.prompt import PromptBatch
 
 NEEDED = ("transformers", "diffusers", "accelerate")
 

@@ -27,7 +27,7 @@ from .errors import InputError
 from .files import replacing
 from .geometry import check_size
 from .models.config import read_json
-from .prompt import glyph_texts
+from .planning.prompt import glyph_texts
 
 BENCHMARKS = ("small", "cvtg2k", "longtext")
 SMALL = arguments.SMALL / "benchmark"

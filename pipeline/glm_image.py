@@ -18,9 +18,7 @@ from .denoise import Passes, check_options, denoise_steps
 from .devices import device as devices
 from .devices.layer_offload import stream_layers
 from .errors import InputError
-from .generate import GridControl, Prefix, check_sampling, decode, new_step, prefill
 from .geometry import check_size, latent_size, patch_count, preview_grid, token_grid
-from .graph import StepGraphs
 from .images import prepare_reference
 from .loading.checkpoint import load_module, resolve
 from .loading.placement import DECODER, GLYPH, PLANNER, VAE, Placement, choose, decoder_work, title
@@ -39,8 +37,10 @@ from .models.planner import Planner
 from .models.transformer import Dit, ReferenceCache
 from .models.vae import Vae, decode_nbytes
 from .plan import Plan, Reference, upsample_tokens
-from .prompt import PromptEncoder, check_length, collate
-from .prompt import glyph_texts as quoted_texts
+from .planning.generate import GridControl, Prefix, check_sampling, decode, new_step, prefill
+from .planning.graphs import StepGraphs
+from .planning.prompt import PromptEncoder, check_length, collate
+from .planning.prompt import glyph_texts as quoted_texts
 from .scheduler import schedule
 
 MAX_COUNT = 64

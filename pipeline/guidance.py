@@ -16,13 +16,13 @@ import torch
 from PIL import Image
 
 from .errors import InputError
-from .generate import GridControl
 from .images import to_rgb
 from .layout import Layout
 from .models.config import ProcessorConfig
 from .models.glyph_encoder import MAX_BYTES
 from .models.planner import Planner
 from .plan import Plan
+from .planning.generate import GridControl
 
 PLAN_MODES = ("off", "bias", "force")
 GRIDS = ("both", "preview", "full")

@@ -6,7 +6,6 @@ import torch
 from comfyui_glm_image.pipeline import guidance as G
 from comfyui_glm_image.pipeline import sketch
 from comfyui_glm_image.pipeline.errors import InputError
-from comfyui_glm_image.pipeline.generate import decode, prefill
 from comfyui_glm_image.pipeline.glm_image import GlmImage, draw_noise
 from comfyui_glm_image.pipeline.guidance import PlanGuidance
 from comfyui_glm_image.pipeline.images import prepare_reference
@@ -21,7 +20,8 @@ from comfyui_glm_image.pipeline.models.config import (
 from comfyui_glm_image.pipeline.models.glyph_encoder import glyph_ids
 from comfyui_glm_image.pipeline.models.planner import Planner
 from comfyui_glm_image.pipeline.plan import Plan
-from comfyui_glm_image.pipeline.prompt import PromptEncoder, collate
+from comfyui_glm_image.pipeline.planning.generate import decode, prefill
+from comfyui_glm_image.pipeline.planning.prompt import PromptEncoder, collate
 
 GRIDS = {"preview": (3, 4), "full": (6, 8)}
 LAYOUT = Layout((TextRegion("OPEN", 0.12, 0.05, 0.6, 0.25), TextRegion("24h", 0.51, 0.76, 0.49, 0.24)))

@@ -10,7 +10,7 @@ from comfyui_glm_image.pipeline.errors import InputError
 from comfyui_glm_image.pipeline.layout import Layout, TextRegion, check
 from comfyui_glm_image.pipeline.layout_prompt import to_prompt
 from comfyui_glm_image.pipeline.layout_read import from_lines, read_layout
-from comfyui_glm_image.pipeline.prompt import glyph_texts
+from comfyui_glm_image.pipeline.planning.prompt import glyph_texts
 
 SHARED = json.loads((Path(__file__).parent / "data" / "layout_fit.json").read_text())
 

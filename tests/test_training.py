@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from comfyui_glm_image.pipeline.prompt import glyph_texts
+from comfyui_glm_image.pipeline.planning.prompt import glyph_texts
 from comfyui_glm_image.training import (
     __main__ as command,
 )

@@ -39,7 +39,6 @@ if "comfyui_glm_image" not in sys.modules:
     _load_package()
 
 from comfyui_glm_image.pipeline import ocr, sketch  # noqa: E402
-from comfyui_glm_image.pipeline.generate import GridControl  # noqa: E402
 from comfyui_glm_image.pipeline.geometry import TOKEN, preview_grid  # noqa: E402
 from comfyui_glm_image.pipeline.glm_image import GlmImage, draw_noise, to_pil  # noqa: E402
 from comfyui_glm_image.pipeline.guidance import (  # noqa: E402
@@ -51,6 +50,7 @@ from comfyui_glm_image.pipeline.guidance import (  # noqa: E402
 )
 from comfyui_glm_image.pipeline.layout import Layout, TextRegion  # noqa: E402
 from comfyui_glm_image.pipeline.plan import Plan  # noqa: E402
+from comfyui_glm_image.pipeline.planning.generate import GridControl  # noqa: E402
 from comfyui_glm_image.training import data  # noqa: E402
 
 GRID = (3, 6)  # tokens: pictures of 192x96 px, the small checkpoint's largest

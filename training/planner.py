@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..pipeline.generate import decode, prefill
 from ..pipeline.geometry import preview_grid
 from ..pipeline.models.config import GenerationConfig
-from ..pipeline.prompt import PromptBatch, PromptEncoder, collate
+from ..pipeline.planning.generate import decode, prefill
+from ..pipeline.planning.prompt import PromptBatch, PromptEncoder, collate
 from . import bundle, data, models
 from .common import Recipe, Stage, optimisers
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from ..errors import InputError
 from ..geometry import check_size
-from ..prompt import glyph_texts
+from ..planning.prompt import glyph_texts
 
 MAX_REFERENCES = 8
 MAX_SEED = 2**32 - 1  # every engine takes this much

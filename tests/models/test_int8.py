@@ -7,10 +7,10 @@ import torch
 from comfyui_glm_image.pipeline import GlmImage
 from comfyui_glm_image.pipeline.commands.arguments import SMALL
 from comfyui_glm_image.pipeline.devices import kernels
-from comfyui_glm_image.pipeline.generate import prefill
 from comfyui_glm_image.pipeline.loading import placement as P
 from comfyui_glm_image.pipeline.models.int8 import QUANTISED, Int8Linear, quantise
 from comfyui_glm_image.pipeline.models.planner_cpu import TokenPass
+from comfyui_glm_image.pipeline.planning.generate import prefill
 from torch import nn
 from torch.testing import assert_close
 

@@ -5,8 +5,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from comfyui_glm_image.pipeline import generate
-from comfyui_glm_image.pipeline.generate import DecodeStep, decode, new_step, prefill
 from comfyui_glm_image.pipeline.geometry import preview_grid
 from comfyui_glm_image.pipeline.images import prepare_reference
 from comfyui_glm_image.pipeline.loading.checkpoint import load_module
@@ -15,7 +13,9 @@ from comfyui_glm_image.pipeline.models.config import GenerationConfig, Processor
 from comfyui_glm_image.pipeline.models.kv_cache import BUCKET, cache_nbytes
 from comfyui_glm_image.pipeline.models.planner import Planner, rope_tables
 from comfyui_glm_image.pipeline.models.planner_cpu import TokenPass
-from comfyui_glm_image.pipeline.prompt import PromptEncoder, collate
+from comfyui_glm_image.pipeline.planning import generate
+from comfyui_glm_image.pipeline.planning.generate import DecodeStep, decode, new_step, prefill
+from comfyui_glm_image.pipeline.planning.prompt import PromptEncoder, collate
 from PIL import Image
 from torch.testing import assert_close
 

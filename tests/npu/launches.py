@@ -17,10 +17,10 @@ import fake_cann  # noqa: E402
 from comfyui_glm_image.pipeline.audit_parts import planner_config, prompt_batch  # noqa: E402
 from comfyui_glm_image.pipeline.devices import kernels  # noqa: E402
 from comfyui_glm_image.pipeline.devices.device import resolve_device  # noqa: E402
-from comfyui_glm_image.pipeline.generate import decode, new_step, prefill  # noqa: E402
-from comfyui_glm_image.pipeline.graph import StepGraphs  # noqa: E402
 from comfyui_glm_image.pipeline.models.config import GenerationConfig  # noqa: E402
 from comfyui_glm_image.pipeline.models.planner import Planner  # noqa: E402
+from comfyui_glm_image.pipeline.planning.generate import decode, new_step, prefill  # noqa: E402
+from comfyui_glm_image.pipeline.planning.graphs import StepGraphs  # noqa: E402
 
 LAYERS = 40
 SAMPLING = GenerationConfig(0.9, 0.75)

@@ -8,11 +8,11 @@ import torch
 from comfyui_glm_image.pipeline.audit_parts import planner_config, prompt_batch
 from comfyui_glm_image.pipeline.devices import kernels
 from comfyui_glm_image.pipeline.devices.device import resolve_device
-from comfyui_glm_image.pipeline.generate import GridControl, decode, new_step, prefill
-from comfyui_glm_image.pipeline.graph import StepGraphs
 from comfyui_glm_image.pipeline.models.config import GenerationConfig
 from comfyui_glm_image.pipeline.models.int8 import quantise
 from comfyui_glm_image.pipeline.models.planner import Planner
+from comfyui_glm_image.pipeline.planning.generate import GridControl, decode, new_step, prefill
+from comfyui_glm_image.pipeline.planning.graphs import StepGraphs
 
 SAMPLING = GenerationConfig(0.9, 0.75)
 

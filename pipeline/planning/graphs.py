@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
-from .devices.device import capabilities
+from ..devices.device import capabilities
+from ..models.planner import Planner
 from .generate import DecodeStep
-from .models.planner import Planner
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 from comfyui_glm_image.pipeline.errors import InputError
-from comfyui_glm_image.pipeline.generate import (
+from comfyui_glm_image.pipeline.loading.checkpoint import load_module
+from comfyui_glm_image.pipeline.models.config import GenerationConfig, VisionLanguageConfig
+from comfyui_glm_image.pipeline.models.planner import Planner
+from comfyui_glm_image.pipeline.planning.generate import (
     DecodeStep,
     GridControl,
     Noise,
@@ -17,10 +20,7 @@ from comfyui_glm_image.pipeline.generate import (
     prefill,
     warp,
 )
-from comfyui_glm_image.pipeline.loading.checkpoint import load_module
-from comfyui_glm_image.pipeline.models.config import GenerationConfig, VisionLanguageConfig
-from comfyui_glm_image.pipeline.models.planner import Planner
-from comfyui_glm_image.pipeline.prompt import PromptEncoder, collate
+from comfyui_glm_image.pipeline.planning.prompt import PromptEncoder, collate
 from torch.testing import assert_close
 
 GRID, PREVIEW = (4, 9), (2, 3)

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import torch
 
-from .errors import InputError
-from .models.config import GenerationConfig
-from .models.kv_cache import BUCKET, KVCache, bucket_length
-from .models.planner import Planner
-from .models.planner_cpu import TokenPass
+from ..errors import InputError
+from ..models.config import GenerationConfig
+from ..models.kv_cache import BUCKET, KVCache, bucket_length
+from ..models.planner import Planner
+from ..models.planner_cpu import TokenPass
 from .prompt import PromptBatch
 
 PREFILL_CHUNK = 2048  # prompt tokens in one pass; bounds the mask's memory for prompts with many references

@@ -16,9 +16,9 @@ import jinja2.sandbox
 import torch
 from tokenizers import Tokenizer
 
-from .errors import CheckpointError, InputError
-from .models.config import VisionLanguageConfig, read_json
-from .models.glyph_encoder import utf8
+from ..errors import CheckpointError, InputError
+from ..models.config import VisionLanguageConfig, read_json
+from ..models.glyph_encoder import utf8
 
 Grid = tuple[int, int]
 CONTROL_TOKENS = ("image_token", "grid_bos_token", "grid_eos_token", "bos_token", "eos_token")
