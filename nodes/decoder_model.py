@@ -19,10 +19,10 @@ import comfy.patcher_extension
 import comfy.supported_models_base
 import torch
 
+from ..pipeline.denoising.scheduler import shift_mu
 from ..pipeline.devices.device import assert_on, current
 from ..pipeline.models.config import DitConfig, SchedulerConfig, VaeConfig
 from ..pipeline.models.transformer import Context, Dit, ReferenceCache
-from ..pipeline.scheduler import shift_mu
 from .checks import CHANNELS, check_conditioning
 from .operations import computing_in
 from .parts import Dtypes, choose_device, choose_dtypes, fill, manage, weights_at
@@ -230,7 +230,7 @@ def with_shift(patcher, shift: float):
 
 
 def shift_times(times: torch.Tensor, shift: float) -> torch.Tensor:
-    """Plain times in 0..1 -> sigmas, in the same float32 steps as `pipeline.scheduler.schedule`."""
+    """Plain times in 0..1 -> sigmas, in the same float32 steps as `pipeline.denoising.scheduler.schedule`."""
     shift = torch.full_like(times, shift)  # a Python number over a tensor is rounded twice
     return shift / (shift + (1 / times - 1))
 

@@ -7,9 +7,9 @@ import latent_preview
 import torch
 from comfy_api.latest import io
 
+from ..pipeline.denoising.scheduler import schedule
 from ..pipeline.errors import InputError
 from ..pipeline.geometry import check_size, latent_size
-from ..pipeline.scheduler import schedule
 from . import sockets
 from .checks import CHANNELS
 from .decoder_model import GlmImageModel, has_own_sampling, shift_times, with_shift

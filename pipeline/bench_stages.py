@@ -12,7 +12,7 @@ import torch
 from . import bench_peer
 from .bench_measure import Call, count_flops
 from .bench_models import RandomModels, weight_bytes
-from .denoise import Passes, guided_velocity
+from .denoising.denoise import Passes, guided_velocity
 from .geometry import latent_size, patch_count, preview_grid, token_grid
 from .loading.placement import DECODER, GLYPH, PLANNER, VAE
 from .models.config import GenerationConfig

@@ -14,7 +14,8 @@ from dataclasses import replace
 import torch
 from PIL import Image
 
-from .denoise import Passes, check_options, denoise_steps
+from .denoising.denoise import Passes, check_options, denoise_steps
+from .denoising.scheduler import schedule
 from .devices import device as devices
 from .devices.layer_offload import stream_layers
 from .errors import InputError
@@ -41,7 +42,6 @@ from .planning.generate import GridControl, Prefix, check_sampling, decode, new_
 from .planning.graphs import StepGraphs
 from .planning.prompt import PromptEncoder, check_length, collate
 from .planning.prompt import glyph_texts as quoted_texts
-from .scheduler import schedule
 
 MAX_COUNT = 64
 PREFIXES = 2  # prompts that stay read, of some megabytes each, a hundred with large references

@@ -8,7 +8,7 @@ import torch
 from comfyui_glm_image.pipeline import GlmImage, Plan
 from comfyui_glm_image.pipeline.cli import COMMANDS, main
 from comfyui_glm_image.pipeline.commands import generate
-from comfyui_glm_image.pipeline.denoise import Passes
+from comfyui_glm_image.pipeline.denoising.denoise import Passes
 from PIL import Image
 
 SIZE = ["--width", "64", "--height", "32"]

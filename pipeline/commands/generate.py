@@ -40,8 +40,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def make_plan(model, args: argparse.Namespace, images: list[Image.Image], bars):
-    from ..denoise import check_options
-    from ..scheduler import schedule
+    from ..denoising.denoise import check_options
+    from ..denoising.scheduler import schedule
 
     if hasattr(args, "steps"):
         schedule(model.scheduler, args.steps, 1)  # refuse wrong numbers before planning

@@ -11,11 +11,11 @@ from functools import cached_property
 
 import torch
 
-from .devices.device import check_finite, current
-from .errors import InputError
-from .geometry import LATENT
-from .loading.placement import available
-from .models.transformer import Context, Dit, Modulations, StepCache, join_guidance
+from ..devices.device import check_finite, current
+from ..errors import InputError
+from ..geometry import LATENT
+from ..loading.placement import available
+from ..models.transformer import Context, Dit, Modulations, StepCache, join_guidance
 from .scheduler import Schedule, euler_step
 
 BATCHING = ("auto", "batched", "sequential")

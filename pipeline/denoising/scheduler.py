@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .errors import InputError
-from .models.config import SchedulerConfig
+from ..errors import InputError
+from ..models.config import SchedulerConfig
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from comfyui_glm_image.pipeline import GlmImage, denoise
+from comfyui_glm_image.pipeline import GlmImage
 from comfyui_glm_image.pipeline.commands.arguments import SMALL
-from comfyui_glm_image.pipeline.denoise import EXACT, Passes, Shortcuts
+from comfyui_glm_image.pipeline.denoising import denoise
+from comfyui_glm_image.pipeline.denoising.denoise import EXACT, Passes, Shortcuts
 from comfyui_glm_image.pipeline.errors import InputError
 from PIL import Image
 from torch.testing import assert_close

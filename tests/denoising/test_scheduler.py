@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from comfyui_glm_image.pipeline.denoising.scheduler import euler_step, schedule, shift_mu
 from comfyui_glm_image.pipeline.errors import InputError
 from comfyui_glm_image.pipeline.models.config import SchedulerConfig
-from comfyui_glm_image.pipeline.scheduler import euler_step, schedule, shift_mu
 
 
 @pytest.fixture(scope="module")
