@@ -13,7 +13,7 @@ from comfy_api.latest import io, ui
 
 from ..pipeline.errors import InputError
 from ..pipeline.geometry import check_size
-from ..pipeline.guidance import (
+from ..pipeline.layout.control import (
     GRIDS,
     PLAN_MODES,
     PlanGuidance,
@@ -23,11 +23,11 @@ from ..pipeline.guidance import (
     replan_controls,
     sketch_tokens,
 )
-from ..pipeline.layout import MAX_OVERLAP, Layout, check, inside_page
-from ..pipeline.layout_prompt import QUOTES, to_prompt
-from ..pipeline.layout_read import read_layout
+from ..pipeline.layout.parse import read_layout
+from ..pipeline.layout.prompt import QUOTES, to_prompt
+from ..pipeline.layout.regions import MAX_OVERLAP, Layout, check, inside_page
+from ..pipeline.layout.sketch import render
 from ..pipeline.plan import Plan
-from ..pipeline.sketch import render
 from . import sockets
 from .conditioner import lines
 from .pictures import to_image, to_pil

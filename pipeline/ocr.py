@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from .errors import InputError
-from .layout import WIDE, Layout, TextRegion
+from .layout.regions import WIDE, Layout, TextRegion
 
 ENGINES = ("auto", "tesseract", "rapidocr")
 INSTALL = (

@@ -5,9 +5,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from comfyui_glm_image.pipeline import ocr, sketch
+from comfyui_glm_image.pipeline import ocr
 from comfyui_glm_image.pipeline.errors import InputError
-from comfyui_glm_image.pipeline.layout import Layout, TextRegion
+from comfyui_glm_image.pipeline.layout.regions import sketch
+from comfyui_glm_image.pipeline.layout.regions.regions import Layout, TextRegion
 from comfyui_glm_image.pipeline.ocr import Word
 from PIL import Image
 

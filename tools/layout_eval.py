@@ -38,17 +38,18 @@ def _load_package() -> None:
 if "comfyui_glm_image" not in sys.modules:
     _load_package()
 
-from comfyui_glm_image.pipeline import ocr, sketch  # noqa: E402
+from comfyui_glm_image.pipeline import ocr  # noqa: E402
 from comfyui_glm_image.pipeline.geometry import TOKEN, preview_grid  # noqa: E402
 from comfyui_glm_image.pipeline.glm_image import GlmImage, draw_noise, to_pil  # noqa: E402
-from comfyui_glm_image.pipeline.guidance import (  # noqa: E402
+from comfyui_glm_image.pipeline.layout.regions import sketch  # noqa: E402
+from comfyui_glm_image.pipeline.layout.regions.control import (
     PlanGuidance,
     glyph_visibility,
     latent_holder,
     plan_controls,
     sketch_tokens,
 )
-from comfyui_glm_image.pipeline.layout import Layout, TextRegion  # noqa: E402
+from comfyui_glm_image.pipeline.layout.regions.regions import Layout, TextRegion  # noqa: E402
 from comfyui_glm_image.pipeline.plan import Plan  # noqa: E402
 from comfyui_glm_image.pipeline.planning.generate import GridControl  # noqa: E402
 from comfyui_glm_image.training import data  # noqa: E402

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from comfyui_glm_image.pipeline.guidance import inside_boxes
-from comfyui_glm_image.pipeline.layout import Layout, TextRegion
-from comfyui_glm_image.pipeline.layout_prompt import to_prompt
+from comfyui_glm_image.pipeline.layout.regions.control import inside_boxes
+from comfyui_glm_image.pipeline.layout.regions.prompt import to_prompt
+from comfyui_glm_image.pipeline.layout.regions.regions import Layout, TextRegion
+from comfyui_glm_image.pipeline.layout.regions.sketch import render
 from comfyui_glm_image.pipeline.plan import Plan
-from comfyui_glm_image.pipeline.sketch import render
 from comfyui_glm_image.tests.comfyui.server import PromptError
 from PIL import Image
 from safetensors.torch import load_file

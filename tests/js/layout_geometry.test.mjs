@@ -7,7 +7,7 @@ const shared = JSON.parse(readFileSync(new URL("../data/layout_fit.json", import
 const box = (x, y, width, height, text = "A") => g.newRegion({ x, y, width, height }, { text })
 const near = (a, b) => assert.ok(Math.abs(a - b) < 1e-9, `${a} is not ${b}`)
 
-test("fitting sizes and line breaks equal those of pipeline/layout.py", () => {
+test("fitting sizes and line breaks equal those of pipeline/layout/regions.py", () => {
   for (const row of shared.fits) {
     const region = { text: row.text, width: row.width, height: row.height }
     assert.ok(Math.abs(g.regionSize(region, 1, 1) - row.horizontal) < 1e-5, row.text)
@@ -16,7 +16,7 @@ test("fitting sizes and line breaks equal those of pipeline/layout.py", () => {
   }
 })
 
-test("reading order equals that of pipeline/layout.py", () => {
+test("reading order equals that of pipeline/layout/regions.py", () => {
   const regions = shared.order.boxes.map(([x, y, width, height]) => box(x, y, width, height))
   assert.deepEqual(g.readingOrder(regions), shared.order.order)
 })

@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .errors import InputError
-from .images import to_rgb
-from .layout import Layout
-from .models.config import ProcessorConfig
-from .models.glyph_encoder import MAX_BYTES
-from .models.planner import Planner
-from .plan import Plan
-from .planning.generate import GridControl
+from ..errors import InputError
+from ..images import to_rgb
+from ..models.config import ProcessorConfig
+from ..models.glyph_encoder import MAX_BYTES
+from ..models.planner import Planner
+from ..plan import Plan
+from ..planning.generate import GridControl
+from .regions import Layout
 
 PLAN_MODES = ("off", "bias", "force")
 GRIDS = ("both", "preview", "full")

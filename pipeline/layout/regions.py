@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 
-from .errors import InputError
+from ..errors import InputError
 
 FORMAT = "glm-image-layout"
 VERSION = 1

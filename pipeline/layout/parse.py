@@ -3,8 +3,8 @@
 import json
 import re
 
-from .errors import InputError
-from .layout import FORMAT, MAX_JSON, ROLES, Layout, TextRegion
+from ..errors import InputError
+from .regions import FORMAT, MAX_JSON, ROLES, Layout, TextRegion
 
 MARGIN = 0.05  # of the page, left and right of a band that gives no place across
 GAP = 0.02  # of the page, between stacked bands

@@ -5,14 +5,14 @@ import time
 from pathlib import Path
 
 import pytest
-from comfyui_glm_image.pipeline import layout as L
 from comfyui_glm_image.pipeline.errors import InputError
-from comfyui_glm_image.pipeline.layout import Layout, TextRegion, check
-from comfyui_glm_image.pipeline.layout_prompt import to_prompt
-from comfyui_glm_image.pipeline.layout_read import from_lines, read_layout
+from comfyui_glm_image.pipeline.layout.regions import regions as L
+from comfyui_glm_image.pipeline.layout.regions.parse import from_lines, read_layout
+from comfyui_glm_image.pipeline.layout.regions.prompt import to_prompt
+from comfyui_glm_image.pipeline.layout.regions.regions import Layout, TextRegion, check
 from comfyui_glm_image.pipeline.planning.prompt import glyph_texts
 
-SHARED = json.loads((Path(__file__).parent / "data" / "layout_fit.json").read_text())
+SHARED = json.loads((Path(__file__).parents[1] / "data" / "layout_fit.json").read_text())
 
 
 def region(text="OPEN", x=0.1, y=0.1, width=0.5, height=0.2, **more):

@@ -1,7 +1,7 @@
 """A layout in words: the prompt with positions and quoted strings, in English or Chinese."""
 
-from .errors import InputError
-from .layout import Layout, TextRegion
+from ..errors import InputError
+from .regions import Layout, TextRegion
 
 # Tried in turn: the first pair whose marks the text does not contain keeps the string whole for any reader.
 QUOTES = {

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from PIL import Image, ImageColor, ImageDraw, ImageFont, features
 
-from .errors import InputError
-from .layout import LINE_HEIGHT, RIGHT_TO_LEFT, Layout, TextRegion, fitting_size, vertical_size, wrap
+from ..errors import InputError
+from .regions import LINE_HEIGHT, RIGHT_TO_LEFT, Layout, TextRegion, fitting_size, vertical_size, wrap
 
-FONTS = Path(__file__).parents[1] / "fonts"
+FONTS = Path(__file__).parents[2] / "fonts"
 BUNDLED = [FONTS / "SketchSansLatin.ttf", FONTS / "SketchSansCJK.ttf"]
 FONT_FOLDERS = [
     "/usr/share/fonts", "/usr/local/share/fonts", "~/.fonts", "~/.local/share/fonts",

@@ -1,0 +1,1 @@
+"""Text in regions: read, checked, sketched, and imposed on planner and decoder."""
