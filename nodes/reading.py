@@ -9,8 +9,8 @@ from comfy_api.latest import io
 from PIL import Image, ImageDraw
 
 from ..pipeline.errors import InputError
+from ..pipeline.evaluation.ocr import ENGINES, Score, Word, read_words, score_layout, score_texts
 from ..pipeline.layout.regions import Layout
-from ..pipeline.ocr import ENGINES, Score, Word, read_words, score_layout, score_texts
 from . import sockets
 from .conditioner import lines
 from .pictures import to_image, to_pil

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from comfyui_glm_image.pipeline import ocr
+from comfyui_glm_image.pipeline.evaluation import ocr
 from comfyui_glm_image.pipeline.plan import Plan
 from comfyui_glm_image.pipeline.planning.generate import GridControl
 from comfyui_glm_image.tools import layout_eval as E

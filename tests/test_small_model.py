@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from comfyui_glm_image.pipeline import GlmImage, evaluate, ocr
+from comfyui_glm_image.pipeline import GlmImage
 from comfyui_glm_image.pipeline.commands import demo
 from comfyui_glm_image.pipeline.commands.arguments import SMALL
 from comfyui_glm_image.pipeline.errors import InputError
+from comfyui_glm_image.pipeline.evaluation import evaluate, ocr
 
 LIMIT = 25 << 20  # bytes of the whole folder
 FLOOR = 0.5  # of words read, far below what docs/small_model.md measured: it tells a broken model, not a worse one

@@ -38,7 +38,7 @@ def _load_package() -> None:
 if "comfyui_glm_image" not in sys.modules:
     _load_package()
 
-from comfyui_glm_image.pipeline import ocr  # noqa: E402
+from comfyui_glm_image.pipeline.evaluation import ocr  # noqa: E402
 from comfyui_glm_image.pipeline.geometry import TOKEN, preview_grid  # noqa: E402
 from comfyui_glm_image.pipeline.glm_image import GlmImage, draw_noise, to_pil  # noqa: E402
 from comfyui_glm_image.pipeline.layout.regions import sketch  # noqa: E402

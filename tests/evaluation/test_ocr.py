@@ -5,11 +5,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from comfyui_glm_image.pipeline import ocr
 from comfyui_glm_image.pipeline.errors import InputError
+from comfyui_glm_image.pipeline.evaluation import ocr
+from comfyui_glm_image.pipeline.evaluation.ocr import Word
 from comfyui_glm_image.pipeline.layout.regions import sketch
 from comfyui_glm_image.pipeline.layout.regions.regions import Layout, TextRegion
-from comfyui_glm_image.pipeline.ocr import Word
 from PIL import Image
 
 LAYOUT = Layout((TextRegion("OPEN 24h", 0.1, 0.1, 0.8, 0.25), TextRegion("Fresh bread", 0.1, 0.6, 0.8, 0.2)))

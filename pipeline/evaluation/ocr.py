@@ -15,8 +15,8 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageOps
 
-from .errors import InputError
-from .layout.regions import WIDE, Layout, TextRegion
+from ..errors import InputError
+from ..layout.regions import WIDE, Layout, TextRegion
 
 ENGINES = ("auto", "tesseract", "rapidocr")
 INSTALL = (

@@ -5,8 +5,9 @@ import json
 from dataclasses import replace
 
 import pytest
-from comfyui_glm_image.pipeline import GlmImage, evaluate, ocr
+from comfyui_glm_image.pipeline import GlmImage
 from comfyui_glm_image.pipeline.errors import InputError
+from comfyui_glm_image.pipeline.evaluation import evaluate, ocr
 from PIL import Image
 
 

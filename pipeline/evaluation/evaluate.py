@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, UnidentifiedImageError
 
+from ..commands import arguments
+from ..commands.progress import Bars
+from ..errors import InputError
+from ..files import replacing
+from ..geometry import check_size
+from ..models.config import read_json
+from ..planning.prompt import glyph_texts
 from . import ocr
-from .commands import arguments
-from .commands.progress import Bars
-from .errors import InputError
-from .files import replacing
-from .geometry import check_size
-from .models.config import read_json
-from .planning.prompt import glyph_texts
 
 BENCHMARKS = ("small", "cvtg2k", "longtext")
 SMALL = arguments.SMALL / "benchmark"
@@ -344,7 +344,7 @@ def _painter(args: argparse.Namespace, cases: list[Case]) -> Callable[[list[Case
 
 def paint(model, cases: list[Case], seed: int, *, steps: int, cfg: float, ablation: str = "none") -> list[Image.Image]:
     """Pictures of cases of one size, case k with seed + k, with one part of the model left out if so asked."""
-    from .glm_image import to_pil
+    from ..glm_image import to_pil
 
     plan = model.plan([case.prompt for case in cases], cases[0].height, cases[0].width, seed=seed)
     if ablation == "shuffled-plan":

@@ -1,0 +1,1 @@
+"""Does the text of an image read as asked."""
