@@ -19,8 +19,8 @@ COMMANDS = {  # name -> (module, help)
     "download": (".commands.download", "fetch a checkpoint's files"),
     "doctor": (".doctor", "versions, devices and memory, and what to mend"),
     "audit-npu": (".audit", "every operator of the model, and how an NPU runs it"),
-    "bench": (".bench", "time each stage against the device's limits"),
-    "eval": (".evaluate", "score a checkpoint on text-rendering benchmarks by OCR"),
+    "bench": (".benchmark.run", "time each stage against the device's limits"),
+    "eval": (".evaluation.evaluate", "score a checkpoint on text-rendering benchmarks by OCR"),
 }
 
 

@@ -28,7 +28,7 @@ def imported(path):
 
 def is_peer_comparison(path):
     """The benchmark's --peer mode runs the reference libraries on purpose."""
-    return path.name == "bench_peer.py"
+    return path.name == "peers.py"
 
 
 @pytest.mark.parametrize("path", OUR_CODE, ids=lambda path: str(path.relative_to(ROOT)))

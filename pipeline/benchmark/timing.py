@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from .devices.device import synchronize
+from ..devices.device import synchronize
 
 CLEAR = Path("/proc/self/clear_refs")  # Linux: writing 5 resets the process's peak
 STATUS = Path("/proc/self/status")

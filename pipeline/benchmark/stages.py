@@ -9,18 +9,18 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from . import bench_peer
-from .bench_measure import Call, count_flops
-from .bench_models import RandomModels, weight_bytes
-from .denoising.denoise import Passes, guided_velocity
-from .geometry import latent_size, patch_count, preview_grid, token_grid
-from .loading.placement import DECODER, GLYPH, PLANNER, VAE
-from .models.config import GenerationConfig
-from .models.kv_cache import cache_nbytes
-from .models.transformer import Context, Dit
-from .planning.generate import decode, new_step, prefill
-from .planning.graphs import StepGraphs
-from .planning.prompt import EncodedPrompt, PromptBatch, collate
+from ..denoising.denoise import Passes, guided_velocity
+from ..geometry import latent_size, patch_count, preview_grid, token_grid
+from ..loading.placement import DECODER, GLYPH, PLANNER, VAE
+from ..models.config import GenerationConfig
+from ..models.kv_cache import cache_nbytes
+from ..models.transformer import Context, Dit
+from ..planning.generate import decode, new_step, prefill
+from ..planning.graphs import StepGraphs
+from ..planning.prompt import EncodedPrompt, PromptBatch, collate
+from . import peers as bench_peer
+from .models import RandomModels, weight_bytes
+from .timing import Call, count_flops
 
 SAMPLING = GenerationConfig(temperature=0.9, top_p=0.75, top_k=0)
 GLYPH_BYTES = 48  # of the text to draw, its end included

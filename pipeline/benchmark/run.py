@@ -19,18 +19,20 @@ from datetime import datetime, timezone
 
 import torch
 
-from . import bench_growth, bench_peer, bench_tradeoffs
-from .bench_measure import Ceilings, interleave, measure_ceilings, peak_bytes, reset_peak, time_call
-from .bench_models import CONFIGURATIONS, RandomModels
-from .bench_stages import STAGES, STEPS, Bench, Case
-from .commands.arguments import SMALL
-from .devices import device
-from .devices.device import resolve_device, resolve_dtype
-from .errors import InputError
-from .geometry import check_size, preview_grid, token_grid
-from .glm_image import GlmImage
-from .loading.checkpoint import COMPONENTS
-from .loading.placement import DECODER, PLANNER, Placement
+from ..commands.arguments import SMALL
+from ..devices import device
+from ..devices.device import resolve_device, resolve_dtype
+from ..errors import InputError
+from ..geometry import check_size, preview_grid, token_grid
+from ..glm_image import GlmImage
+from ..loading.checkpoint import COMPONENTS
+from ..loading.placement import DECODER, PLANNER, Placement
+from . import growth as bench_growth
+from . import peers as bench_peer
+from . import tradeoffs as bench_tradeoffs
+from .models import CONFIGURATIONS, RandomModels
+from .stages import STAGES, STEPS, Bench, Case
+from .timing import Ceilings, interleave, measure_ceilings, peak_bytes, reset_peak, time_call
 
 MIB = 1 << 20
 SIZES = ((512, 512), (1024, 1024))  # height, width in pixels, unless the user says

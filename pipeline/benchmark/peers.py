@@ -9,9 +9,9 @@ from dataclasses import asdict
 
 import torch
 
-from .errors import InputError
-from .models.config import DitConfig, GenerationConfig, GlyphConfig, VaeConfig, VisionLanguageConfig
-from .planning.prompt import PromptBatch
+from ..errors import InputError
+from ..models.config import DitConfig, GenerationConfig, GlyphConfig, VaeConfig, VisionLanguageConfig
+from ..planning.prompt import PromptBatch
 
 NEEDED = ("transformers", "diffusers", "accelerate")
 

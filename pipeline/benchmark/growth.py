@@ -5,7 +5,7 @@ tools/plot_bench.py draws what this measures.
 
 from collections.abc import Sequence
 
-from .bench_stages import Case
+from .stages import Case
 
 TOKENS = (64, 128, 256, 512, 1024)
 SIDES = ((128, 128), (256, 256), (384, 384), (512, 512), (768, 768))  # pixels

@@ -11,8 +11,8 @@ from functools import partial
 
 import torch
 
-from .bench_measure import interleave
-from .loading.placement import DECODER
+from ..loading.placement import DECODER
+from .timing import interleave
 
 EXACT = "exact"
 SETTINGS = {

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import torch
 
-from .devices.device import empty_cache
-from .glm_image import COMPONENTS
-from .loading.placement import DECODER, GLYPH, PLANNER, VAE
-from .models import released as release
-from .models.config import RopeConfig
-from .models.int8 import quantise
+from ..devices.device import empty_cache
+from ..glm_image import COMPONENTS
+from ..loading.placement import DECODER, GLYPH, PLANNER, VAE
+from ..models import released as release
+from ..models.config import RopeConfig
+from ..models.int8 import quantise
 
 RELEASE = {
     PLANNER: release.VISION_LANGUAGE,

@@ -1,0 +1,1 @@
+"""How fast each stage is, and how near to the device's limits."""
