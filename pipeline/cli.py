@@ -17,8 +17,8 @@ COMMANDS = {  # name -> (module, help)
     "plan": (".commands.plan", "lay an image out as tokens and save the plan"),
     "demo": (".commands.demo", "draw a picture with the bundled small checkpoint"),
     "download": (".commands.download", "fetch a checkpoint's files"),
-    "doctor": (".doctor", "versions, devices and memory, and what to mend"),
-    "audit-npu": (".audit", "every operator of the model, and how an NPU runs it"),
+    "doctor": (".diagnostics.doctor", "versions, devices and memory, and what to mend"),
+    "audit-npu": (".diagnostics.operator_audit", "every operator of the model, and how an NPU runs it"),
     "bench": (".benchmark.run", "time each stage against the device's limits"),
     "eval": (".evaluation.evaluate", "score a checkpoint on text-rendering benchmarks by OCR"),
 }

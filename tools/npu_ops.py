@@ -1,4 +1,4 @@
-"""Writes pipeline/npu_ops.tsv: how torch_npu runs every operator, read from the dispatcher of the installed package.
+"""Writes pipeline/diagnostics/npu_ops.tsv: how torch_npu runs every operator, read from the dispatcher of the installed package.
 
 native: torch_npu has a kernel. composite: PyTorch builds it from other operators. fallback: torch_npu copies to the
 host and back. missing: not on an NPU at all. Which dtypes and shapes a kernel of CANN takes is not to be read here.
@@ -12,7 +12,7 @@ import torch_npu
 import torchgen
 import yaml
 
-OUT = Path(__file__).resolve().parents[1] / "pipeline" / "npu_ops.tsv"
+OUT = Path(__file__).resolve().parents[1] / "pipeline" / "diagnostics" / "npu_ops.tsv"
 NAMESPACES = ("aten", "npu")
 COMPOSITES = ("CompositeImplicitAutograd", "CompositeExplicitAutograd")
 

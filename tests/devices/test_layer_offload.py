@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from comfyui_glm_image.pipeline.audit_parts import GRID, dit_config
 from comfyui_glm_image.pipeline.devices.layer_offload import repeated_layers, stream_layers
+from comfyui_glm_image.pipeline.diagnostics.tiny_models import GRID, dit_config
 from comfyui_glm_image.pipeline.models.transformer import Dit
 from torch import nn
 

@@ -14,9 +14,9 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parent / "fake_cann" / "python")]
 
 import conftest  # noqa: E402, F401 - makes the package importable
 import fake_cann  # noqa: E402
-from comfyui_glm_image.pipeline.audit_parts import planner_config, prompt_batch  # noqa: E402
 from comfyui_glm_image.pipeline.devices import kernels  # noqa: E402
 from comfyui_glm_image.pipeline.devices.device import resolve_device  # noqa: E402
+from comfyui_glm_image.pipeline.diagnostics.tiny_models import planner_config, prompt_batch  # noqa: E402
 from comfyui_glm_image.pipeline.models.config import GenerationConfig  # noqa: E402
 from comfyui_glm_image.pipeline.models.planner import Planner  # noqa: E402
 from comfyui_glm_image.pipeline.planning.generate import decode, new_step, prefill  # noqa: E402

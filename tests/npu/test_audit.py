@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from comfyui_glm_image.pipeline import audit
 from comfyui_glm_image.pipeline.devices.device import resolve_device
+from comfyui_glm_image.pipeline.diagnostics import operator_audit as audit
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -5,9 +5,9 @@ import gc
 
 import pytest
 import torch
-from comfyui_glm_image.pipeline.audit_parts import planner_config, prompt_batch
 from comfyui_glm_image.pipeline.devices import kernels
 from comfyui_glm_image.pipeline.devices.device import resolve_device
+from comfyui_glm_image.pipeline.diagnostics.tiny_models import planner_config, prompt_batch
 from comfyui_glm_image.pipeline.models.config import GenerationConfig
 from comfyui_glm_image.pipeline.models.int8 import quantise
 from comfyui_glm_image.pipeline.models.planner import Planner

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 from comfyui_glm_image.pipeline import GlmImage, glm_image
-from comfyui_glm_image.pipeline.audit_parts import GRID, dit_config
 from comfyui_glm_image.pipeline.devices.device import resolve_device
 from comfyui_glm_image.pipeline.devices.layer_offload import stream_layers
+from comfyui_glm_image.pipeline.diagnostics.tiny_models import GRID, dit_config
 from comfyui_glm_image.pipeline.loading import placement as P
 from comfyui_glm_image.pipeline.models.transformer import Dit
 from PIL import Image

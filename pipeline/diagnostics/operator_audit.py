@@ -21,10 +21,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from . import npu_library
-from .audit_parts import parts
-from .devices import kernels
-from .devices.device import DTYPES, capabilities, resolve_device
+from ..devices import kernels
+from ..devices.device import DTYPES, capabilities, resolve_device
+from . import npu_reference_ops as npu_library
+from .tiny_models import parts
 
 TABLE = Path(__file__).with_name("npu_ops.tsv")
 MAX_DIMENSIONS = 8
@@ -121,7 +121,7 @@ def _is_masked(args: tuple) -> bool:
 def npu_forms(device: torch.device, fused: bool) -> Iterator[None]:
     """The kernels in the forms of a chip with fused operators, or of one without."""
     npu_library.define()
-    from .devices import npu_kernels as npu
+    from ..devices import npu_kernels as npu
 
     before = kernels.forms(device.type)
     kernels.use_forms(device.type, **(npu.FORMS if fused else npu.CAREFUL_FORMS))

@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from comfyui_glm_image.pipeline import audit
 from comfyui_glm_image.pipeline.cli import main
 from comfyui_glm_image.pipeline.devices import kernels
+from comfyui_glm_image.pipeline.diagnostics import operator_audit as audit
 
 
 @pytest.fixture(scope="module")

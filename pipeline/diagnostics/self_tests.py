@@ -5,13 +5,13 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 
-from .audit_parts import planner_config, prompt_batch
-from .devices import kernels
-from .devices.device import capabilities, is_out_of_memory
-from .models.config import GenerationConfig
-from .models.planner import Planner
-from .planning.generate import decode, new_step, prefill
-from .planning.graphs import StepGraphs
+from ..devices import kernels
+from ..devices.device import capabilities, is_out_of_memory
+from ..models.config import GenerationConfig
+from ..models.planner import Planner
+from ..planning.generate import decode, new_step, prefill
+from ..planning.graphs import StepGraphs
+from .tiny_models import planner_config, prompt_batch
 
 LIMITS = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 

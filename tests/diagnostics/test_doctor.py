@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from comfyui_glm_image.pipeline import doctor
 from comfyui_glm_image.pipeline.cli import main
 from comfyui_glm_image.pipeline.devices.device import explain_npu_failure
+from comfyui_glm_image.pipeline.diagnostics import doctor
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def patient(**arguments):

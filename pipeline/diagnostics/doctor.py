@@ -139,7 +139,7 @@ def check_torch_npu(patient: Patient) -> Iterator[Finding]:
             f"'torch=={minor(npu)}.*'. Until then {AUTOLOAD}=0 keeps torch usable on the CPU",
         )
         return
-    from .devices.device import DeviceError, require_npu
+    from ..devices.device import DeviceError, require_npu
 
     try:
         require_npu()
@@ -231,7 +231,7 @@ CHECKS: tuple[Check, ...] = (
 
 def check_devices(patient: Patient) -> Iterator[Finding]:
     """Every device with what it can do; then the one that will be used."""
-    from .devices import device as devices
+    from ..devices import device as devices
 
     for device in devices.available_devices():
         try:
@@ -248,7 +248,7 @@ def check_devices(patient: Patient) -> Iterator[Finding]:
 
 def describe(device) -> str:
     """One line: chip, family, abilities, memory, default dtype."""
-    from .devices import device as devices
+    from ..devices import device as devices
 
     can, memory = devices.capabilities(device), devices.memory(device)
     abilities = [word for word, has in (("bf16", can.bfloat16), ("fused", can.fused), ("graph", can.graph)) if has]
@@ -271,7 +271,7 @@ def gib(size: int) -> str:
 
 def check_placement(patient: Patient) -> Iterator[Finding]:
     """Where the model's components would go."""
-    from .loading.placement import Model, estimate, fits, weigh
+    from ..loading.placement import Model, estimate, fits, weigh
 
     args = patient.args
     model = Path(args.model) if args.model else Model.released()
@@ -283,7 +283,7 @@ def check_placement(patient: Patient) -> Iterator[Finding]:
 
 def check_kernels(patient: Patient) -> Iterator[Finding]:
     """Each kernel on the device against the CPU in float32."""
-    from .smoke import kernel_errors
+    from .self_tests import kernel_errors
 
     for name, error, limit in kernel_errors(patient.device):
         status = "ok" if error <= limit else "fail"
@@ -291,7 +291,7 @@ def check_kernels(patient: Patient) -> Iterator[Finding]:
 
 
 def check_gelu(patient: Patient) -> Iterator[Finding]:
-    from .smoke import gelu_mode
+    from .self_tests import gelu_mode
 
     mode = gelu_mode(patient.device)
     note = "" if mode == "erf" else "; this package calls the exact form by another operator"
@@ -300,7 +300,7 @@ def check_gelu(patient: Patient) -> Iterator[Finding]:
 
 def check_graph(patient: Patient) -> Iterator[Finding]:
     """A small planner's tokens by captured graph and by eager steps."""
-    from .smoke import graph_agrees
+    from .self_tests import graph_agrees
 
     reason, equal, replays = graph_agrees(patient.device)
     if reason:
@@ -311,7 +311,7 @@ def check_graph(patient: Patient) -> Iterator[Finding]:
 
 def check_memory_errors(patient: Patient) -> Iterator[Finding]:
     """Whether an impossible allocation is recognised as such, by which drawing in strips begins."""
-    from .smoke import recognises_out_of_memory
+    from .self_tests import recognises_out_of_memory
 
     if patient.device.type != "cpu":
         known = recognises_out_of_memory(patient.device)
@@ -320,7 +320,7 @@ def check_memory_errors(patient: Patient) -> Iterator[Finding]:
 
 def check_model_info(patient: Patient) -> Iterator[Finding]:
     """The release's architecture at full size, built without memory."""
-    from .models import released as release
+    from ..models import released as release
 
     counts = release.parameter_counts()
     for name, count in counts.items():

@@ -6,15 +6,15 @@ from dataclasses import replace
 
 import torch
 
-from .models import released as release
-from .models.config import DitConfig, GenerationConfig, GlyphConfig, VaeConfig, VisionLanguageConfig
-from .models.glyph_encoder import GlyphEncoder
-from .models.int8 import quantise
-from .models.planner import Planner
-from .models.transformer import Dit
-from .models.vae import Vae
-from .planning.generate import DecodeStep, Prefix, prefill
-from .planning.prompt import PromptBatch
+from ..models import released as release
+from ..models.config import DitConfig, GenerationConfig, GlyphConfig, VaeConfig, VisionLanguageConfig
+from ..models.glyph_encoder import GlyphEncoder
+from ..models.int8 import quantise
+from ..models.planner import Planner
+from ..models.transformer import Dit
+from ..models.vae import Vae
+from ..planning.generate import DecodeStep, Prefix, prefill
+from ..planning.prompt import PromptBatch
 
 PROMPT, PLANNED = 12, 8
 GRID = (4, 4)  # decoder patches

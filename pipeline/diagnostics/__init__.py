@@ -1,0 +1,1 @@
+"""The doctor, and the audit of every operator."""
