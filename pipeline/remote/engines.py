@@ -11,12 +11,12 @@ import re
 from PIL import Image
 
 from ..errors import InputError
-from .answers import scrub
+from .addresses import Endpoint
+from .client import Wire
 from .errors import AccountError, BrokenAnswerError, ContentFilteredError, RefusedError, RemoteError
-from .pictures import decode, picture_bytes
+from .images import decode, picture_bytes
 from .request import PictureRequest
-from .safety import Endpoint
-from .wire import Wire
+from .responses import scrub
 
 MODEL = "zai-org/GLM-Image"
 GENERATIONS, EDITS = "/v1/images/generations", "/v1/images/edits"

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 
+from .addresses import Endpoint, refusal
+from .api_keys import Key
 from .errors import (
     BrokenAnswerError,
     CancelledError,
@@ -24,8 +26,6 @@ from .errors import (
     UnreachableError,
     UnsafeAddressError,
 )
-from .keys import Key
-from .safety import Endpoint, refusal
 
 TICK = 0.1  # seconds between two looks at `cancelled`
 CONNECT_SECONDS = 5.0

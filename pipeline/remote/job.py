@@ -7,7 +7,7 @@ from PIL import Image
 
 from ..errors import InputError
 from .engines import AUTO
-from .pictures import to_png
+from .images import to_png
 from .pool import Batch, Pool, Server, read_servers
 from .request import PictureRequest, with_texts
 

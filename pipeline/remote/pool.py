@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from PIL import Image
 
 from ..errors import InputError
+from .addresses import Endpoint, parse_engine
+from .api_keys import find_key, how_to_set
+from .client import Wire
 from .engines import AUTO, Engine, detect, known_engine
 from .errors import BusyError, CancelledError, KeyMissingError, RemoteError, ServerTimeoutError
 from .http import TICK, Watch
-from .keys import find_key, how_to_set
-from .pictures import answer_limit
+from .images import answer_limit
 from .request import PictureRequest
-from .safety import Endpoint, parse_engine
-from .wire import Wire
 
 HEALTH_SECONDS = 10.0
 HEALTH_BYTES = 1 << 20

@@ -5,11 +5,11 @@ import time
 import uuid
 from collections.abc import Sequence
 
-from .answers import failure, read_json
+from .addresses import Endpoint, parse_picture
+from .api_keys import Key
 from .errors import RemoteError
 from .http import TICK, Call, Watch, exchange
-from .keys import Key
-from .safety import Endpoint, parse_picture
+from .responses import failure, read_json
 
 FETCHES = 3  # a picture that is made, and maybe paid, is worth asking for again
 

@@ -12,11 +12,12 @@ import traceback
 
 import pytest
 from comfyui_glm_image.pipeline.errors import GlmImageError
-from comfyui_glm_image.pipeline.remote import Job, draw, keys, pool
+from comfyui_glm_image.pipeline.remote import Job, draw, pool
+from comfyui_glm_image.pipeline.remote import api_keys as keys
+from comfyui_glm_image.pipeline.remote.addresses import parse_picture, parse_server, refusal
+from comfyui_glm_image.pipeline.remote.api_keys import Key, find_key
 from comfyui_glm_image.pipeline.remote.errors import KeyMissingError, UnsafeAddressError
 from comfyui_glm_image.pipeline.remote.http import Call, Watch, exchange
-from comfyui_glm_image.pipeline.remote.keys import Key, find_key
-from comfyui_glm_image.pipeline.remote.safety import parse_picture, parse_server, refusal
 from comfyui_glm_image.tests.remote.contract import FAULTS, KEY, Contract
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo

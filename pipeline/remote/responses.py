@@ -6,6 +6,8 @@ import re
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 
+from .addresses import Endpoint
+from .api_keys import Key, how_to_set
 from .errors import (
     AccountError,
     BrokenAnswerError,
@@ -17,8 +19,6 @@ from .errors import (
     UnavailableError,
 )
 from .http import Answer
-from .keys import Key, how_to_set
-from .safety import Endpoint
 
 REASON_LENGTH = 300
 MAX_WAIT = 60.0  # seconds of a Retry-After that are honoured

@@ -8,7 +8,7 @@ import time
 import pytest
 from comfyui_glm_image.pipeline.errors import GlmImageError, InputError
 from comfyui_glm_image.pipeline.remote import CancelledError, Job, draw, engines, pool
-from comfyui_glm_image.pipeline.remote.pictures import to_png
+from comfyui_glm_image.pipeline.remote.images import to_png
 from comfyui_glm_image.pipeline.remote.request import PictureRequest, with_texts
 from comfyui_glm_image.tests.remote.contract import KEY, Contract, colour
 from PIL import Image

@@ -8,8 +8,8 @@ import os
 import stat
 from pathlib import Path
 
+from .addresses import Endpoint, parse_server
 from .errors import KeyMissingError
-from .safety import Endpoint, parse_server
 
 HOSTED = {
     "https://api.z.ai": ("ZAI_API_KEY",),

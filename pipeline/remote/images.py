@@ -6,9 +6,9 @@ import io
 from PIL import Image
 
 from ..images import to_rgb
+from .addresses import Endpoint
 from .errors import BrokenAnswerError
 from .request import PictureRequest
-from .safety import Endpoint
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 SIDE_LIMIT = 4096  # px
