@@ -41,15 +41,15 @@ if "comfyui_glm_image" not in sys.modules:
 from comfyui_glm_image.pipeline.evaluation import ocr  # noqa: E402
 from comfyui_glm_image.pipeline.geometry import TOKEN, preview_grid  # noqa: E402
 from comfyui_glm_image.pipeline.glm_image import GlmImage, draw_noise, to_pil  # noqa: E402
-from comfyui_glm_image.pipeline.layout.regions import sketch  # noqa: E402
-from comfyui_glm_image.pipeline.layout.regions.control import (
+from comfyui_glm_image.pipeline.layout import sketch  # noqa: E402
+from comfyui_glm_image.pipeline.layout.control import (  # noqa: E402
     PlanGuidance,
     glyph_visibility,
     latent_holder,
     plan_controls,
     sketch_tokens,
 )
-from comfyui_glm_image.pipeline.layout.regions.regions import Layout, TextRegion  # noqa: E402
+from comfyui_glm_image.pipeline.layout.regions import Layout, TextRegion  # noqa: E402
 from comfyui_glm_image.pipeline.plan import Plan  # noqa: E402
 from comfyui_glm_image.pipeline.planning.generate import GridControl  # noqa: E402
 from comfyui_glm_image.training import data  # noqa: E402

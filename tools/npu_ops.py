@@ -1,4 +1,4 @@
-"""Writes pipeline/diagnostics/npu_ops.tsv: how torch_npu runs every operator, read from the dispatcher of the installed package.
+"""Writes pipeline/diagnostics/npu_ops.tsv: how torch_npu runs every operator, from the installed package's dispatcher.
 
 native: torch_npu has a kernel. composite: PyTorch builds it from other operators. fallback: torch_npu copies to the
 host and back. missing: not on an NPU at all. Which dtypes and shapes a kernel of CANN takes is not to be read here.

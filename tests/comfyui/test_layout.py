@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from comfyui_glm_image.pipeline.layout.regions.control import inside_boxes
-from comfyui_glm_image.pipeline.layout.regions.prompt import to_prompt
-from comfyui_glm_image.pipeline.layout.regions.regions import Layout, TextRegion
-from comfyui_glm_image.pipeline.layout.regions.sketch import render
+from comfyui_glm_image.pipeline.layout.control import inside_boxes
+from comfyui_glm_image.pipeline.layout.prompt import to_prompt
+from comfyui_glm_image.pipeline.layout.regions import Layout, TextRegion
+from comfyui_glm_image.pipeline.layout.sketch import render
 from comfyui_glm_image.pipeline.plan import Plan
 from comfyui_glm_image.tests.comfyui.server import PromptError
 from PIL import Image

@@ -8,8 +8,8 @@ import pytest
 from comfyui_glm_image.pipeline.errors import InputError
 from comfyui_glm_image.pipeline.evaluation import ocr
 from comfyui_glm_image.pipeline.evaluation.ocr import Word
-from comfyui_glm_image.pipeline.layout.regions import sketch
-from comfyui_glm_image.pipeline.layout.regions.regions import Layout, TextRegion
+from comfyui_glm_image.pipeline.layout import sketch
+from comfyui_glm_image.pipeline.layout.regions import Layout, TextRegion
 from PIL import Image
 
 LAYOUT = Layout((TextRegion("OPEN 24h", 0.1, 0.1, 0.8, 0.25), TextRegion("Fresh bread", 0.1, 0.6, 0.8, 0.2)))

@@ -6,10 +6,10 @@ import torch
 from comfyui_glm_image.pipeline.errors import InputError
 from comfyui_glm_image.pipeline.glm_image import GlmImage, draw_noise
 from comfyui_glm_image.pipeline.images import prepare_reference
-from comfyui_glm_image.pipeline.layout.regions import control as G
-from comfyui_glm_image.pipeline.layout.regions import sketch
-from comfyui_glm_image.pipeline.layout.regions.control import PlanGuidance
-from comfyui_glm_image.pipeline.layout.regions.regions import Layout, TextRegion
+from comfyui_glm_image.pipeline.layout import control as G
+from comfyui_glm_image.pipeline.layout import sketch
+from comfyui_glm_image.pipeline.layout.control import PlanGuidance
+from comfyui_glm_image.pipeline.layout.regions import Layout, TextRegion
 from comfyui_glm_image.pipeline.loading.checkpoint import load_module
 from comfyui_glm_image.pipeline.models.config import (
     GenerationConfig,

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 from comfyui_glm_image.pipeline.errors import InputError
-from comfyui_glm_image.pipeline.layout.regions import regions as L
-from comfyui_glm_image.pipeline.layout.regions.parse import from_lines, read_layout
-from comfyui_glm_image.pipeline.layout.regions.prompt import to_prompt
-from comfyui_glm_image.pipeline.layout.regions.regions import Layout, TextRegion, check
+from comfyui_glm_image.pipeline.layout import regions as L
+from comfyui_glm_image.pipeline.layout.parse import from_lines, read_layout
+from comfyui_glm_image.pipeline.layout.prompt import to_prompt
+from comfyui_glm_image.pipeline.layout.regions import Layout, TextRegion, check
 from comfyui_glm_image.pipeline.planning.prompt import glyph_texts
 
 SHARED = json.loads((Path(__file__).parents[1] / "data" / "layout_fit.json").read_text())

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 from comfyui_glm_image.pipeline.errors import InputError
-from comfyui_glm_image.pipeline.layout.regions import sketch
-from comfyui_glm_image.pipeline.layout.regions.regions import Layout, TextRegion
+from comfyui_glm_image.pipeline.layout import sketch
+from comfyui_glm_image.pipeline.layout.regions import Layout, TextRegion
 from PIL import Image, ImageFont
 
 
