@@ -14,6 +14,7 @@ OUR_CODE = [
     ROOT / "__main__.py",
     *(ROOT / "pipeline").rglob("*.py"),
     *(ROOT / "nodes").rglob("*.py"),
+    *(ROOT / "cli").rglob("*.py"),
 ]
 
 
@@ -55,7 +56,7 @@ spec = importlib.util.spec_from_file_location("pack", root + "/__init__.py", sub
 pack = importlib.util.module_from_spec(spec)
 sys.modules["pack"] = pack
 spec.loader.exec_module(pack)
-import pack.pipeline, pack.pipeline.cli
+import pack.pipeline, pack.cli.main
 print(time.process_time() - start)
 print(sorted({{"torch", "numpy", "PIL", "transformers", "diffusers", "comfy"}} & set(sys.modules)))
 """
@@ -71,7 +72,7 @@ def test_importing_the_package_is_instant_and_imports_no_torch():
 def test_a_picture_needs_none_of_the_reference_libraries():
     code = """
 import conftest
-from comfyui_glm_image.pipeline.cli import main
+from comfyui_glm_image.cli.main import main
 import comfyui_glm_image.pipeline.glm_image
 print(sorted({"transformers", "diffusers", "accelerate"} & set(sys.modules)))
 """

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from comfyui_glm_image.cli import demo
+from comfyui_glm_image.cli.arguments import SMALL
 from comfyui_glm_image.pipeline import GlmImage
-from comfyui_glm_image.pipeline.commands import demo
-from comfyui_glm_image.pipeline.commands.arguments import SMALL
 from comfyui_glm_image.pipeline.errors import InputError
 from comfyui_glm_image.pipeline.evaluation import evaluate, ocr
 

@@ -19,7 +19,7 @@ from datetime import datetime, timezone
 
 import torch
 
-from ..commands.arguments import SMALL
+from ...cli.arguments import SMALL
 from ..devices import device
 from ..devices.device import resolve_device, resolve_dtype
 from ..errors import InputError

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, UnidentifiedImageError
 
-from ..commands import arguments
-from ..commands.progress import Bars
+from ...cli import arguments
+from ...cli.progress import Bars
 from ..errors import InputError
 from ..files import replacing
 from ..geometry import check_size

@@ -5,12 +5,12 @@ import json
 
 import pytest
 import torch
+from comfyui_glm_image.cli.main import main
 from comfyui_glm_image.pipeline.benchmark import run as bench
 from comfyui_glm_image.pipeline.benchmark import tradeoffs as bench_tradeoffs
 from comfyui_glm_image.pipeline.benchmark.models import CONFIGURATIONS, RandomModels
 from comfyui_glm_image.pipeline.benchmark.stages import STAGES, Bench, Case, first_tokens, prompt_batch
 from comfyui_glm_image.pipeline.benchmark.timing import Ceilings, Sample, count_flops, interleave, time_call
-from comfyui_glm_image.pipeline.cli import main
 from comfyui_glm_image.pipeline.errors import InputError
 from comfyui_glm_image.pipeline.glm_image import COMPONENTS, GlmImage
 from comfyui_glm_image.pipeline.loading.placement import PLANNER

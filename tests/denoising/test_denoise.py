@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from comfyui_glm_image.cli.arguments import SMALL
 from comfyui_glm_image.pipeline import GlmImage
-from comfyui_glm_image.pipeline.commands.arguments import SMALL
 from comfyui_glm_image.pipeline.denoising import denoise
 from comfyui_glm_image.pipeline.denoising.denoise import EXACT, Passes, Shortcuts
 from comfyui_glm_image.pipeline.errors import InputError

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from comfyui_glm_image.pipeline.cli import main
+from comfyui_glm_image.cli.main import main
 from comfyui_glm_image.pipeline.devices.device import explain_npu_failure
 from comfyui_glm_image.pipeline.diagnostics import doctor
 
@@ -136,7 +136,7 @@ def test_a_torch_npu_that_breaks_torch_itself_is_explained_and_the_cpu_still_wor
 
     code = (
         "import sys; sys.path.insert(0, 'tests'); import conftest\n"
-        "from comfyui_glm_image.pipeline.cli import main\n"
+        "from comfyui_glm_image.cli.main import main\n"
         "code = main(['doctor', '--json'])\n"
         "from comfyui_glm_image.pipeline.devices.device import resolve_device\n"
         "print(code, resolve_device('auto'))\n"

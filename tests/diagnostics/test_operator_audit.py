@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from comfyui_glm_image.pipeline.cli import main
+from comfyui_glm_image.cli.main import main
 from comfyui_glm_image.pipeline.devices import kernels
 from comfyui_glm_image.pipeline.diagnostics import operator_audit as audit
 

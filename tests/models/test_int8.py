@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
+from comfyui_glm_image.cli.arguments import SMALL
 from comfyui_glm_image.pipeline import GlmImage
-from comfyui_glm_image.pipeline.commands.arguments import SMALL
 from comfyui_glm_image.pipeline.devices import kernels
 from comfyui_glm_image.pipeline.loading import placement as P
 from comfyui_glm_image.pipeline.models.int8 import QUANTISED, Int8Linear, quantise

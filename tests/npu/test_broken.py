@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-CLI = "from comfyui_glm_image.pipeline.cli import main\n"
+CLI = "from comfyui_glm_image.cli.main import main\n"
 DRAW = (
     CLI + "import sys\n"
     "code = main(['generate', 'a red sign', '-o', sys.argv[1], '--model', {folder!r}, '--device', {device!r},"

@@ -6,8 +6,8 @@ from pathlib import Path
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ..errors import InputError
-from ..files import replacing
+from ..pipeline.errors import InputError
+from ..pipeline.files import replacing
 from . import arguments, remote
 from .progress import Bars
 
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..plan import Plan
+    from ..pipeline.plan import Plan
 
     if (args.prompt is None) == (args.plan is None):
         raise InputError("give a prompt, or a plan with --plan, and not both")
@@ -40,8 +40,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def make_plan(model, args: argparse.Namespace, images: list[Image.Image], bars):
-    from ..denoising.denoise import check_options
-    from ..denoising.scheduler import schedule
+    from ..pipeline.denoising.denoise import check_options
+    from ..pipeline.denoising.scheduler import schedule
 
     if hasattr(args, "steps"):
         schedule(model.scheduler, args.steps, 1)  # refuse wrong numbers before planning
@@ -61,7 +61,7 @@ def make_plan(model, args: argparse.Namespace, images: list[Image.Image], bars):
 
 def draw(model, plan, args: argparse.Namespace, bars) -> list[Path]:
     """Denoise, decode and save a plan's images; prints each file's name."""
-    from ..glm_image import to_pil
+    from ..pipeline.glm_image import to_pil
 
     latents = model.denoise(
         plan,

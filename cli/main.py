@@ -10,17 +10,17 @@ import os
 import sys
 from importlib import import_module
 
-from .errors import GlmImageError
+from ..pipeline.errors import GlmImageError
 
 COMMANDS = {  # name -> (module, help)
-    "generate": (".commands.generate", "draw images from a prompt, or from a saved plan"),
-    "plan": (".commands.plan", "lay an image out as tokens and save the plan"),
-    "demo": (".commands.demo", "draw a picture with the bundled small checkpoint"),
-    "download": (".commands.download", "fetch a checkpoint's files"),
-    "doctor": (".diagnostics.doctor", "versions, devices and memory, and what to mend"),
-    "audit-npu": (".diagnostics.operator_audit", "every operator of the model, and how an NPU runs it"),
-    "bench": (".benchmark.run", "time each stage against the device's limits"),
-    "eval": (".evaluation.evaluate", "score a checkpoint on text-rendering benchmarks by OCR"),
+    "generate": (".generate", "draw images from a prompt, or from a saved plan"),
+    "plan": (".plan", "lay an image out as tokens and save the plan"),
+    "demo": (".demo", "draw a picture with the bundled small checkpoint"),
+    "download": (".download", "fetch a checkpoint's files"),
+    "doctor": ("..pipeline.diagnostics.doctor", "versions, devices and memory, and what to mend"),
+    "audit-npu": ("..pipeline.diagnostics.operator_audit", "every operator of the model, and how an NPU runs it"),
+    "bench": ("..pipeline.benchmark.run", "time each stage against the device's limits"),
+    "eval": ("..pipeline.evaluation.evaluate", "score a checkpoint on text-rendering benchmarks by OCR"),
 }
 
 
@@ -65,6 +65,6 @@ def _run(argv: list[str]) -> int:
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    from .devices.device import is_out_of_memory
+    from ..pipeline.devices.device import is_out_of_memory
 
     return is_out_of_memory(error)

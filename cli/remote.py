@@ -3,8 +3,8 @@
 import argparse
 import sys
 
-from ..errors import InputError
-from ..remote import AUTO, ENGINES, MAX_USD, Drawn, Job, draw
+from ..pipeline.errors import InputError
+from ..pipeline.remote import AUTO, ENGINES, MAX_USD, Drawn, Job, draw
 from . import arguments
 
 LOCAL_ONLY = (

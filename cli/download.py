@@ -2,7 +2,7 @@
 
 import argparse
 
-from ..loading.checkpoint import HUB_ID, resolve
+from ..pipeline.loading.checkpoint import HUB_ID, resolve
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,7 +1,7 @@
 """`glm-image generate --server`: the command line on contract servers."""
 
 import pytest
-from comfyui_glm_image.pipeline import cli
+from comfyui_glm_image.cli import main as cli
 from comfyui_glm_image.tests.remote.contract import KEY, Contract, colour
 from PIL import Image
 

@@ -5,9 +5,9 @@ from functools import cached_property
 import numpy as np
 import pytest
 import torch
+from comfyui_glm_image.cli import generate
+from comfyui_glm_image.cli.main import COMMANDS, main
 from comfyui_glm_image.pipeline import GlmImage, Plan
-from comfyui_glm_image.pipeline.cli import COMMANDS, main
-from comfyui_glm_image.pipeline.commands import generate
 from comfyui_glm_image.pipeline.denoising.denoise import Passes
 from PIL import Image
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from ..errors import InputError
-from ..loading.checkpoint import HUB_ID
+from ..pipeline.errors import InputError
+from ..pipeline.loading.checkpoint import HUB_ID
 
-SMALL = Path(__file__).resolve().parents[2] / "checkpoints" / "small"
+SMALL = Path(__file__).resolve().parents[1] / "checkpoints" / "small"
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -95,9 +95,9 @@ def shortcuts(args: argparse.Namespace) -> dict:
 
 def open_model(args: argparse.Namespace, bar, local_only: bool = False):
     """The `GlmImage` of these arguments; `bar` shows loading."""
-    from ..glm_image import GlmImage
-    from ..loading.checkpoint import resolve
-    from ..loading.placement import choose
+    from ..pipeline.glm_image import GlmImage
+    from ..pipeline.loading.checkpoint import resolve
+    from ..pipeline.loading.placement import choose
 
     name = str(SMALL) if args.model == "small" else args.model
     checkpoint = resolve(name, args.revision, local_only)
