@@ -15,7 +15,7 @@ from ..pipeline.errors import InputError
 from ..pipeline.plan import Plan, upsample_tokens
 from ..pipeline.planning.prompt import glyph_texts
 from . import sockets
-from .parts import GlyphEncoderPart
+from .comfyui.loading import GlyphEncoderPart
 
 LIST = "list"
 MODES = ["reference", "prompt_order", LIST]

@@ -18,11 +18,12 @@ from ..pipeline.devices.device import available_devices, resolve_dtype
 from ..pipeline.loading import placement
 from ..pipeline.loading.checkpoint import COMPONENTS
 from ..pipeline.loading.placement import DECODER, GLYPH, PLANNER, VAE, Model, Needs, Placement, gib, title
-from . import folders, sockets
+from . import sockets
+from .comfyui import model_folders as folders
+from .comfyui.loading import Devices, Dtypes, choose_device, dtypes_for
+from .comfyui.planning import MAX_COUNT
 from .loader import CATEGORY, device_input, device_names, dtype_input, model_input
-from .parts import Devices, Dtypes, choose_device, dtypes_for
 from .planner import size_inputs
-from .planning import MAX_COUNT
 
 IN_PIECES = (VRAMState.NORMAL_VRAM, VRAMState.LOW_VRAM)
 

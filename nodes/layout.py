@@ -29,10 +29,10 @@ from ..pipeline.layout.regions import MAX_OVERLAP, Layout, check, inside_page
 from ..pipeline.layout.sketch import render
 from ..pipeline.plan import Plan
 from . import sockets
+from .comfyui.images import to_image, to_pil
+from .comfyui.planning import make_plan
 from .conditioner import lines
-from .pictures import to_image, to_pil
 from .planner import MAX_SEED, check_same_codebook, size_inputs
-from .planning import make_plan
 
 CATEGORY = "GLM-Image/layout"
 POSITIONS = ["words and percentages", "words"]

@@ -8,10 +8,11 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import GraphBuilder
 
 from ..pipeline.devices.device import available_devices
-from . import folders, sockets
-from .decoder_model import open_decoder
-from .parts import DTYPES, Devices, GlyphEncoderPart, PlannerPart
-from .vae import open_vae
+from . import sockets
+from .comfyui import model_folders as folders
+from .comfyui.loading import DTYPES, Devices, GlyphEncoderPart, PlannerPart
+from .comfyui.model import open_decoder
+from .comfyui.vae import open_vae
 
 CATEGORY = "GLM-Image/loaders"
 PART_DTYPES = ["auto", *DTYPES]

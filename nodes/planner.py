@@ -12,7 +12,7 @@ from ..pipeline.errors import InputError
 from ..pipeline.geometry import MAX_SIDE, TOKEN
 from ..pipeline.plan import Plan
 from . import sockets
-from .planning import MAX_COUNT, make_plan, plan_pictures, remember
+from .comfyui.planning import MAX_COUNT, make_plan, plan_pictures, remember
 
 CATEGORY = "GLM-Image"
 REFERENCES = 4

@@ -12,8 +12,8 @@ from ..pipeline.errors import InputError
 from ..pipeline.evaluation.ocr import ENGINES, Score, Word, read_words, score_layout, score_texts
 from ..pipeline.layout.regions import Layout
 from . import sockets
+from .comfyui.images import to_image, to_pil
 from .conditioner import lines
-from .pictures import to_image, to_pil
 
 CATEGORY = "GLM-Image/layout"
 

@@ -24,8 +24,8 @@ from ..pipeline.remote import (
     Job,
     draw,
 )
+from .comfyui.images import to_image, to_pil
 from .conditioner import lines
-from .pictures import to_image, to_pil
 from .planner import REFERENCES, reference_images, size_inputs
 
 STOP, KEEP = "stop", "keep what arrived"

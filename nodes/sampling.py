@@ -11,10 +11,10 @@ from ..pipeline.denoising.scheduler import schedule
 from ..pipeline.errors import InputError
 from ..pipeline.geometry import check_size, latent_size
 from . import sockets
-from .checks import CHANNELS
-from .decoder_model import GlmImageModel, has_own_sampling, shift_times, with_shift
+from .comfyui.model import GlmImageModel, has_own_sampling, shift_times, with_shift
+from .comfyui.planning import MAX_COUNT
+from .comfyui.validation import CHANNELS
 from .planner import MAX_SEED, size_inputs
-from .planning import MAX_COUNT
 
 MAX_IMAGES = MAX_COUNT * MAX_COUNT
 CATEGORY = "GLM-Image/sampling"

@@ -48,7 +48,7 @@ def held() -> int:
 
 def sampling(folder: str, weights: str) -> dict:
     """Open a decoder from a file, take two steps at 128x128 px: the memory it took and what came out."""
-    decoder = pack("nodes.decoder_model")
+    decoder = pack("nodes.comfyui.model")
     before = held()
     model = decoder.open_decoder(Path(folder), Path(weights))
     opened = peak() - before
@@ -84,7 +84,7 @@ def two_steps(model) -> torch.Tensor:
 
 def partly_loaded(folder: str) -> dict:
     """Plan with everything loaded, then with a third of the planner: the same tokens?"""
-    parts, planning = pack("nodes.parts"), pack("nodes.planning")
+    parts, planning = pack("nodes.comfyui.loading"), pack("nodes.comfyui.planning")
     part = parts.PlannerPart(Path(folder))
     whole = planning.make_plan(part, "a red sign that says 'OPEN'", 64, 96, seed=3)
     size = part.patcher.model_size()
@@ -98,19 +98,19 @@ def partly_loaded(folder: str) -> dict:
 
 def device_norms(folder: str) -> dict:
     """Plan with the device's own norm kernel, fully loaded and then with weights that are cast: how often it ran."""
-    kernels, part, calls = pack("pipeline.devices.kernels"), pack("nodes.parts").PlannerPart(Path(folder)), []
+    kernels, part, calls = pack("pipeline.devices.kernels"), pack("nodes.comfyui.loading").PlannerPart(Path(folder)), []
 
     def counted(x, weight, eps):
         calls.append(x.shape)
         return torch.nn.functional.rms_norm(x, weight.shape, weight, eps)
 
     kernels.use_forms("cpu", rms_norm=counted)
-    pack("nodes.planning").make_plan(part, "a red sign that says 'OPEN'", 64, 96, seed=3)
+    pack("nodes.comfyui.planning").make_plan(part, "a red sign that says 'OPEN'", 64, 96, seed=3)
     whole = len(calls)
     for module in part.module.modules():
         if isinstance(module, torch.nn.RMSNorm):
             module.comfy_cast_weights = True
-    pack("nodes.planning").make_plan(part, "a red sign that says 'OPEN'", 64, 96, seed=4)
+    pack("nodes.comfyui.planning").make_plan(part, "a red sign that says 'OPEN'", 64, 96, seed=4)
     norms = sum(isinstance(m, torch.nn.RMSNorm) for m in part.module.modules())
     return {"norms": norms, "whole": whole, "cast": len(calls) - whole}
 
@@ -118,13 +118,13 @@ def device_norms(folder: str) -> dict:
 def late_weights(folder: str) -> dict:
     """Open every part while ComfyUI's layers have no weights before they are loaded, as with its dynamic memory."""
     memory = importlib.import_module("comfy.memory_management")
-    home, parts = Path(folder), pack("nodes.parts")
+    home, parts = Path(folder), pack("nodes.comfyui.loading")
     memory.aimdo_enabled = True
     modules = [
         parts.PlannerPart(home).module,
         parts.GlyphEncoderPart(home, home / "text_encoder").module,
-        pack("nodes.decoder_model").open_decoder(home, home / "transformer").model.diffusion_model,
-        pack("nodes.vae").open_vae(home, home / "vae").first_stage_model,
+        pack("nodes.comfyui.model").open_decoder(home, home / "transformer").model.diffusion_model,
+        pack("nodes.comfyui.vae").open_vae(home, home / "vae").first_stage_model,
     ]
     return {
         "meta": sum(p.is_meta for m in modules for p in m.parameters()),
@@ -145,7 +145,7 @@ def custom_layers(folder: str) -> dict:
                 return super().forward(x)
 
     home = Path(folder)
-    model = pack("nodes.decoder_model").open_decoder(home, home / "transformer", operations=Counting)
+    model = pack("nodes.comfyui.model").open_decoder(home, home / "transformer", operations=Counting)
     layers = sum(isinstance(m, torch.nn.Linear) for m in model.model.diffusion_model.modules())
     out = two_steps(model)
     return {"layers": layers, "calls": len(calls), "finite": bool(torch.isfinite(out).all())}
@@ -155,7 +155,7 @@ def preview(folder: str) -> dict:
     """How far the preview's colours are from the autoencoder's own, over a picture of smooth colours."""
     home, config = Path(folder) / "vae", pack("pipeline.models.config").VaeConfig
     config = config.from_json(home / "config.json")
-    factors, bias = (torch.tensor(x) for x in pack("nodes.preview").rgb_factors(home, config))
+    factors, bias = (torch.tensor(x) for x in pack("nodes.comfyui.latent_preview").rgb_factors(home, config))
     vae = pack("pipeline.loading.checkpoint").load_module(
         pack("pipeline.models.vae").Vae, config, home, "cpu", torch.float32
     )
@@ -170,7 +170,7 @@ def preview(folder: str) -> dict:
 
 def out_of_memory(folder: str) -> dict:
     """A VAE whose device says in torch_npu's old words that memory ran out: does it go on in tiles?"""
-    vae = pack("nodes.vae").open_vae(Path(folder), Path(folder) / "vae")
+    vae = pack("nodes.comfyui.vae").open_vae(Path(folder), Path(folder) / "vae")
     latent = torch.randn(1, 16, 96, 96, generator=torch.Generator().manual_seed(0))
     whole, decode = vae.decode(latent), vae.first_stage_model.decode
     sizes = []
@@ -211,7 +211,9 @@ def placements() -> dict:
     for state in ("NORMAL_VRAM", "HIGH_VRAM", "NO_VRAM"):
         memory.vram_state = memory.VRAMState[state]
         found[state] = devices.as_comfyui_loads(wanted, needs).name
-        found[f"{state} waits on"] = str(pack("nodes.parts").manage(torch.nn.Linear(1, 1), second).offload_device)
+        found[f"{state} waits on"] = str(
+            pack("nodes.comfyui.loading").manage(torch.nn.Linear(1, 1), second).offload_device
+        )
     memory.current_loaded_models.clear()
     for state in ("NORMAL_VRAM", "DISABLED"):
         memory.vram_state = memory.VRAMState[state]

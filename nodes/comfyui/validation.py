@@ -1,7 +1,7 @@
 """What a graph can get wrong about this model, said in one sentence before the first step."""
 
-from ..pipeline.errors import InputError
-from ..pipeline.geometry import LATENT, TOKEN
+from ...pipeline.errors import InputError
+from ...pipeline.geometry import LATENT, TOKEN
 
 CHANNELS = 16  # of a latent
 

@@ -4,15 +4,15 @@ from pathlib import Path
 
 import folder_paths
 
-from ..pipeline.errors import CheckpointError
-from ..pipeline.loading.checkpoint import HUB_ID
+from ...pipeline.errors import CheckpointError
+from ...pipeline.loading.checkpoint import HUB_ID
 
 KEY = "glm_image"
 BUNDLED = "small (bundled)"
 RELEASE = "GLM-Image"
 INDEX = "model_index.json"  # names end in it: ComfyUI's dialog of missing models knows files only
 FROM_FOLDER = "from the checkpoint"
-PACK = Path(__file__).resolve().parents[1]
+PACK = Path(__file__).resolve().parents[2]
 
 folder_paths.add_model_folder_path(KEY, str(Path(folder_paths.models_dir) / KEY))
 folder_paths.add_model_folder_path("loras", str(PACK / "checkpoints" / "loras"))  # an example for the small checkpoint

@@ -14,14 +14,14 @@ import comfy.model_patcher
 import comfy.ops
 import torch
 
-from ..pipeline.devices.device import resolve_device, resolve_dtype
-from ..pipeline.loading.checkpoint import Weights, compare
-from ..pipeline.models.config import GenerationConfig, GlyphConfig, ProcessorConfig, VisionLanguageConfig
-from ..pipeline.models.glyph_encoder import GlyphEncoder
-from ..pipeline.models.kv_cache import KVCache
-from ..pipeline.models.planner import Planner
-from ..pipeline.planning.prompt import PromptEncoder
-from .operations import computing_in
+from ...pipeline.devices.device import resolve_device, resolve_dtype
+from ...pipeline.loading.checkpoint import Weights, compare
+from ...pipeline.models.config import GenerationConfig, GlyphConfig, ProcessorConfig, VisionLanguageConfig
+from ...pipeline.models.glyph_encoder import GlyphEncoder
+from ...pipeline.models.kv_cache import KVCache
+from ...pipeline.models.planner import Planner
+from ...pipeline.planning.prompt import PromptEncoder
+from .ops import computing_in
 
 DTYPES = {
     "bf16": torch.bfloat16,

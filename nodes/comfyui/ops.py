@@ -3,7 +3,7 @@
 import comfy.ops
 import torch
 
-from ..pipeline.devices import kernels
+from ...pipeline.devices import kernels
 
 
 def computing_in(dtype: torch.dtype, operations=comfy.ops.manual_cast):

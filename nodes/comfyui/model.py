@@ -19,14 +19,14 @@ import comfy.patcher_extension
 import comfy.supported_models_base
 import torch
 
-from ..pipeline.denoising.scheduler import shift_mu
-from ..pipeline.devices.device import assert_on, current
-from ..pipeline.models.config import DitConfig, SchedulerConfig, VaeConfig
-from ..pipeline.models.transformer import Context, Dit, ReferenceCache
-from .checks import CHANNELS, check_conditioning
-from .operations import computing_in
-from .parts import Dtypes, choose_device, choose_dtypes, fill, manage, weights_at
-from .preview import rgb_factors
+from ...pipeline.denoising.scheduler import shift_mu
+from ...pipeline.devices.device import assert_on, current
+from ...pipeline.models.config import DitConfig, SchedulerConfig, VaeConfig
+from ...pipeline.models.transformer import Context, Dit, ReferenceCache
+from .latent_preview import rgb_factors
+from .loading import Dtypes, choose_device, choose_dtypes, fill, manage, weights_at
+from .ops import computing_in
+from .validation import CHANNELS, check_conditioning
 
 RUN = "glm_image_run"  # key in transformer_options
 WRAPPER = "glm_image"

@@ -10,11 +10,11 @@ import comfy.model_management
 import comfy.sd
 import torch
 
-from ..pipeline.devices.device import current, resolve_dtype, retry_smaller
-from ..pipeline.errors import InputError
-from ..pipeline.models.config import VaeConfig
-from ..pipeline.models.vae import LIVE, Vae, decode_nbytes
-from .parts import Dtypes, choose_device, fill, manage, weights_at
+from ...pipeline.devices.device import current, resolve_dtype, retry_smaller
+from ...pipeline.errors import InputError
+from ...pipeline.models.config import VaeConfig
+from ...pipeline.models.vae import LIVE, Vae, decode_nbytes
+from .loading import Dtypes, choose_device, fill, manage, weights_at
 
 # ComfyUI's class builds an autoencoder of its own kind (32 norm groups, attention), whose place ours takes.
 STAND_IN = {

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from ..pipeline.errors import CheckpointError
-from ..pipeline.geometry import LATENT
-from ..pipeline.loading.checkpoint import load_module
-from ..pipeline.models.config import VaeConfig
-from ..pipeline.models.vae import Vae
+from ...pipeline.errors import CheckpointError
+from ...pipeline.geometry import LATENT
+from ...pipeline.loading.checkpoint import load_module
+from ...pipeline.models.config import VaeConfig
+from ...pipeline.models.vae import Vae
 
 CELLS = 32  # a side of the picture that is fitted
 RIDGE = 1e-2  # keeps channels that carry no colour near zero
