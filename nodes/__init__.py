@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension
 
-from .conditioner import GLMImageConditioning
+from .conditioning import GLMImageConditioning
 from .devices import GLMImageDevices
 from .layout import (
     GLMImageLayoutDecoderGuidance,
@@ -10,7 +10,7 @@ from .layout import (
     GLMImageReplanRegion,
     GLMImageTextLayout,
 )
-from .loader import (
+from .loaders import (
     GLMImageDecoderLoader,
     GLMImageGlyphEncoderLoader,
     GLMImageLoader,
@@ -18,8 +18,8 @@ from .loader import (
     GLMImageVAELoader,
 )
 from .lora import GLMImageLoRA
-from .planner import GLMImageLoadPlan, GLMImagePlan, GLMImagePlanPreview, GLMImageSavePlan
-from .reading import GLMImageBestOfN, GLMImageReadText
+from .ocr import GLMImageBestOfN, GLMImageReadText
+from .plan import GLMImageLoadPlan, GLMImagePlan, GLMImagePlanPreview, GLMImageSavePlan
 from .remote import GLMImageRemote
 from .sampling import EmptyGLMImageLatent, GLMImageDecode, GLMImageSigmas, ModelSamplingGLMImage
 

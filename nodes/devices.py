@@ -22,8 +22,8 @@ from . import sockets
 from .comfyui import model_folders as folders
 from .comfyui.loading import Devices, Dtypes, choose_device, dtypes_for
 from .comfyui.planning import MAX_COUNT
-from .loader import CATEGORY, device_input, device_names, dtype_input, model_input
-from .planner import size_inputs
+from .loaders import CATEGORY, device_input, device_names, dtype_input, model_input
+from .plan import size_inputs
 
 IN_PIECES = (VRAMState.NORMAL_VRAM, VRAMState.LOW_VRAM)
 

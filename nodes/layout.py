@@ -31,8 +31,8 @@ from ..pipeline.plan import Plan
 from . import sockets
 from .comfyui.images import to_image, to_pil
 from .comfyui.planning import make_plan
-from .conditioner import lines
-from .planner import MAX_SEED, check_same_codebook, size_inputs
+from .conditioning import lines
+from .plan import MAX_SEED, check_same_codebook, size_inputs
 
 CATEGORY = "GLM-Image/layout"
 POSITIONS = ["words and percentages", "words"]

@@ -25,8 +25,8 @@ from ..pipeline.remote import (
     draw,
 )
 from .comfyui.images import to_image, to_pil
-from .conditioner import lines
-from .planner import REFERENCES, reference_images, size_inputs
+from .conditioning import lines
+from .plan import REFERENCES, reference_images, size_inputs
 
 STOP, KEEP = "stop", "keep what arrived"
 

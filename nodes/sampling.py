@@ -14,7 +14,7 @@ from . import sockets
 from .comfyui.model import GlmImageModel, has_own_sampling, shift_times, with_shift
 from .comfyui.planning import MAX_COUNT
 from .comfyui.validation import CHANNELS
-from .planner import MAX_SEED, size_inputs
+from .plan import MAX_SEED, size_inputs
 
 MAX_IMAGES = MAX_COUNT * MAX_COUNT
 CATEGORY = "GLM-Image/sampling"

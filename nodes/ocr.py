@@ -13,7 +13,7 @@ from ..pipeline.evaluation.ocr import ENGINES, Score, Word, read_words, score_la
 from ..pipeline.layout.regions import Layout
 from . import sockets
 from .comfyui.images import to_image, to_pil
-from .conditioner import lines
+from .conditioning import lines
 
 CATEGORY = "GLM-Image/layout"
 
