@@ -13,7 +13,7 @@ from comfy_api.latest import io
 from ..pipeline.devices.device import assert_on, current
 from ..pipeline.errors import InputError
 from ..pipeline.plan import Plan, upsample_tokens
-from ..pipeline.planning.prompt import glyph_texts
+from ..pipeline.text import quoted_texts
 from . import sockets
 from .comfyui.loading import GlyphEncoderPart
 
@@ -58,7 +58,7 @@ def texts_of(plan: Plan, mode: str, listed: str) -> list[list[str]]:
     """The texts to draw in each image, by mode."""
     if mode == LIST:
         return [lines(listed)] * len(plan)
-    return [glyph_texts(prompt, mode) for prompt in plan.prompts]
+    return [quoted_texts(prompt, mode) for prompt in plan.prompts]
 
 
 def lines(text: str) -> list[str]:

@@ -41,7 +41,7 @@ from .plan import Plan, Reference, upsample_tokens
 from .planning.generate import GridControl, Prefix, check_sampling, decode, new_step, prefill
 from .planning.graphs import StepGraphs
 from .planning.prompt import PromptEncoder, check_length, collate
-from .planning.prompt import glyph_texts as quoted_texts
+from .text import quoted_texts
 
 MAX_COUNT = 64
 PREFIXES = 2  # prompts that stay read, of some megabytes each, a hundred with large references

@@ -217,7 +217,7 @@ BAD_PLANS = [
     ({"prompt": []}, "no prompt was given"),
     ({"prompt": 5}, "a prompt must be a string"),
     ({"prompt": "<|image|>"}, "a control token"),
-    ({"prompt": "half \ud83d"}, "half of a surrogate pair"),
+    ({"prompt": "half \ud83d"}, "unpaired surrogate"),
     ({"prompt": "x" * 10_000}, "the prompt has 10013 tokens and the image 260, the planner takes 8192 in all"),
     ({"temperature": -1}, "temperature -1 is not accepted"),
     ({"temperature": float("nan")}, "temperature nan is not accepted"),
@@ -248,7 +248,7 @@ BAD_RUNS = [
     ({"glyph_texts": "HI"}, "must be a list of strings"),
     ({"glyph_texts": [["a"], ["b"]]}, "or 1 lists, one for each image"),
     ({"glyph_mode": "best"}, "'reference' or 'prompt_order'"),
-    ({"glyph_texts": ["\ud83d"]}, "half of a surrogate pair"),
+    ({"glyph_texts": ["\ud83d"]}, "unpaired surrogate"),
 ]
 
 

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from comfyui_glm_image.pipeline.planning.prompt import glyph_texts
+from comfyui_glm_image.pipeline.text import quoted_texts
 from comfyui_glm_image.training import (
     __main__ as command,
 )
@@ -47,7 +47,7 @@ def test_the_same_seed_gives_the_same_scenes_and_another_seed_others():
 
 def test_a_prompt_quotes_exactly_what_its_picture_shows():
     for scene in scenes():
-        quoted = [text.upper() for text in glyph_texts(scene.prompt, "prompt_order")]
+        quoted = [text.upper() for text in quoted_texts(scene.prompt, "prompt_order")]
         assert quoted == scene.texts
         rows = ["".join(data.ALPHABET[c - 1] for c in row if c) for row in scene.chars]
         assert [row for row in rows if row] == scene.texts

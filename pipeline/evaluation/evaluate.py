@@ -26,7 +26,7 @@ from ..errors import InputError
 from ..files import replacing
 from ..geometry import check_size
 from ..models.config import read_json
-from ..planning.prompt import glyph_texts
+from ..text import quoted_texts
 from . import ocr
 
 BENCHMARKS = ("small", "cvtg2k", "longtext")
@@ -116,7 +116,7 @@ def _read_regions(folder: Path) -> list[Case]:
             missing = {"index", "prompt"} - entry.keys()
             if missing:
                 raise InputError(f"{path}: an entry of data_list has no {', '.join(sorted(missing))}")
-            texts = glyph_texts(entry["prompt"], "prompt_order") or entry.get("sentence_list") or []
+            texts = quoted_texts(entry["prompt"], "prompt_order") or entry.get("sentence_list") or []
             size = entry.get("height"), entry.get("width")
             cases.append(Case(f"{path.stem}_{entry['index']}", path.stem, entry["prompt"], tuple(texts), *size))
     return cases

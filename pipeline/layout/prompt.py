@@ -1,6 +1,7 @@
 """A layout in words: the prompt with positions and quoted strings, in English or Chinese."""
 
 from ..errors import InputError
+from ..text import enclosed
 from .regions import Layout, TextRegion
 
 # Tried in turn: the first pair whose marks the text does not contain keeps the string whole for any reader.
@@ -74,7 +75,7 @@ def _span(region: TextRegion, chinese: bool = False) -> str:
 
 def quoted(index: int, text: str, language: str = "english") -> str:
     """`text` in the first pair of quotation marks that does not occur in it."""
-    for marks in QUOTES[language]:
-        if not set(marks) & set(text):
-            return marks[0] + text + marks[-1]
-    raise InputError(f"region {index + 1}: the text holds every kind of quotation mark; remove one kind")
+    found = enclosed(text, QUOTES[language])
+    if found is None:
+        raise InputError(f"region {index + 1}: the text holds every kind of quotation mark; remove one kind")
+    return found

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 
 from ..errors import InputError
+from ..text import SURROGATE
 
 FORMAT = "glm-image-layout"
 VERSION = 1
@@ -256,8 +257,8 @@ def _text_problems(region: TextRegion) -> list[str]:
         return [f"{len(region.text)} characters; at most {MAX_TEXT} fit one region"]
     if found := CONTROL.search(region.text):
         return [f"control character U+{ord(found[0]):04X}; remove it"]
-    if found := re.search("[\ud800-\udfff]", region.text):
-        return [f"half of a surrogate pair, U+{ord(found[0]):04X}; type the character again"]
+    if found := SURROGATE.search(region.text):
+        return [f"unpaired surrogate U+{ord(found[0]):04X}; type the character again"]
     if region.direction == "vertical" and RIGHT_TO_LEFT.search(region.text):
         return ["right-to-left letters cannot stand in vertical columns; use the horizontal direction"]
     choices = (("role", ROLES), ("align", ALIGNMENTS), ("direction", DIRECTIONS))

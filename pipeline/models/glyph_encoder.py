@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..devices.kernels import attention, gelu_tanh, rms_norm
-from ..errors import InputError
+from ..text import utf8
 from .config import GlyphConfig
 
 BYTE_OFFSET = 3  # ids 0, 1, 2 are padding, end and unknown
@@ -152,15 +152,6 @@ def glyph_batch(texts: list[str], config: GlyphConfig) -> tuple[torch.Tensor, to
     rows = [torch.tensor(row) for row in glyph_ids(texts or [""], config)]
     ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=config.pad_token_id)
     return ids, torch.arange(ids.shape[1]) < torch.tensor([[len(row)] for row in rows])
-
-
-def utf8(text: str) -> bytes:
-    """The text's bytes; half of a surrogate pair has none and is refused."""
-    try:
-        return text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        bad = text[error.start]
-        raise InputError(f"character {error.start} ({bad!r}) is half of a surrogate pair; enter it again") from None
 
 
 def pad_glyphs(embeds: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -1,11 +1,10 @@
-"""Prompt -> token ids and positions for the planner; the quoted texts in it, which the glyph encoder takes.
+"""Prompt -> token ids and positions for the planner.
 
-Follows transformers 5.23 `processing_glm_image.py` and diffusers 0.42.1 `pipeline_glm_image.py`.
+Follows transformers 5.23 `processing_glm_image.py`.
 Letters: L prompt tokens, h w full grid, ph pw preview grid, p next free position.
 """
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from tokenizers import Tokenizer
 
 from ..errors import CheckpointError, InputError
 from ..models.config import VisionLanguageConfig, read_json
-from ..models.glyph_encoder import utf8
+from ..text import utf8
 
 Grid = tuple[int, int]
 CONTROL_TOKENS = ("image_token", "grid_bos_token", "grid_eos_token", "bos_token", "eos_token")
@@ -233,68 +232,3 @@ def _to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=
 
 def _raise_template_error(message: str):
     raise jinja2.TemplateError(message)
-
-
-# Texts to draw ---------------------------------------------------------------------------------------------------
-
-# In this order, and only these styles: diffusers' `get_glyph_texts`, with which the decoder's texts must agree.
-REFERENCE_QUOTES = (r"'([^']*)'", "\u201c([^\u201c\u201d]*)\u201d", r'"([^"]*)"', "「([^「」]*)」")
-QUOTES = {"'": "'", '"': '"', "‘": "’", "“": "”", "„": "“”", "「": "」", "『": "』", "«": "»"}
-LAST_SPACED_SCRIPT = "\u0590"  # Latin, Greek, Cyrillic and Armenian lie below: only they have apostrophes
-
-
-def glyph_texts(prompt: str, mode: str = "reference") -> list[str]:
-    """The quoted strings of a prompt, which are the texts to draw.
-
-    "reference" is what diffusers does, faults included: an apostrophe opens a string, ‘’ 『』 «» are not read, and
-    strings come style by style. "prompt_order" reads apostrophes and all quote styles, in the prompt's order.
-    """
-    if mode == "reference":
-        return [text for pattern in REFERENCE_QUOTES for text in re.findall(pattern, prompt)]
-    if mode == "prompt_order":
-        return _quoted(prompt)
-    raise InputError(f"glyph_mode {mode!r} is not known; use 'reference' or 'prompt_order'")
-
-
-def _quoted(prompt: str) -> list[str]:
-    """Outermost quoted strings from left to right; a quote that never closes is read as plain text."""
-    texts, i = [], 0
-    while i < len(prompt):
-        end = _closing(prompt, i) if _opens(prompt, i) else None
-        if end is None:
-            i += 1
-            continue
-        texts.append(prompt[i + 1 : end])
-        i = end + 1
-    return [text for text in texts if text.strip()]
-
-
-def _opens(prompt: str, i: int) -> bool:
-    quote, before = prompt[i], prompt[i - 1 : i]
-    if quote == "'":
-        return not _in_word(before)
-    if quote == '"':
-        return not before.isdigit()  # 5" is five inches
-    return quote in QUOTES
-
-
-def _closing(prompt: str, start: int) -> int | None:
-    """Index of the quote that closes the one at `start`; quotes of the same style may nest."""
-    opener, closers, depth = prompt[start], QUOTES[prompt[start]], 1
-    for i in range(start + 1, len(prompt)):
-        if prompt[i] in closers and not _is_apostrophe(prompt, i):
-            depth -= 1
-        elif prompt[i] == opener and opener not in closers:
-            depth += 1
-        if depth == 0:
-            return i
-    return None
-
-
-def _is_apostrophe(prompt: str, i: int) -> bool:
-    """Whether the mark at `i` belongs to a word: it's, rock 'n roll, the '90s."""
-    return prompt[i] in "'’" and _in_word(prompt[i + 1 : i + 2])
-
-
-def _in_word(character: str) -> bool:
-    return character.isalnum() and character < LAST_SPACED_SCRIPT

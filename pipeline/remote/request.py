@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from ..errors import InputError
 from ..geometry import check_size
-from ..planning.prompt import glyph_texts
+from ..text import enclosed, quoted_texts, utf8
 
 MAX_REFERENCES = 8
 MAX_SEED = 2**32 - 1  # every engine takes this much
@@ -47,10 +47,7 @@ class PictureRequest:
 def _check_prompt(prompt: str) -> None:
     if not prompt.strip():
         raise InputError("the prompt is empty; describe the picture, with the texts to draw in quotes")
-    try:
-        prompt.encode()
-    except UnicodeEncodeError:
-        raise InputError("the prompt holds half a surrogate pair, which is no character; remove it") from None
+    utf8(prompt)
 
 
 def _check_range(name: str, value: float | None, low: float, high: float) -> None:
@@ -63,7 +60,7 @@ def with_texts(prompt: str, texts: Sequence[str]) -> tuple[str, list[str]]:
 
     No engine takes texts on their own: each draws what the prompt quotes.
     """
-    quoted = glyph_texts(prompt)
+    quoted = quoted_texts(prompt)
     missing = [text for text in texts if text not in quoted]
     if not missing:
         return prompt, []
@@ -72,7 +69,7 @@ def with_texts(prompt: str, texts: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def _quote(text: str) -> str:
-    for opening, closing in QUOTES:
-        if opening not in text and closing not in text:
-            return opening + text + closing
-    raise InputError(f"the text {text!r} holds every kind of quote; the engines cannot draw it")
+    quoted = enclosed(text, QUOTES)
+    if quoted is None:
+        raise InputError(f"the text {text!r} holds every kind of quote; the engines cannot draw it")
+    return quoted

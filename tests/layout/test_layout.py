@@ -10,7 +10,7 @@ from comfyui_glm_image.pipeline.layout import regions as L
 from comfyui_glm_image.pipeline.layout.parse import from_lines, read_layout
 from comfyui_glm_image.pipeline.layout.prompt import to_prompt
 from comfyui_glm_image.pipeline.layout.regions import Layout, TextRegion, check
-from comfyui_glm_image.pipeline.planning.prompt import glyph_texts
+from comfyui_glm_image.pipeline.text import quoted_texts
 
 SHARED = json.loads((Path(__file__).parents[1] / "data" / "layout_fit.json").read_text())
 
@@ -101,7 +101,7 @@ def test_a_field_of_the_wrong_kind_is_named(fields, message):
         (layout(region("x" * 1_000_000)), "1000000 characters; at most 1000"),
         (layout(region("a\x00b")), r"control character U\+0000"),
         (layout(region("a\u202eb")), r"control character U\+202E"),
-        (layout(region("a\ud800")), "half of a surrogate pair"),
+        (layout(region("a\ud800")), "unpaired surrogate"),
         (layout(region(role="hero")), "role 'hero'; use title"),
         (layout(region(align="top")), "align 'top'; use left"),
         (layout(region(direction="up")), "direction 'up'"),
@@ -237,7 +237,7 @@ def test_prompt_names_role_place_and_style_in_reading_order():
 )
 def test_quotes_inside_a_text_survive_the_prompt(text, language):
     page = layout(region(text), region("second", y=0.6))
-    assert glyph_texts(to_prompt(page, "A sign", language), "prompt_order") == [text, "second"]
+    assert quoted_texts(to_prompt(page, "A sign", language), "prompt_order") == [text, "second"]
     assert page.glyph_texts() == [text, "second"]
 
 

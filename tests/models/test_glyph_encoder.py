@@ -56,5 +56,5 @@ def test_prompts_of_different_length_are_padded_on_the_left_and_masked(pair):
 
 
 def test_half_a_surrogate_pair_is_refused(pair):
-    with pytest.raises(InputError, match="character 1 .* half of a surrogate pair"):
+    with pytest.raises(InputError, match="character 1 .* unpaired surrogate"):
         pair[0].embed(["a\ud83d"])
