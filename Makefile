@@ -10,20 +10,22 @@ demo: $(VENV)/base
 	$(BIN)/glm-image demo -o out/demo.png
 
 # Tests of a running ComfyUI and of torch_npu have targets of their own, which set those up.
+# What a test needs besides Python (node, tesseract, openssl, g++) makes it skip where it is missing, and say so.
 test: $(VENV)/test lint test-js
-	$(BIN)/python -m pytest -q --ignore tests/comfyui --ignore tests/npu
+	$(BIN)/python -m pytest -q -rs --ignore tests/comfyui --ignore tests/npu
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 test-js:
-	node --test tests/js/*.test.mjs
+	@if command -v node >/dev/null; then node --test tests/js/*.test.mjs; \
+	else echo "skipped: tests/js needs node, which is not installed"; fi
 
 test-comfyui: $(VENV)/test
 	$(PYTHON) tools/comfyui.py setup
 	-$(PYTHON) tools/browser.py
-	$(BIN)/python -m pytest -q tests/comfyui
+	$(BIN)/python -m pytest -q -rs tests/comfyui
 
 test-npu:
 	$(PYTHON) tests/npu/run.py
