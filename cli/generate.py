@@ -61,7 +61,7 @@ def make_plan(model, args: argparse.Namespace, images: list[Image.Image], bars):
 
 def draw(model, plan, args: argparse.Namespace, bars) -> list[Path]:
     """Denoise, decode and save a plan's images; prints each file's name."""
-    from ..pipeline.glm_image import to_pil
+    from ..pipeline.images import to_pil
 
     latents = model.denoise(
         plan,

@@ -20,7 +20,6 @@ from .devices import device as devices
 from .devices.layer_offload import stream_layers
 from .errors import InputError
 from .geometry import check_size, latent_size, patch_count, preview_grid, token_grid
-from .images import prepare_reference
 from .loading.checkpoint import load_module, resolve
 from .loading.placement import DECODER, GLYPH, PLANNER, VAE, Placement, choose, decoder_work, title
 from .models.config import (
@@ -41,6 +40,7 @@ from .plan import Plan, Reference, upsample_tokens
 from .planning.generate import GridControl, Prefix, check_sampling, decode, new_step, prefill
 from .planning.graphs import StepGraphs
 from .planning.prompt import PromptEncoder, check_length, collate
+from .planning.references import prepare_reference
 from .text import quoted_texts
 
 MAX_COUNT = 64

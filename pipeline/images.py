@@ -1,68 +1,63 @@
-"""Reference images -> pixels for the vision tokenizer and for the VAE, of sizes that always agree.
+"""Images as files, as pillow's and as tensors. Needs no torch: a tensor is only asked for what it can do itself."""
 
-Follows transformers 5.23 `image_processing_pil_glm_image.py`: the ViT sees the image at half size in 16 px patches,
-so a token is 32 px of the (limited) image. What differs: the VAE's pixels are resized to exactly 32 px a token,
-where diffusers rounds them by another rule and fails; 16-bit images are scaled, not clipped; camera images are
-turned upright; tiny images are enlarged.
-Letters: h w grid of a reference.
-"""
+from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+import os
+import struct
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from .errors import InputError
-from .geometry import TOKEN
-from .models.config import ProcessorConfig
+from .files import replacing
 
-MAX_REFERENCE_ASPECT = 4
+if TYPE_CHECKING:
+    import torch
 
-
-@dataclass(frozen=True)
-class PreparedReference:
-    """`pixels` uint8 (32h, 32w, 3) for the VAE, `vit_pixels` float32 (3, 16h, 16w) normalised for the ViT."""
-
-    pixels: torch.Tensor
-    vit_pixels: torch.Tensor
-    grid: tuple[int, int]
+MAX_PIXELS = 1 << 26  # of a file to read: 8192 x 8192, 200 MB as RGB
+# What pillow's readers raise on damaged files, each format its own.
+BROKEN = (
+    Image.DecompressionBombError, OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError,
+    struct.error, zlib.error,
+)  # fmt: skip
 
 
-def prepare_reference(image: Image.Image, config: ProcessorConfig) -> PreparedReference:
-    """An image of any mode and size up to 4:1 -> its pixels for both encoders."""
-    if not isinstance(image, Image.Image):
-        raise InputError(f"a reference image must be a PIL image, got {type(image).__name__}")
-    image = to_rgb(image)
-    h, w = reference_grid(image.height, image.width, config)
-    patch = config.patch_size
-    half = image.resize((w * patch, h * patch), Image.Resampling(config.resample))
-    full = image.resize((w * TOKEN, h * TOKEN), Image.Resampling.LANCZOS)  # diffusers' filter
-    return PreparedReference(torch.from_numpy(np.array(full)), _normalise(half, config), (h, w))
+def read(path: str | os.PathLike) -> Image.Image:
+    """An image file, whole and as RGB, so that a damaged one is named before anything else is done."""
+    path = Path(path)
+    try:
+        with Image.open(path) as image:
+            _check_pixels(image, path)
+            image.load()
+            return to_rgb(image)
+    except FileNotFoundError:
+        raise InputError(f"image {path} does not exist") from None
+    except InputError:
+        raise
+    except BROKEN as error:
+        raise InputError(f"image {path} cannot be read: {error or type(error).__name__}") from None
 
 
-def reference_grid(height: int, width: int, config: ProcessorConfig) -> tuple[int, int]:
-    """Pixels of a reference -> (h, w) tokens, by the processor's rule."""
-    if max(height, width) > MAX_REFERENCE_ASPECT * min(height, width):
-        ratio = max(height, width) / min(height, width)
-        raise InputError(
-            f"reference image {width}x{height} is {ratio:.1f}:1, at most {MAX_REFERENCE_ASPECT}:1 is accepted; crop it"
-        )
-    patch = config.patch_size
-    shortest, longest = round(math.sqrt(config.min_pixels)), round(math.sqrt(config.max_pixels))
-    scale = max(1.0, shortest / min(height, width))
-    if max(height, width) * scale > longest:
-        scale = longest / max(height, width)
-    sides = [max(patch, round(side // 2 * scale / patch) * patch) for side in (height, width)]
-    if max(sides) > longest:  # unreachable at the release's limits; kept for a processor with narrow ones
-        shrink = max(sides) / longest
-        sides = [max(patch, math.floor(side / shrink / patch) * patch) for side in sides]
-    return sides[0] // patch, sides[1] // patch
+def _check_pixels(image: Image.Image, path: Path) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise InputError(f"image {path} is {image.width}x{image.height}; at most {MAX_PIXELS:,} pixels are read")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any PIL mode -> RGB: upright, transparency over white, 16 and 32 bits scaled to 8."""
+    try:
+        return _to_rgb(image)
+    except InputError:
+        raise
+    except BROKEN as error:  # images are unpacked when first used
+        raise InputError(f"an image cannot be unpacked: {error or type(error).__name__}") from None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         image = _to_eight_bits(image)
@@ -90,7 +85,15 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray((values * scale).round().clip(0, 255).astype(np.uint8))
 
 
-def _normalise(image: Image.Image, config: ProcessorConfig) -> torch.Tensor:
-    values = np.asarray(image).astype(np.float32) * np.float32(config.rescale_factor)
-    values = (values - np.float32(config.image_mean)) / np.float32(config.image_std)
-    return torch.from_numpy(values.transpose(2, 0, 1).copy())
+def to_pil(images: torch.Tensor) -> list[Image.Image]:
+    """(B, H, W, 3) in 0..1 -> RGB images."""
+    return [Image.fromarray(image.mul(255).round().byte().numpy()) for image in images.cpu()]
+
+
+def save_png(image: Image.Image, path: str | os.PathLike, entries: dict[str, str]) -> None:
+    """Write a PNG with text entries, whole or not at all."""
+    info = PngInfo()
+    for key, value in entries.items():
+        info.add_itxt(key, value)
+    with replacing(path) as temporary:
+        image.save(temporary, format="PNG", pnginfo=info)

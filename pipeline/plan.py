@@ -1,6 +1,6 @@
-"""A plan: the image laid out as VQ tokens, ready to decode, save, share and edit.
+"""A plan: the image planned as VQ tokens, ready to decode, save, share and edit.
 
-Letters: B plans, h w full grid (a token is 32 px), ph pw preview grid.
+Shapes: B plans, h w full grid (a token is 32 px), ph pw preview grid.
 """
 
 import json
@@ -143,7 +143,7 @@ class Plan:
             about["prompts"],
             about["seed"],
             tensors.get("preview_token_ids"),
-            about["preview_grid"] and tuple(about["preview_grid"]),
+            None if about["preview_grid"] is None else tuple(about["preview_grid"]),
             references,
         )
 

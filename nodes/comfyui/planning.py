@@ -14,13 +14,13 @@ from PIL import Image
 from ...pipeline.devices.device import assert_on, check_finite, current
 from ...pipeline.geometry import check_size, preview_grid, token_grid
 from ...pipeline.glm_image import check_prompts
-from ...pipeline.images import PreparedReference, prepare_reference
 from ...pipeline.layout.control import merge_controls
 from ...pipeline.models.kv_cache import BUCKET, cache_nbytes
 from ...pipeline.plan import Plan, Reference
 from ...pipeline.planning.generate import DecodeStep, GridControl, check_sampling, decode, prefill
 from ...pipeline.planning.graphs import StepGraphs
 from ...pipeline.planning.prompt import check_length, collate
+from ...pipeline.planning.references import PreparedReference, prepare_reference
 from .images import to_pil
 from .loading import PlannerPart
 

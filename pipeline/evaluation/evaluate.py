@@ -26,6 +26,7 @@ from ..errors import InputError
 from ..files import replacing
 from ..geometry import check_size
 from ..models.config import read_json
+from ..progress import Progress
 from ..text import quoted_texts
 from . import ocr
 
@@ -43,8 +44,6 @@ SHEET_COLUMNS, SHEET_WIDTH, SHEET_LIMIT = 4, 256, 48
 
 if TYPE_CHECKING:
     import torch
-
-Progress = Callable[..., None]
 
 
 @dataclass(frozen=True)
@@ -344,7 +343,7 @@ def _painter(args: argparse.Namespace, cases: list[Case]) -> Callable[[list[Case
 
 def paint(model, cases: list[Case], seed: int, *, steps: int, cfg: float, ablation: str = "none") -> list[Image.Image]:
     """Pictures of cases of one size, case k with seed + k, with one part of the model left out if so asked."""
-    from ..glm_image import to_pil
+    from ..images import to_pil
 
     plan = model.plan([case.prompt for case in cases], cases[0].height, cases[0].width, seed=seed)
     if ablation == "shuffled-plan":

@@ -11,7 +11,6 @@ Letters: n regions, h w token grid (32 px), V codebook size, L glyph tokens.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from PIL import Image
 
@@ -22,6 +21,7 @@ from ..models.glyph_encoder import MAX_BYTES
 from ..models.planner import Planner
 from ..plan import Plan
 from ..planning.generate import GridControl
+from ..planning.references import vit_pixels
 from .regions import Layout
 
 PLAN_MODES = ("off", "bias", "force")
@@ -115,9 +115,7 @@ def sketch_tokens(
 def _vit_pixels(image: Image.Image, grid: tuple[int, int], config: ProcessorConfig) -> torch.Tensor:
     """Float32 (3, 16h, 16w), normalised as references are."""
     size = (grid[1] * config.patch_size, grid[0] * config.patch_size)
-    pixels = np.asarray(to_rgb(image).resize(size, Image.Resampling(config.resample))).astype(np.float32)
-    pixels = (pixels * np.float32(config.rescale_factor) - np.float32(config.image_mean)) / np.float32(config.image_std)
-    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+    return vit_pixels(to_rgb(image).resize(size, Image.Resampling(config.resample)), config)
 
 
 def plan_controls(

@@ -18,6 +18,7 @@ from ..models.config import GenerationConfig
 from ..models.kv_cache import BUCKET, KVCache, bucket_length
 from ..models.planner import Planner
 from ..models.planner_cpu import TokenPass
+from ..progress import Progress
 from .prompt import PromptBatch
 
 PREFILL_CHUNK = 2048  # prompt tokens in one pass; bounds the mask's memory for prompts with many references
@@ -25,8 +26,6 @@ NOISE_ROWS = 32  # tokens whose noise is drawn and sent at once
 READ_EVERY = 16  # tokens between two progress reports on an accelerator, where each report waits for the device
 MOST_DROPPED = 1 - 3e-5  # of all probability; the best of 16384 ids has at least twice what is left, so it stays
 TINY = 1e-10  # float32 uniforms can be exactly 0, whose Gumbel noise would be -inf
-
-Progress = Callable[..., None]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import io
 
 from PIL import Image
 
-from ..images import to_rgb
+from ..images import BROKEN, to_rgb
 from .addresses import Endpoint
 from .errors import BrokenAnswerError
 from .request import PictureRequest
@@ -45,7 +45,7 @@ def decode(data: bytes, request: PictureRequest, endpoint: Endpoint, exact: bool
             found = to_rgb(picture)
     except Image.DecompressionBombError:
         raise BrokenAnswerError(f"{endpoint} sent a picture that is too large to unpack") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except BROKEN as error:
         raise BrokenAnswerError(
             f"{endpoint} sent {len(data):,} bytes that are no readable {', '.join(FORMATS)} picture "
             f"({type(error).__name__})"

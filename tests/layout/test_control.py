@@ -5,7 +5,6 @@ import pytest
 import torch
 from comfyui_glm_image.pipeline.errors import InputError
 from comfyui_glm_image.pipeline.glm_image import GlmImage, draw_noise
-from comfyui_glm_image.pipeline.images import prepare_reference
 from comfyui_glm_image.pipeline.layout import control as G
 from comfyui_glm_image.pipeline.layout import sketch
 from comfyui_glm_image.pipeline.layout.control import PlanGuidance
@@ -22,6 +21,7 @@ from comfyui_glm_image.pipeline.models.planner import Planner
 from comfyui_glm_image.pipeline.plan import Plan
 from comfyui_glm_image.pipeline.planning.generate import decode, prefill
 from comfyui_glm_image.pipeline.planning.prompt import PromptEncoder, collate
+from comfyui_glm_image.pipeline.planning.references import prepare_reference
 
 GRIDS = {"preview": (3, 4), "full": (6, 8)}
 LAYOUT = Layout((TextRegion("OPEN", 0.12, 0.05, 0.6, 0.25), TextRegion("24h", 0.51, 0.76, 0.49, 0.24)))

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from comfyui_glm_image.pipeline.geometry import preview_grid
-from comfyui_glm_image.pipeline.images import prepare_reference
 from comfyui_glm_image.pipeline.loading.checkpoint import load_module
 from comfyui_glm_image.pipeline.models import planner_cpu as token_pass
 from comfyui_glm_image.pipeline.models.config import GenerationConfig, ProcessorConfig, VisionLanguageConfig
@@ -16,6 +15,7 @@ from comfyui_glm_image.pipeline.models.planner_cpu import TokenPass
 from comfyui_glm_image.pipeline.planning import generate
 from comfyui_glm_image.pipeline.planning.generate import DecodeStep, decode, new_step, prefill
 from comfyui_glm_image.pipeline.planning.prompt import PromptEncoder, collate
+from comfyui_glm_image.pipeline.planning.references import prepare_reference
 from PIL import Image
 from torch.testing import assert_close
 

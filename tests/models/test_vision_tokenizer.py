@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from comfyui_glm_image.pipeline.images import prepare_reference
 from comfyui_glm_image.pipeline.loading.checkpoint import load_module
 from comfyui_glm_image.pipeline.models import vision_tokenizer as vision
 from comfyui_glm_image.pipeline.models.config import ProcessorConfig, VisionLanguageConfig
 from comfyui_glm_image.pipeline.models.planner import Planner
+from comfyui_glm_image.pipeline.planning.references import prepare_reference
 from PIL import Image
 from torch.testing import assert_close
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from comfyui_glm_image.pipeline.errors import CheckpointError, InputError
 from comfyui_glm_image.pipeline.geometry import preview_grid
-from comfyui_glm_image.pipeline.images import prepare_reference
 from comfyui_glm_image.pipeline.models.config import ProcessorConfig, VisionLanguageConfig
 from comfyui_glm_image.pipeline.planning.prompt import PromptEncoder, collate
+from comfyui_glm_image.pipeline.planning.references import prepare_reference
 from PIL import Image
 from torch.testing import assert_close
 
