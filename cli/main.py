@@ -65,6 +65,6 @@ def _run(argv: list[str]) -> int:
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    from ..pipeline.devices.device import is_out_of_memory
+    from ..pipeline.devices.memory import is_out_of_memory
 
     return is_out_of_memory(error)

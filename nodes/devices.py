@@ -14,7 +14,8 @@ from comfy.model_management import VRAMState
 from comfy_api.latest import io, ui
 from server import PromptServer
 
-from ..pipeline.devices.device import available_devices, resolve_dtype
+from ..pipeline.devices.capabilities import resolve_dtype
+from ..pipeline.devices.device import available_devices
 from ..pipeline.loading import placement
 from ..pipeline.loading.checkpoint import COMPONENTS
 from ..pipeline.loading.placement import DECODER, GLYPH, PLANNER, VAE, Model, Needs, Placement, gib, title

@@ -11,3 +11,7 @@ class CheckpointError(GlmImageError):
 
 class InputError(GlmImageError, ValueError):
     """A value from the user is out of range; the message says what came, what is accepted and what to do."""
+
+
+class DeviceError(GlmImageError):
+    """A device was asked for that cannot be had; the message explains the installation's fault in one paragraph."""

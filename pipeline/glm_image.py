@@ -16,8 +16,10 @@ from PIL import Image
 
 from .denoising.denoise import Passes, check_options, denoise_steps
 from .denoising.scheduler import schedule
-from .devices import device as devices
-from .devices.layer_offload import stream_layers
+from .devices.capabilities import check_finite
+from .devices.device import assert_on, current, require_compiler
+from .devices.layer_offload import offload_layers
+from .devices.memory import empty_cache, explaining_out_of_memory, memory_of, retry_smaller
 from .errors import InputError
 from .geometry import check_size, latent_size, patch_count, preview_grid, token_grid
 from .loading.checkpoint import load_module, resolve
@@ -132,7 +134,7 @@ class GlmImage:
     def _component(self, name: str) -> torch.nn.Module:
         if name not in self._modules:
             device = self.placement.devices[name]
-            with devices.explaining_out_of_memory(f"the {title(name)}", device):
+            with explaining_out_of_memory(f"the {title(name)}", device):
                 self._modules[name] = self._load(name)
         return self._modules[name]
 
@@ -150,7 +152,7 @@ class GlmImage:
         if eight_bits:  # rounded in host memory: a device may not hold the 16 bits
             quantise(module).to("cpu" if streamed else device)
         if streamed:
-            return stream_layers(module, device, self.placement.streamed[name])
+            return offload_layers(module, device, self.placement.streamed[name])
         if name == PLANNER:
             module.fuse()
         if name == DECODER and self.compile:
@@ -166,14 +168,14 @@ class GlmImage:
                 self._step = self._graphs = None
                 self._read.clear()
             if self._modules.pop(name, None) is not None:
-                devices.empty_cache(self.placement.devices[name])
+                empty_cache(self.placement.devices[name])
 
     @contextlib.contextmanager
     def _stage(self, stage: str, component: str) -> Iterator[torch.device]:
         """Make room for a stage of the placement and make its component's device the current one."""
         self.release_if_loaded(*self.placement.leaving(stage))
         device = self.placement.devices[component]
-        with torch.no_grad(), devices.current(device):
+        with torch.no_grad(), current(device):
             yield device
 
     def release_if_loaded(self, *names: str) -> None:
@@ -220,8 +222,8 @@ class GlmImage:
                 tokens = [reference.prior_token_ids_d32 for reference in references]
                 batch = collate(rows, grid, preview, self.configs[PLANNER], tokens)
                 prefix = prefill(self.planner, batch, device, _staged(progress, "prompt"))
-                devices.assert_on(device, logits=prefix.logits)
-                devices.check_finite(prefix.logits, "planner")
+                assert_on(device, logits=prefix.logits)
+                check_finite(prefix.logits, "planner")
                 self._read[key] = references, prefix
             references, prefix = self._recall(key)
             drawn = self._draw(prefix, sampling, seed, count * len(prompts), controls, _staged(progress, "plan"))
@@ -312,7 +314,7 @@ class GlmImage:
             batched = self._batched(guidance_batching, passes, plan) and step_cache is None
             passes = replace(passes, guided_steps=round(glyph_visible_until * steps), batched=batched)
             noise, drawn = noise.to(device, torch.float32), passes.conditional
-            devices.assert_on(device, noise=noise, glyphs=drawn.glyphs, prior=drawn.prior, tables=drawn.cos)
+            assert_on(device, noise=noise, glyphs=drawn.glyphs, prior=drawn.prior, tables=drawn.cos)
         return denoise_steps(self.transformer, times, noise, passes, hold, shortcuts)
 
     def _check_plan(self, plan: Plan, guidance_scale: float) -> None:
@@ -383,18 +385,16 @@ class GlmImage:
         """
         with self._stage("drawing", VAE) as device:
             latents = self.vae.denormalise(latents.to(device, self.placement.dtypes[VAE]))
-            devices.assert_on(device, latents=latents)
-            pixels = devices.check_finite(self._decode(latents, device, tiled), "VAE")
+            assert_on(device, latents=latents)
+            pixels = check_finite(self._decode(latents, device, tiled), "VAE")
             return (pixels.float() / 2 + 0.5).clamp(0, 1).movedim(1, -1).cpu()
 
     def _decode(self, latents: torch.Tensor, device: torch.device, tiled: bool | None) -> torch.Tensor:
         if tiled is None:
             height, width = (8 * side for side in latents.shape[-2:])
             needed = decode_nbytes(self.configs[VAE], height, width, latents.dtype)
-            if needed < devices.memory(device).free:
-                return devices.retry_smaller(
-                    device, lambda: self.vae.decode(latents), lambda: self.vae.decode_tiled(latents)
-                )
+            if needed < memory_of(device).free:
+                return retry_smaller(device, lambda: self.vae.decode(latents), lambda: self.vae.decode_tiled(latents))
         return self.vae.decode(latents) if tiled is False else self.vae.decode_tiled(latents)
 
     # ---- all of it ----
@@ -476,7 +476,7 @@ def draw_noise(plan: Plan, seed: int) -> torch.Tensor:
 def _check_compile(placement: Placement) -> None:
     if DECODER in placement.streamed:
         raise InputError("compile needs a decoder that stays on its device; layers that stream cannot be compiled")
-    devices.require_compiler(placement.devices[DECODER])
+    require_compiler(placement.devices[DECODER])
 
 
 def _check_noise(noise: torch.Tensor, plan: Plan) -> torch.Tensor:

@@ -14,7 +14,8 @@ import comfy.model_patcher
 import comfy.ops
 import torch
 
-from ...pipeline.devices.device import resolve_device, resolve_dtype
+from ...pipeline.devices.capabilities import resolve_dtype
+from ...pipeline.devices.device import resolve_device
 from ...pipeline.loading.checkpoint import Weights, compare
 from ...pipeline.models.config import GenerationConfig, GlyphConfig, ProcessorConfig, VisionLanguageConfig
 from ...pipeline.models.glyph_encoder import GlyphEncoder

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ...pipeline.devices.device import assert_on, check_finite, current
+from ...pipeline.devices.capabilities import check_finite
+from ...pipeline.devices.device import assert_on, current
 from ...pipeline.geometry import check_size, preview_grid, token_grid
 from ...pipeline.glm_image import check_prompts
 from ...pipeline.layout.control import merge_controls

@@ -10,7 +10,9 @@ import comfy.model_management
 import comfy.sd
 import torch
 
-from ...pipeline.devices.device import current, resolve_dtype, retry_smaller
+from ...pipeline.devices.capabilities import resolve_dtype
+from ...pipeline.devices.device import current
+from ...pipeline.devices.memory import retry_smaller
 from ...pipeline.errors import InputError
 from ...pipeline.models.config import VaeConfig
 from ...pipeline.models.vae import LIVE, Vae, decode_nbytes

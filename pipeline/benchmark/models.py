@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from ..devices.device import empty_cache
+from ..devices.memory import empty_cache
 from ..glm_image import COMPONENTS
 from ..loading.placement import DECODER, GLYPH, PLANNER, VAE
 from ..models import released as release

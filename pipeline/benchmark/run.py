@@ -20,8 +20,9 @@ from datetime import datetime, timezone
 import torch
 
 from ...cli.arguments import SMALL
-from ..devices import device
-from ..devices.device import resolve_device, resolve_dtype
+from ..devices.capabilities import resolve_dtype
+from ..devices.device import current, resolve_device
+from ..devices.memory import empty_cache
 from ..errors import InputError
 from ..geometry import check_size, preview_grid, token_grid
 from ..glm_image import GlmImage
@@ -132,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
     bench, name = _bench(args)
     about = _about(args, bench, name)
     print(_headline(about))
-    with device.current(bench.device):
+    with current(bench.device):
         measured = _tradeoffs(bench, args) if args.tradeoffs else _stages(bench, args)
     print(json.dumps(about | measured))
     return 0
@@ -261,7 +262,7 @@ def measure(
             component = STAGES[name].component
         yield measure_stage(bench, ceilings, name, case, args)
         gc.collect()
-        device.empty_cache(bench.device)
+        empty_cache(bench.device)
     bench.release()
 
 

@@ -11,7 +11,8 @@ from functools import cached_property
 
 import torch
 
-from ..devices.device import check_finite, current
+from ..devices.capabilities import check_finite
+from ..devices.device import current
 from ..errors import InputError
 from ..geometry import LATENT
 from ..loading.placement import available

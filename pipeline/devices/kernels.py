@@ -1,7 +1,7 @@
 """The tensor functions every model of this package is made of; the only home of attention, norm and rotary kernels.
 
-Each has a plain torch form. A device that has something faster registers it once with `use_forms`, and the models
-never know. Letters: `B` batch, `H` heads, `L` tokens, `D` head dim, `C` channels.
+Each is plain torch, unless something faster is registered for the device; the models never know. NPUs get theirs when
+the first tensor comes. Shapes: `B` batch, `H` heads, `L` tokens, `D` head dim, `C` channels.
 """
 
 import functools
@@ -12,25 +12,29 @@ import torch.nn.functional as F
 
 NAMES = {"attention", "rms_norm", "rope", "swiglu", "gelu", "gelu_tanh", "modulated_norm", "int8_linear"}
 FEW_ROWS = 32  # up to which a CPU multiplies 8-bit weights faster than it widens them
-_FORMS: dict[str, dict[str, Callable]] = {}  # device type -> public name -> that device's form
+_REGISTERED: dict[str, dict[str, Callable]] = {}  # device type -> public name -> that device's implementation
 _PLAIN: dict[str, Callable] = {}
 
 
-def use_forms(device_type: str, **forms: Callable) -> None:
-    """From now on run these functions of this module with `forms` for tensors of `device_type`; none resets it."""
-    unknown = forms.keys() - NAMES
+def register_kernels(device_type: str, **implementations: Callable) -> None:
+    """From now on run these functions of this module so for tensors of `device_type`; none resets it."""
+    unknown = implementations.keys() - NAMES
     if unknown:
         raise ValueError(f"kernels have no function named {', '.join(sorted(unknown))}")
-    _FORMS[device_type] = forms
+    _REGISTERED[device_type] = implementations
 
 
-def forms(device_type: str) -> dict[str, Callable]:
-    """What `use_forms` has set."""
-    return dict(_FORMS.get(device_type, {}))
+def registered_kernels(device_type: str) -> dict[str, Callable]:
+    """What runs instead of plain torch on devices of a type."""
+    if device_type == "npu" and device_type not in _REGISTERED:
+        from . import npu_kernels  # needs torch_npu, which whoever has a tensor on an NPU has imported
+
+        register_kernels("npu", **npu_kernels.implementations())
+    return _REGISTERED.get(device_type, _PLAIN)
 
 
-def _form(name: str, x: torch.Tensor, plain: Callable) -> Callable:
-    return _FORMS.get(x.device.type, _PLAIN).get(name, plain)
+def _implementation(name: str, x: torch.Tensor, plain: Callable) -> Callable:
+    return registered_kernels(x.device.type).get(name, plain)
 
 
 def attention(
@@ -41,47 +45,47 @@ def attention(
     `mask` is boolean, True where a key may be seen, and broadcasts to (B, H, L, Lk); None sees all. T5 passes its
     float position bias there. `scale` defaults to 1/sqrt(D). Query heads share keys in consecutive groups.
     """
-    return _form("attention", q, _attention)(q, k, v, mask, scale)
+    return _implementation("attention", q, _attention)(q, k, v, mask, scale)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """(..., C) -> (..., C) of unit root mean square times `weight` (C,)."""
-    return _form("rms_norm", x, _rms_norm)(x, weight, eps)
+    return _implementation("rms_norm", x, _rms_norm)(x, weight, eps)
 
 
 def rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotate channel i of (B, H, L, D) against channel i + R/2 by the float32 tables (..., L, R); R..D stay."""
-    form, rotary = _form("rope", x, _rope), cos.shape[-1]
+    rotate, rotary = _implementation("rope", x, _rope), cos.shape[-1]
     if rotary == x.shape[-1]:
-        return form(x, cos, sin)
-    return torch.cat((form(x[..., :rotary], cos, sin), x[..., rotary:]), dim=-1)
+        return rotate(x, cos, sin)
+    return torch.cat((rotate(x[..., :rotary], cos, sin), x[..., rotary:]), dim=-1)
 
 
 def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
     """(..., 2C) fused gate and up projections -> (..., C) as silu(gate) * up."""
-    return _form("swiglu", gate_up, _swiglu)(gate_up)
+    return _implementation("swiglu", gate_up, _swiglu)(gate_up)
 
 
 def gelu(x: torch.Tensor) -> torch.Tensor:
     """GELU by the error function."""
-    return _form("gelu", x, F.gelu)(x)
+    return _implementation("gelu", x, F.gelu)(x)
 
 
 def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
     """GELU by its tanh approximation."""
-    return _form("gelu_tanh", x, _gelu_tanh)(x)
+    return _implementation("gelu_tanh", x, _gelu_tanh)(x)
 
 
 def modulated_norm(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, eps: float) -> torch.Tensor:
     """Layer norm of (B, L, C) times `scale` plus `shift`, both (B or 1, C)."""
-    return _form("modulated_norm", x, _modulated_norm)(x, scale, shift, eps)
+    return _implementation("modulated_norm", x, _modulated_norm)(x, scale, shift, eps)
 
 
 def int8_linear(
     x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
     """(..., in) times the rows of int8 `weight` (out, in), each times its `scale` (out,) -> (..., out), plus `bias`."""
-    return _form("int8_linear", x, _int8_linear)(x, weight, scale, bias)
+    return _implementation("int8_linear", x, _int8_linear)(x, weight, scale, bias)
 
 
 def _attention(q, k, v, mask, scale):

@@ -1,8 +1,8 @@
-"""Running a module whose weights do not fit: its layers wait in host memory and come to the device one by one.
+"""Layerwise offload, for a module whose weights do not fit: layers wait in host memory and are loaded one by one.
 
 While a layer runs, the next one is copied on a side stream. As many layers as fit stay on the device for good. Hooks
-do the work, so models know nothing of it. Every pass costs a copy of all waiting layers, and a module that streams
-cannot be captured into a graph.
+do the work, so models know nothing of it. Every pass costs a copy of all waiting layers, and an offloaded
+module cannot be captured into a graph.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from torch import nn
 Slot = tuple[nn.Module, str]  # a module and the name of one of its own parameters
 
 
-def stream_layers(module: nn.Module, device: torch.device, keep: int = 0) -> nn.Module:
+def offload_layers(module: nn.Module, device: torch.device, keep: int = 0) -> nn.Module:
     """Spread a module on the CPU: everything but its repeated layers, and `keep` bytes of them, goes to `device`."""
     waiting = []
     for layer in repeated_layers(module):
@@ -26,14 +26,14 @@ def stream_layers(module: nn.Module, device: torch.device, keep: int = 0) -> nn.
     for part in module.modules():
         if id(part) not in inside:
             part._apply(lambda tensor: tensor.to(device), recurse=False)
-    shuttle = Shuttle(waiting, device)
+    offloader = LayerOffloader(waiting, device)
     for i, layer in enumerate(waiting):
-        layer.register_forward_pre_hook(lambda *_, i=i: shuttle.bring(i))
-        layer.register_forward_hook(lambda *_, i=i: shuttle.drop(i), always_call=True)
+        layer.register_forward_pre_hook(lambda *_, i=i: offloader.load(i))
+        layer.register_forward_hook(lambda *_, i=i: offloader.unload(i), always_call=True)
         for part in layer.modules():
             if part._parameters:
-                part.register_forward_pre_hook(lambda part, *_, i=i: shuttle.lend(i, part))
-                part.register_forward_hook(lambda part, *_, i=i: shuttle.take_back(i, part), always_call=True)
+                part.register_forward_pre_hook(lambda part, *_, i=i: offloader.load_part(i, part))
+                part.register_forward_hook(lambda part, *_, i=i: offloader.unload_part(i, part), always_call=True)
     return module
 
 
@@ -53,57 +53,57 @@ def _slots(layer: nn.Module) -> Iterator[Slot]:
                 yield part, name
 
 
-class Shuttle:
+class LayerOffloader:
     """Two layers are on the device at most: the one that runs, and the next on its way."""
 
     def __init__(self, layers: list[nn.Module], device: torch.device):
         self.device = device
-        self.vendor = getattr(torch, device.type) if device.type in ("npu", "cuda") else None
-        self.side = self.vendor.Stream(device) if self.vendor else None
+        self.backend = getattr(torch, device.type) if device.type in ("npu", "cuda") else None
+        self.side = self.backend.Stream(device) if self.backend else None
         self.waiting = [{slot: self._host(getattr(*slot)) for slot in _slots(layer)} for layer in layers]
-        self.coming: dict[int, dict[Slot, torch.Tensor]] = {}
+        self.arriving: dict[int, dict[Slot, torch.Tensor]] = {}
         self.running: int | None = None
         for i in range(len(layers)):
-            self.drop(i)
+            self.unload(i)
 
     def _host(self, parameter: torch.Tensor) -> torch.Tensor:
         """Only pinned memory is copied while the device works."""
-        return parameter.detach().pin_memory() if self.vendor else parameter.detach()
+        return parameter.detach().pin_memory() if self.backend else parameter.detach()
 
-    def bring(self, i: int) -> None:
-        """Give layer `i` its weights on the device, and send for the next."""
-        self._send(i)
-        arrived = self.coming.pop(i)
-        if self.vendor:
-            main = self.vendor.current_stream(self.device)
+    def load(self, i: int) -> None:
+        """Give layer `i` its weights on the device, and prefetch the next."""
+        self._prefetch(i)
+        arrived = self.arriving.pop(i)
+        if self.backend:
+            main = self.backend.current_stream(self.device)
             main.wait_stream(self.side)
             for tensor in arrived.values():
                 tensor.record_stream(main)  # its memory came from the side stream
         self._assign(arrived)
         self.running = i
-        self._send((i + 1) % len(self.waiting))
+        self._prefetch((i + 1) % len(self.waiting))
 
-    def drop(self, i: int) -> None:
+    def unload(self, i: int) -> None:
         self._assign(self.waiting[i])
         self.running = None
 
-    def lend(self, i: int, part: nn.Module) -> None:
-        """Bring a part of layer `i` that is called by itself, as the decoder's modulations are."""
+    def load_part(self, i: int, part: nn.Module) -> None:
+        """Load a part of layer `i` that is called by itself, as the decoder's modulations are."""
         if self.running != i:
             self._assign({slot: tensor.to(self.device) for slot, tensor in self._of(i, part)})
 
-    def take_back(self, i: int, part: nn.Module) -> None:
+    def unload_part(self, i: int, part: nn.Module) -> None:
         if self.running != i:
             self._assign(dict(self._of(i, part)))
 
     def _of(self, i: int, part: nn.Module) -> list[tuple[Slot, torch.Tensor]]:
         return [(slot, tensor) for slot, tensor in self.waiting[i].items() if slot[0] is part]
 
-    def _send(self, i: int) -> None:
-        if i not in self.coming:
-            with self.vendor.stream(self.side) if self.vendor else nullcontext():
+    def _prefetch(self, i: int) -> None:
+        if i not in self.arriving:
+            with self.backend.stream(self.side) if self.backend else nullcontext():
                 host = self.waiting[i].items()
-                self.coming[i] = {slot: tensor.to(self.device, non_blocking=True) for slot, tensor in host}
+                self.arriving[i] = {slot: tensor.to(self.device, non_blocking=True) for slot, tensor in host}
 
     @staticmethod
     def _assign(tensors: dict[Slot, torch.Tensor]) -> None:

@@ -1,8 +1,7 @@
-"""torch_npu's fused operators as forms of `kernels`: one kernel where plain torch launches several.
+"""torch_npu's fused operators for `kernels`: one kernel where plain torch launches several.
 
-`device` registers FORMS on the chips that have them, CAREFUL_FORMS on others; arguments and results are those of the
-plain forms. Boolean masks throughout: a float mask takes the slow path of torch_npu. Letters as in `kernels`, plus G
-query heads a key head.
+Chips that have them get FUSED, others FALLBACKS; arguments and results are those of plain torch. Boolean masks
+throughout: a float mask takes the slow path of torch_npu. Shapes as in `kernels`, plus G query heads a key head.
 """
 
 import torch
@@ -10,6 +9,7 @@ import torch.nn.functional as F
 from torch.utils.weak import WeakIdKeyDictionary
 
 from . import kernels
+from .capabilities import capabilities
 
 npu = torch.ops.npu  # torch_npu has registered its operators here
 HALVES = (torch.float16, torch.bfloat16)
@@ -29,13 +29,13 @@ def attention(q, k, v, mask, scale):
     if mask is None:
         return F.scaled_dot_product_attention(q, k, v, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
     if mask.dtype != torch.bool:
-        return careful_attention(q, k, v, mask, scale)
+        return sliced_attention(q, k, v, mask, scale)
     if mask.shape[-2] > 1 or q.shape[2] > MAX_GROUP:
         mask = mask.expand(q.shape[0], 1, q.shape[2], k.shape[2])
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
     if q.dtype in HALVES and q.shape[1] * q.shape[2] // k.shape[1] <= MAX_GROUP:
         return _decode(q, k, v, _forbidden(mask), scale)
-    return careful_attention(q, k, v, mask, scale)
+    return sliced_attention(q, k, v, mask, scale)
 
 
 def _decode(q, k, v, forbidden, scale):
@@ -54,7 +54,7 @@ def _decode(q, k, v, forbidden, scale):
     return out.view(q.shape)
 
 
-def careful_attention(q, k, v, mask, scale):
+def sliced_attention(q, k, v, mask, scale):
     """`kernels.attention` for chips without a fused kernel, in pieces that bound the memory of the scores."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     pieces = q.split(QUERIES, dim=2)
@@ -112,7 +112,7 @@ def int8_linear(x, weight, scale, bias):
     return kernels.by_rows(lambda rows: npu.npu_weight_quant_batchmatmul(rows, weight.t(), scale), x, bias)
 
 
-FORMS = {
+FUSED = {
     "attention": attention,
     "rms_norm": rms_norm,
     "rope": rope,
@@ -121,4 +121,9 @@ FORMS = {
     "gelu_tanh": gelu_tanh,
     "int8_linear": int8_linear,
 }
-CAREFUL_FORMS = {"attention": careful_attention, "int8_linear": int8_linear}
+FALLBACKS = {"attention": sliced_attention, "int8_linear": int8_linear}
+
+
+def implementations() -> dict:
+    """Those for the chips of this machine, which are of one family."""
+    return FUSED if capabilities(torch.device("npu", torch.npu.current_device())).fused else FALLBACKS

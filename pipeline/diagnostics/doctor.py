@@ -139,7 +139,8 @@ def check_torch_npu(patient: Patient) -> Iterator[Finding]:
             f"'torch=={minor(npu)}.*'. Until then {AUTOLOAD}=0 keeps torch usable on the CPU",
         )
         return
-    from ..devices.device import DeviceError, require_npu
+    from ..devices.ascend import require_npu
+    from ..errors import DeviceError
 
     try:
         require_npu()
@@ -231,26 +232,29 @@ CHECKS: tuple[Check, ...] = (
 
 def check_devices(patient: Patient) -> Iterator[Finding]:
     """Every device with what it can do; then the one that will be used."""
-    from ..devices import device as devices
+    from ..devices.ascend import explain_npu_failure
+    from ..devices.device import available_devices, resolve_device
+    from ..errors import DeviceError
 
-    for device in devices.available_devices():
+    for device in available_devices():
         try:
             yield Finding("ok", "device", describe(device))
         except RuntimeError as error:
-            yield Finding("fail", "device", f"{device}: {devices.explain_npu_failure(error)}")
+            yield Finding("fail", "device", f"{device}: {explain_npu_failure(error)}")
     try:
-        patient.device = devices.resolve_device(patient.args.device)
-    except devices.DeviceError as error:
+        patient.device = resolve_device(patient.args.device)
+    except DeviceError as error:
         yield Finding("fail", "device", f"{error}. The CPU is checked instead")
-        patient.device = devices.resolve_device("cpu")
+        patient.device = resolve_device("cpu")
     yield Finding("info", "device", f"used: {patient.device}")
 
 
 def describe(device) -> str:
     """One line: chip, family, abilities, memory, default dtype."""
-    from ..devices import device as devices
+    from ..devices.capabilities import capabilities
+    from ..devices.memory import memory_of
 
-    can, memory = devices.capabilities(device), devices.memory(device)
+    can, memory = capabilities(device), memory_of(device)
     abilities = [word for word, has in (("bf16", can.bfloat16), ("fused", can.fused), ("graph", can.graph)) if has]
     room = f"{gib(memory.free)} free of {gib(memory.total)}"
     words = ", ".join([*abilities, room, str(can.dtype).removeprefix("torch.")])

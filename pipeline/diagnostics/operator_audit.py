@@ -1,7 +1,7 @@
 """`glm-image audit-npu`: every operator that the model runs, and how torch_npu would run it.
 
 Runs each part of a small random model of the release's architecture and watches PyTorch's dispatcher. On a CPU the
-NPU's own forms of the kernels run through stand-ins of their operators, so that what is listed is what an NPU gets.
+NPU's own kernels run through reference operators, so that what is listed is what an NPU gets.
 `npu_ops.tsv` says how torch_npu runs each operator; tools/npu_ops.py made it from torch_npu's dispatcher.
 A finding is an operator without an NPU kernel, float64, a complex number, a tensor of more than 8 dimensions, a
 floating-point attention mask, or a wait for the device in a loop that runs once a token or once a step.
@@ -22,8 +22,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..devices import kernels
-from ..devices.device import DTYPES, capabilities, resolve_device
-from . import npu_reference_ops as npu_library
+from ..devices.capabilities import DTYPES, capabilities
+from ..devices.device import resolve_device
+from . import npu_reference_ops
 from .tiny_models import parts
 
 TABLE = Path(__file__).with_name("npu_ops.tsv")
@@ -118,23 +119,23 @@ def _is_masked(args: tuple) -> bool:
 
 
 @contextmanager
-def npu_forms(device: torch.device, fused: bool) -> Iterator[None]:
-    """The kernels in the forms of a chip with fused operators, or of one without."""
-    npu_library.define()
+def npu_implementations(device: torch.device, fused: bool) -> Iterator[None]:
+    """Run the kernels of a chip with fused operators, or of one without."""
+    npu_reference_ops.define()
     from ..devices import npu_kernels as npu
 
-    before = kernels.forms(device.type)
-    kernels.use_forms(device.type, **(npu.FORMS if fused else npu.CAREFUL_FORMS))
+    before = kernels.registered_kernels(device.type)
+    kernels.register_kernels(device.type, **(npu.FUSED if fused else npu.FALLBACKS))
     try:
         yield
     finally:
-        kernels.use_forms(device.type, **before)
+        kernels.register_kernels(device.type, **before)
 
 
 def audit(device: torch.device, dtype: torch.dtype, fused: bool = True) -> list[Section]:
-    """Run every part once on a device; `fused` False takes the forms of chips without fused operators."""
+    """Run every part once on a device; `fused` False is a chip without fused operators."""
     sections = []
-    with torch.no_grad(), npu_forms(device, fused):
+    with torch.no_grad(), npu_implementations(device, fused):
         for name, hot, run in parts(device, dtype):
             section = Section(name, hot)
             with WatchAttention(section), Watch(section):

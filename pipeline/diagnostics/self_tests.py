@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from ..devices import kernels
-from ..devices.device import capabilities, is_out_of_memory
+from ..devices.capabilities import capabilities
+from ..devices.memory import is_out_of_memory
 from ..models.config import GenerationConfig
 from ..models.planner import Planner
 from ..planning.generate import decode, new_step, prefill

@@ -14,9 +14,10 @@ from types import MappingProxyType
 
 import torch
 
-from ..devices import device as devices
-from ..devices.device import DeviceError
-from ..errors import InputError
+from ..devices.capabilities import resolve_dtype
+from ..devices.device import available_devices, resolve_device
+from ..devices.memory import memory_of
+from ..errors import DeviceError, InputError
 from ..geometry import check_size, patch_count, preview_grid, token_grid
 from ..models import int8
 from ..models import released as release
@@ -73,9 +74,7 @@ class Placement:
         files: Mapping[str, torch.dtype] = NOTHING,
     ) -> "Placement":
         """Each component on its device, in the user's dtype or the best one for what its `files` hold."""
-        return cls(
-            where, {name: devices.resolve_dtype(dtype, where[name], name, files.get(name)) for name in COMPONENTS}
-        )
+        return cls(where, {name: resolve_dtype(dtype, where[name], name, files.get(name)) for name in COMPONENTS})
 
     @property
     def name(self) -> str:
@@ -276,12 +275,12 @@ def weigh(
     """
     if offload not in OFFLOADS:
         raise InputError(f"offload {offload!r} is not known; use {', '.join(OFFLOADS)}")
-    main = devices.resolve_device(device)
+    main = resolve_device(device)
     where = dict.fromkeys(COMPONENTS, main)
     if planner_device is not None:
-        where[PLANNER] = devices.resolve_device(planner_device)
+        where[PLANNER] = resolve_device(planner_device)
     if decoder_device is not None:
-        where |= dict.fromkeys(STAGES["drawing"], devices.resolve_device(decoder_device))
+        where |= dict.fromkeys(STAGES["drawing"], resolve_device(decoder_device))
     model = model if isinstance(model, Model) else Model.of(model)
     stored = {PLANNER: torch.int8} if planner_int8 else {}
     wanted = replace(Placement.split(where, dtype, model.files), stored=stored)
@@ -295,7 +294,7 @@ def further_devices(main: torch.device) -> list[torch.device]:
     """Those of the same kind; there is one CPU."""
     if main.type == "cpu":
         return []
-    return [d for d in devices.available_devices() if d.type == main.type and d != main]
+    return [d for d in available_devices() if d.type == main.type and d != main]
 
 
 def first_that_fits(
@@ -318,7 +317,7 @@ def _candidates(wanted: Placement, needs: Needs, offload: str, others: Sequence[
     if offload in ("auto", "none"):
         yield wanted
     if offload == "auto" and others:
-        second = devices.resolve_device(others[0])
+        second = resolve_device(others[0])
         yield replace(wanted, devices={**wanted.devices, **dict.fromkeys(STAGES["drawing"], second)})
     turns = replace(wanted, phased=wanted.devices[PLANNER] in {wanted.devices[name] for name in STAGES["drawing"]})
     if offload in ("auto", "phases"):
@@ -348,7 +347,7 @@ def _stage_of(name: str) -> str:
 
 def available(device: torch.device) -> int:
     """Bytes that a placement may count on."""
-    memory = devices.memory(device)
+    memory = memory_of(device)
     return int(memory.free - HEADROOM * memory.total)
 
 

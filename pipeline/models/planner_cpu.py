@@ -50,7 +50,7 @@ class TokenPass:
     def suits(planner, device: torch.device) -> bool:
         """Whether a planner is `fuse`d and computes in float32 on a CPU, whose kernels have no other form."""
         fused = all(layer.self_attn.fused is not None for layer in planner.model.language_model.layers)
-        plain = device.type == "cpu" and not kernels.forms("cpu")
+        plain = device.type == "cpu" and not kernels.registered_kernels("cpu")
         return fused and plain and planner.lm_head.weight.dtype == torch.float32
 
     def __call__(self, ids: torch.Tensor, k: int, mask: torch.Tensor | None, slot: int) -> torch.Tensor:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..devices.device import capabilities
+from ..devices.capabilities import capabilities
 from ..models.planner import Planner
 from .generate import DecodeStep
 

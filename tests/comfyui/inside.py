@@ -104,7 +104,7 @@ def device_norms(folder: str) -> dict:
         calls.append(x.shape)
         return torch.nn.functional.rms_norm(x, weight.shape, weight, eps)
 
-    kernels.use_forms("cpu", rms_norm=counted)
+    kernels.register_kernels("cpu", rms_norm=counted)
     pack("nodes.comfyui.planning").make_plan(part, "a red sign that says 'OPEN'", 64, 96, seed=3)
     whole = len(calls)
     for module in part.module.modules():

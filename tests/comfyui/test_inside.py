@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from comfyui_glm_image.pipeline.devices.device import multiplies_bfloat16
+from comfyui_glm_image.pipeline.devices.capabilities import multiplies_bfloat16
 from comfyui_glm_image.tools.comfyui import ROOT
 from safetensors.torch import save_file
 

@@ -15,7 +15,7 @@ def draw(*shape, seed=0):
 @pytest.fixture
 def clean_table():
     yield
-    kernels.use_forms("cpu")
+    kernels.register_kernels("cpu")
 
 
 def softmax_attention(q, k, v, mask, scale):
@@ -107,13 +107,13 @@ def test_one_modulation_for_all_equals_the_same_modulation_for_each():
 
 def test_a_registered_form_is_used_for_its_device_only(clean_table):
     x = draw(2, 8)
-    kernels.use_forms("cpu", swiglu=lambda gate_up: gate_up * 0)
+    kernels.register_kernels("cpu", swiglu=lambda gate_up: gate_up * 0)
     assert kernels.swiglu(x).shape == (2, 8)
     assert kernels.swiglu(x.to("meta")).shape == (2, 4)
-    kernels.use_forms("cpu")
+    kernels.register_kernels("cpu")
     assert kernels.swiglu(x).shape == (2, 4)
 
 
 def test_an_unknown_form_is_refused():
     with pytest.raises(ValueError, match="softmax"):
-        kernels.use_forms("cpu", softmax=torch.softmax)
+        kernels.register_kernels("cpu", softmax=torch.softmax)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from comfyui_glm_image.pipeline.devices.layer_offload import repeated_layers, stream_layers
+from comfyui_glm_image.pipeline.devices.layer_offload import offload_layers, repeated_layers
 from comfyui_glm_image.pipeline.diagnostics.tiny_models import GRID, dit_config
 from comfyui_glm_image.pipeline.models.transformer import Dit
 from torch import nn
@@ -43,7 +43,7 @@ def test_a_streamed_module_computes_the_same_twice(kept):
     stack, x = Stack(), torch.randn(3, 8)
     expected = stack(x)
     size = sum(p.nbytes for p in stack.layers[0].parameters())
-    stream_layers(stack, CPU, keep=kept * size)
+    offload_layers(stack, CPU, keep=kept * size)
     assert torch.equal(stack(x), expected)
     assert torch.equal(stack(x), expected)
 
@@ -51,7 +51,7 @@ def test_a_streamed_module_computes_the_same_twice(kept):
 def test_layers_leave_after_their_turn_and_their_names_stay():
     stack = Stack().to(torch.float64)  # so that moving to the "device" makes tensors of its own
     names = list(stack.state_dict())
-    stream_layers(stack, CPU)
+    offload_layers(stack, CPU)
     host = [p.data_ptr() for p in stack.layers.parameters()]
     stack(torch.randn(3, 8, dtype=torch.float64))
     assert [p.data_ptr() for p in stack.layers.parameters()] == host
@@ -61,7 +61,7 @@ def test_layers_leave_after_their_turn_and_their_names_stay():
 def test_a_part_called_by_itself_comes_by_itself():
     stack, x = Stack(), torch.randn(3, 8)
     expected = stack.layers[2].inner[0](x)
-    stream_layers(stack, CPU)
+    offload_layers(stack, CPU)
     assert torch.equal(stack.layers[2].inner[0](x), expected)
     assert stack(x).shape == x.shape
 
@@ -80,4 +80,4 @@ def test_the_decoder_streams_its_blocks():
         torch.zeros(1, 2),
     )
     expected = dit(*arguments)
-    assert torch.equal(stream_layers(dit, CPU)(*arguments), expected)
+    assert torch.equal(offload_layers(dit, CPU)(*arguments), expected)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from comfyui_glm_image.cli.main import main
-from comfyui_glm_image.pipeline.devices.device import explain_npu_failure
+from comfyui_glm_image.pipeline.devices.ascend import explain_npu_failure
 from comfyui_glm_image.pipeline.diagnostics import doctor
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from comfyui_glm_image.pipeline.devices import device as devices
-from comfyui_glm_image.pipeline.devices.device import DeviceError, Memory
-from comfyui_glm_image.pipeline.errors import InputError
+from comfyui_glm_image.pipeline.devices import capabilities
+from comfyui_glm_image.pipeline.devices.capabilities import Capabilities
+from comfyui_glm_image.pipeline.devices.memory import Memory
+from comfyui_glm_image.pipeline.errors import DeviceError, InputError
 from comfyui_glm_image.pipeline.loading import placement as P
 
 GIB = 1 << 30
@@ -24,12 +25,12 @@ def machine(monkeypatch):
         sizes = {device: Memory(int((size - 0.5) * GIB), int(size * GIB)) for device, size in zip(present, cards)}
         sizes[torch.device("cpu")] = Memory(int(host * GIB), int(host * GIB))
         best = present[0] if present else torch.device("cpu")
-        can = devices.Capabilities("cuda", bfloat16=True, fused=False, graph=True)
-        cpu = devices.Capabilities("cpu", bfloat16=True, fused=False, graph=False)
-        monkeypatch.setattr(devices, "resolve_device", lambda choice=None: torch.device(choice) if choice else best)
-        monkeypatch.setattr(devices, "memory", lambda device: sizes[device])
-        monkeypatch.setattr(devices, "capabilities", lambda device: cpu if device.type == "cpu" else can)
-        monkeypatch.setattr(devices, "available_devices", lambda: [*present, torch.device("cpu")])
+        can = Capabilities("cuda", bfloat16=True, fused=False, graph=True)
+        cpu = Capabilities("cpu", bfloat16=True, fused=False, graph=False)
+        monkeypatch.setattr(P, "resolve_device", lambda choice=None: torch.device(choice) if choice else best)
+        monkeypatch.setattr(P, "memory_of", lambda device: sizes[device])
+        monkeypatch.setattr(capabilities, "capabilities", lambda device: cpu if device.type == "cpu" else can)
+        monkeypatch.setattr(P, "available_devices", lambda: [*present, torch.device("cpu")])
 
     return make
 
@@ -89,7 +90,7 @@ def test_what_cannot_fit_is_refused_before_loading(machine, released):
 @pytest.mark.parametrize(("has_products", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
 def test_the_users_devices_are_honoured_on_any_machine(machine, released, monkeypatch, has_products, dtype):
     machine(64, 64)
-    monkeypatch.setattr(P.devices, "multiplies_bfloat16", lambda: has_products)
+    monkeypatch.setattr(capabilities, "multiplies_bfloat16", lambda: has_products)
     placement, _ = P.weigh(released, planner_device="cuda:1", decoder_device="cpu")
     assert where(placement)["planner"] == "cuda:1"
     assert where(placement)["decoder"] == where(placement)["VAE"] == "cpu"

@@ -1,4 +1,4 @@
-"""Prints how many kernels one token of the planner launches: plain forms, fused forms, captured graph.
+"""Prints how many kernels one token of the planner launches: plain kernels, fused kernels, captured graph.
 
 A planner of the release's 40 layers and 32 heads, narrow, in bfloat16; launches do not depend on widths.
 Usage: python tests/npu/run.py --python tests/npu/launches.py
@@ -28,14 +28,14 @@ SAMPLING = GenerationConfig(0.9, 0.75)
 
 def main() -> None:
     device = resolve_device("npu:0")
-    forms = kernels.forms("npu")
+    fused = kernels.registered_kernels("npu")
     planner = Planner(planner_config(LAYERS)).to(device, torch.bfloat16).requires_grad_(False)
     for name, chosen, fuse in (
-        ("plain forms, q k v apart", {}, False),
-        ("plain forms", {}, True),
-        ("fused forms", forms, True),
+        ("plain, q k v apart", {}, False),
+        ("plain", {}, True),
+        ("fused", fused, True),
     ):
-        kernels.use_forms("npu", **chosen)
+        kernels.register_kernels("npu", **chosen)
         if fuse:
             planner.fuse()
         prefix = prefill(planner, prompt_batch(), device)

@@ -87,12 +87,12 @@ def test_a_replay_copies_nothing_waits_for_nothing_and_launches_once(planner, pr
 
 
 def test_forms_and_graph_cut_the_launches_of_a_token(planner, prefix, npu, cann):
-    forms = kernels.forms("npu")
+    fused = kernels.registered_kernels("npu")
     step = new_step(planner, prefix, SAMPLING, 1)
     step.start(prefix)
     counts = {}
-    for name, chosen in (("plain", {}), ("fused", forms)):
-        kernels.use_forms("npu", **chosen)
+    for name, chosen in (("plain", {}), ("fused", fused)):
+        kernels.register_kernels("npu", **chosen)
         with torch.inference_mode(), cann.count() as seen:
             step.eager(1)
         counts[name] = seen.launches

@@ -1,4 +1,4 @@
-"""Both forms of every kernel give the same numbers; the fused form launches fewer operators."""
+"""Every kernel on an NPU gives the numbers of plain torch; the fused ones launch fewer operators."""
 
 import pytest
 import torch
