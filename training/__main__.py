@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--regions", type=float, default=0.2, help="share of pictures with two to four words")
     parser.add_argument("--lr", type=float, help="of AdamW")
     parser.add_argument("--muon-lr", type=float, default=0.02)
+    parser.add_argument("--start", type=Path, help="checkpoint folder whose weights a new stage starts from")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, npu:1, ... (default: the best present)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="on a CPU")
@@ -75,6 +76,7 @@ def run(args: argparse.Namespace) -> None:
             regions=args.regions,
             muon_lr=args.muon_lr,
             seed=args.seed,
+            start=args.start,
         )
         print(f"{args.stage} on {recipe.device}", flush=True)
         train(args.runs / args.stage, recipe)

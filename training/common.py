@@ -30,6 +30,7 @@ class Recipe:
     regions: float = 0.2  # share of pictures with several words
     muon_lr: float = 0.02
     seed: int = 0
+    start: Path | None = None  # a checkpoint folder whose weights a new stage starts from
 
 
 class Muon(torch.optim.Optimizer):
@@ -129,6 +130,12 @@ def read_pieces(folder: Path) -> dict[str, torch.Tensor]:
     for file in read_meta(folder)["files"]:
         tensors.update(load_file(folder / file))
     return tensors
+
+
+def read_component(checkpoint: Path, component: str) -> dict[str, torch.Tensor]:
+    """The float32 weights of one component of a checkpoint folder."""
+    (file,) = (checkpoint / component).glob("*.safetensors")
+    return {name: tensor.float() for name, tensor in load_file(file).items()}
 
 
 class Stage:

@@ -8,8 +8,8 @@ characters they are. That is left to the glyphs. Nothing is read from disk but o
 
 import hashlib
 import random
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -107,14 +107,80 @@ def code_slot(code: int) -> tuple[int, int] | None:
     return SLOTS[slot] if 0 <= pair < len(PAIRS) else None
 
 
+@dataclass(frozen=True)
+class Line:
+    """A word of a picture: its first token, the colour behind it and its own."""
+
+    word: str
+    row: int
+    left: int
+    plate: str
+    ink: str
+
+    @property
+    def tokens(self) -> int:
+        return (len(self.word) + 1) // 2
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A shape of a picture, in the one token it fills."""
+
+    name: str
+    row: int
+    column: int
+    ink: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What stands where on (h, w) tokens."""
+
+    size: tuple[int, int]
+    paper: str
+    lines: tuple[Line, ...] = ()
+    shapes: tuple[Shape, ...] = ()
+
+    @property
+    def codes(self) -> np.ndarray:
+        """(h, w) int64 plan tokens."""
+        codes = np.full(self.size, blank_code(self.paper), np.int64)
+        for line in self.lines:
+            for j in range(line.tokens):
+                codes[line.row, line.left + j] = text_code(line.plate, line.ink, len(line.word), j)
+        for shape in self.shapes:
+            codes[shape.row, shape.column] = shape_code(self.paper, shape.ink, shape.name)
+        return codes
+
+    @property
+    def chars(self) -> np.ndarray:
+        """(h, 2w) int64, index into ALPHABET + 1."""
+        chars = np.zeros((self.size[0], 2 * self.size[1]), np.int64)
+        for line in self.lines:
+            letters = [ALPHABET.index(letter) + 1 for letter in line.word]
+            chars[line.row, 2 * line.left : 2 * line.left + len(letters)] = letters
+        return chars
+
+
 @dataclass
 class Scene:
-    """One picture: its prompt, the strings drawn in prompt order, and the grids it is drawn from."""
+    """One picture to draw: its prompt, the strings that the glyph encoder gets, its grids, and what it is made from.
+
+    `references` are the pictures that the prompt speaks of, none for text to image.
+    """
 
     prompt: str
     texts: list[str]
-    codes: np.ndarray  # (h, w) int64
-    chars: np.ndarray  # (h, 2w) int64, index into ALPHABET + 1
+    picture: Picture
+    references: tuple[Picture, ...] = ()
+
+    @cached_property
+    def codes(self) -> np.ndarray:
+        return self.picture.codes
+
+    @cached_property
+    def chars(self) -> np.ndarray:
+        return self.picture.chars
 
 
 def random_word(rng: random.Random, longest: int, plain: float = 0.85) -> str:
@@ -127,7 +193,7 @@ def random_word(rng: random.Random, longest: int, plain: float = 0.85) -> str:
             return word
 
 
-def _row_phrase(row: int, rows: int, rng: random.Random, said: float) -> str:
+def row_phrase(row: int, rows: int, rng: random.Random, said: float) -> str:
     """Where a line stands, in words; empty leaves the place to the planner."""
     if rows == 1 or rng.random() > said:
         return ""
@@ -138,13 +204,19 @@ def _row_phrase(row: int, rows: int, rng: random.Random, said: float) -> str:
     return " in the middle" if rows == 3 else f" on line {row + 1}"
 
 
-def _start(rng: random.Random, free: int) -> int:
-    """First token of a line with `free` spare tokens: centred in most pictures."""
-    return free // 2 if rng.random() < 0.8 else rng.randint(0, free)
+def _start(rng: random.Random, free: int, centred: float) -> int:
+    """First token of a line with `free` spare tokens: centred in a share of pictures."""
+    return free // 2 if rng.random() < centred else rng.randint(0, free)
 
 
 def draw_scene(
-    rng: random.Random, h: int, w: int, words: list[str] | None = None, regions: int = 1, said: float = 0.85
+    rng: random.Random,
+    h: int,
+    w: int,
+    words: list[str] | None = None,
+    regions: int = 1,
+    said: float = 0.85,
+    centred: float = 0.8,
 ) -> Scene:
     """A random scene of (h, w) tokens with `regions` words, or with the `words` given.
 
@@ -157,31 +229,31 @@ def draw_scene(
             if all(len(word) != len(other) for other in words):
                 words.append(word)
     paper = rng.choice(NAMES)
-    codes = np.full((h, w), blank_code(paper), np.int64)
-    chars = np.zeros((h, 2 * w), np.int64)
     rows = sorted(rng.sample(range(h), len(words)))
-    phrases = []
+    lines, phrases = [], []
     for word, row in zip(words, rows):
         plate = rng.choice(NAMES) if rng.random() < 0.3 else paper
         ink = rng.choice(INKS[plate])
         count = (len(word) + 1) // 2
-        left = _start(rng, w - count)
-        for j in range(count):
-            codes[row, left + j] = text_code(plate, ink, len(word), j)
-        chars[row, 2 * left : 2 * left + len(word)] = [ALPHABET.index(c) + 1 for c in word]
-        where = _row_phrase(row, h, rng, said if len(words) == 1 else 1.0)
+        left = _start(rng, w - count, centred)
+        lines.append(Line(word, row, left, plate, ink))
+        where = row_phrase(row, h, rng, said if len(words) == 1 else 1.0)
         ink_said = f" in {ink}" + rng.choice(("", " letters")) if rng.random() < 0.85 else ""
         label = "" if plate == paper else f" on a {plate} label"
         shown = word.lower() if rng.random() < 0.15 else word
         quote = rng.choice('""\'')
         phrases.append(f"{quote}{shown}{quote}{ink_said}{label}{where}")
-    shapes = _add_shapes(rng, codes, paper)
-    return Scene(_prompt(rng, paper, phrases, shapes), words, codes, chars)
+    picture = with_shapes(rng, Picture((h, w), paper, tuple(lines)))
+    shapes = [f"a {shape.ink} {shape.name}" for shape in picture.shapes]
+    return Scene(_prompt(rng, paper, phrases, shapes), words, picture)
 
 
-def draw_scenes(rng: random.Random, h: int, w: int, count: int, several: float) -> list[Scene]:
+def draw_scenes(rng: random.Random, h: int, w: int, count: int, several: float, centred: float = 0.8) -> list[Scene]:
     """`count` random scenes of (h, w) tokens: one word each, or two to four words in a share `several` of them."""
-    return [draw_scene(rng, h, w, regions=rng.randint(2, 4) if rng.random() < several else 1) for _ in range(count)]
+    return [
+        draw_scene(rng, h, w, regions=rng.randint(2, 4) if rng.random() < several else 1, centred=centred)
+        for _ in range(count)
+    ]
 
 
 def held_scenes(count: int, h: int, w: int, regions: int = 1, seed: int = 99) -> list[Scene]:
@@ -196,17 +268,15 @@ def held_scenes(count: int, h: int, w: int, regions: int = 1, seed: int = 99) ->
     return scenes
 
 
-def _add_shapes(rng: random.Random, codes: np.ndarray, paper: str) -> list[str]:
-    """Draw up to two shapes into free tokens of `codes`; return their phrases."""
-    said = []
-    for shape in rng.sample(SHAPES, rng.choice((0, 0, 0, 1, 2))):
-        free = np.argwhere(codes == blank_code(paper))
+def with_shapes(rng: random.Random, picture: Picture) -> Picture:
+    """With up to two shapes more, in free tokens."""
+    for name in rng.sample(SHAPES, rng.choice((0, 0, 0, 1, 2))):
+        free = np.argwhere(picture.codes == blank_code(picture.paper))
         if len(free):
-            row, column = free[rng.randrange(len(free))]
-            ink = rng.choice(INKS[paper])
-            codes[row, column] = shape_code(paper, ink, shape)
-            said.append(f"a {ink} {shape}")
-    return said
+            row, column = map(int, free[rng.randrange(len(free))])
+            shape = Shape(name, row, column, rng.choice(INKS[picture.paper]))
+            picture = replace(picture, shapes=(*picture.shapes, shape))
+    return picture
 
 
 def _prompt(rng: random.Random, paper: str, phrases: list[str], shapes: list[str]) -> str:

@@ -7,6 +7,7 @@ right glyph early, while the picture is still noise.
 
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..pipeline.models.glyph_encoder import glyph_ids
-from . import data, latent, models
-from .common import Recipe, Stage, optimisers
+from ..pipeline.models.transformer import ReferenceCache
+from . import data, edits, latent, models
+from .common import Recipe, Stage, optimisers, read_component
 
 AUX_LAYER = 2  # the aux head reads this block's output
 BACKGROUND_WEIGHT = 0.1  # most patches are empty
+REFERENCE_NOISE = 0.1  # on latents of references: those of the autoencoder are not exact either
+EDITS, COMBINED = 0.6, 0.15  # shares of steps with one reference and with two
 
 
 class DecoderModel(nn.Module):
@@ -93,6 +97,24 @@ def to_batch(scenes: list[data.Scene]) -> tuple[torch.Tensor, torch.Tensor, torc
     return torch.from_numpy(latent.latents(codes, chars)), prior, torch.from_numpy(chars.repeat(2, 1)).flatten(1)
 
 
+def write_references(dit: nn.Module, scenes: list[data.Scene], hidden: torch.Tensor, noise: float):
+    """What the decoder keeps of the references of scenes that have the same number of them, or None.
+
+    `hidden` (B,) is True for rows that must not see theirs, as the unconditional pass of guidance does not.
+    """
+    caches = []
+    for pictures in zip(*(scene.references for scene in scenes)):
+        codes = np.stack([picture.codes for picture in pictures])
+        z = torch.from_numpy(latent.latents(codes, np.stack([picture.chars for picture in pictures])))
+        z = z + noise * torch.randn(z.shape)
+        prior = torch.from_numpy(codes.repeat(2, 1).repeat(2, 2)).flatten(1)
+        caches.append(dit.write_reference(z.to(hidden.device), prior.to(hidden.device)))
+    if not caches:
+        return None
+    joined = ReferenceCache.join(caches)
+    return replace(joined, mask=~hidden[:, None].expand(-1, joined.tokens))
+
+
 def choose_drops(b: int, rng: random.Random) -> tuple[list[bool], torch.Tensor]:
     """Which samples lose their glyphs and which their plan: both in 8 of 100, either alone in 3 of 100."""
     draws = [rng.random() for _ in range(b)]
@@ -119,8 +141,10 @@ def train_step(stage: Stage, scenes: list[data.Scene], rng: random.Random, gener
     embeds, real = glyph_embeds(stage.model.glyph, texts)
     drop = no_plan[:, None].expand_as(prior)
     size = (h * data.TOKEN, w * data.TOKEN)
+    references = write_references(stage.model.dit, scenes, no_plan, REFERENCE_NOISE)
+    noisy = (1 - level) * z + level * noise
     velocity, middle = models.run_dit(
-        stage.model.dit, (1 - level) * z + level * noise, embeds, real, prior, drop, time - 1, size, AUX_LAYER
+        stage.model.dit, noisy, embeds, real, prior, drop, time - 1, size, AUX_LAYER, references
     )
     flow = F.mse_loss(velocity, noise - z)
     known = torch.tensor([not none for none in no_glyphs], device=device) & ~no_plan
@@ -130,7 +154,8 @@ def train_step(stage: Stage, scenes: list[data.Scene], rng: random.Random, gener
     routing = F.cross_entropy(logits, target, weight=weight)
     lettered = target > 0
     hits = (logits.argmax(1) == target)[lettered].float().mean()
-    stage.update(flow + aux * routing, flow=flow, routing=hits)
+    figures = {"edit flow": flow, "edit routing": hits} if references else {"flow": flow, "routing": hits}
+    stage.update(flow + aux * routing, **figures)
 
 
 @torch.no_grad()
@@ -145,15 +170,17 @@ def sample_latents(model, scenes: list[data.Scene], steps: int = 12, seed: int =
     sigmas = [*(mu / (mu + 1000 / times - 1)).tolist(), 0.0]
     x = torch.randn(z.shape, generator=torch.Generator().manual_seed(seed)).to(device)
     drop = torch.full_like(prior, not plan, dtype=torch.bool)
+    references = write_references(model.dit, scenes, torch.zeros(b, dtype=torch.bool, device=device), noise=0.0)
     for i, t in enumerate(times):
         size = (h * data.TOKEN, w * data.TOKEN)
-        v, _ = models.run_dit(model.dit, x, embeds, real, prior, drop, (t - 1).expand(b).to(device), size, AUX_LAYER)
+        now = (t - 1).expand(b).to(device)
+        v, _ = models.run_dit(model.dit, x, embeds, real, prior, drop, now, size, AUX_LAYER, references)
         x = x + (sigmas[i + 1] - sigmas[i]) * v
     return x
 
 
 def read_words(z: torch.Tensor, scenes: list[data.Scene]) -> float:
-    """Share of words whose every cell is nearest to the right character in the mask channels: a score without OCR."""
+    """Share of lines whose every cell is nearest to the right character in the mask channels: a score without OCR."""
     table = latent._tables()[0][..., : latent.MASK_CHANNELS].reshape(len(data.ALPHABET) + 1, -1)
     good = total = 0
     for sample, scene in zip(z.cpu().numpy(), scenes):
@@ -161,8 +188,9 @@ def read_words(z: torch.Tensor, scenes: list[data.Scene]) -> float:
         cells = sample[6:].reshape(latent.MASK_CHANNELS, h, 4, w, 2).transpose(1, 3, 2, 4, 0).reshape(h, w, -1)
         distance = ((cells[:, :, None] - table) ** 2).sum(-1)
         wrong = (distance.argmin(-1) != scene.chars) & (scene.chars > 0)
-        total += len(scene.texts)
-        good += sum(1 for row in range(h) if scene.chars[row].any() and not wrong[row].any())
+        lettered = [row for row in range(h) if scene.chars[row].any()]
+        total += len(lettered)
+        good += sum(not wrong[row].any() for row in lettered)
     return good / total
 
 
@@ -171,7 +199,10 @@ def train(folder: Path, recipe: Recipe) -> None:
     torch.manual_seed(recipe.seed)
     model = DecoderModel()
     fresh = not (folder / "state.json").exists()
-    if fresh:
+    if fresh and recipe.start:
+        model.dit.load_state_dict(read_component(recipe.start, "transformer"))
+        model.glyph.load_state_dict(read_component(recipe.start, "text_encoder"))
+    elif fresh:
         print("glyph warm-up", warm_up_glyphs(model.glyph, random.Random(recipe.seed)), flush=True)
     model.to(recipe.device)
     stage = Stage(folder, model, optimisers(model, "dit.transformer_blocks", recipe), recipe.minutes)
@@ -182,11 +213,29 @@ def train(folder: Path, recipe: Recipe) -> None:
         h, w, _ = rng.choices(grids, [weight for *_, weight in grids])[0]
         # ragged pictures cost what their patches cost: keep the tokens of a batch alike
         count = max(8, math.ceil(recipe.batch * 8 / (h * w)))
-        scenes = data.draw_scenes(rng, h, w, count, recipe.regions)
-        train_step(stage, scenes, rng, generator, aux=0.3)
-        if stage.step % 500 == 0:
-            h, w, _ = grids[stage.step // 500 % len(grids)]
-            scenes = data.held_scenes(32, h, w)
-            drawn = sample_latents(stage.ema, scenes).cpu()
-            stage.log({"words": read_words(drawn, scenes), "grid": [h, w]})
-            data.write_sheet(latent.pictures(drawn.numpy()), folder / f"samples_{h}x{w}.png")
+        train_step(stage, draw_batch(rng, h, w, count, recipe.regions), rng, generator, aux=0.3)
+        if stage.step % 250 == 0:
+            log_words(stage, *grids[stage.step // 250 % len(grids)][:2])
+
+
+def draw_batch(rng: random.Random, h: int, w: int, count: int, regions: float) -> list[data.Scene]:
+    """Scenes with the same number of references: none, one or two."""
+    draw = rng.random()
+    if draw < EDITS:
+        return edits.draw_edits(rng, h, w, count, edits.SINGLE)
+    if draw < EDITS + COMBINED:
+        return edits.draw_edits(rng, h, w, count, ("combine",))
+    return data.draw_scenes(rng, h, w, count, regions)
+
+
+def log_words(stage: Stage, h: int, w: int) -> None:
+    """Log the share of held-out words drawn right from true plans: new ones, and those of edits."""
+    rng, kinds = random.Random(7), edits.SINGLE
+    held = {
+        "words": data.held_scenes(32, h, w),
+        "edited words": [edits.draw_edit(rng, h, w, rng.choice(kinds), edits.held_word).scene for _ in range(32)],
+    }
+    drawn = {name: sample_latents(stage.ema, scenes).cpu() for name, scenes in held.items()}
+    stage.log({**{name: read_words(z, held[name]) for name, z in drawn.items()}, "grid": [h, w]})
+    sheet = np.concatenate([latent.pictures(z.numpy()) for z in drawn.values()])
+    data.write_sheet(sheet, stage.folder / f"samples_{h}x{w}.png", columns=8)

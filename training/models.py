@@ -164,12 +164,14 @@ def code_vectors(dim: int, seed: int = 1) -> torch.Tensor:
 
 
 def run_dit(
-    model: Dit, latents, glyphs, glyph_mask, prior, drop, time, size: tuple[int, int], layer: int
+    model: Dit, latents, glyphs, glyph_mask, prior, drop, time, size: tuple[int, int], layer: int, references=None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Velocity of the latents, and the image tokens after block `layer`. `time` is unshifted, 0..999."""
     seen: list[torch.Tensor] = []
     hook = model.transformer_blocks[layer].register_forward_hook(lambda _module, _input, out: seen.append(out[1]))
     sizes = torch.tensor([size], dtype=torch.float32, device=latents.device)
-    velocity = model(latents, glyphs, prior, drop, time, sizes, torch.zeros_like(sizes), glyph_mask=glyph_mask)
+    crops = torch.zeros_like(sizes)
+    about = {"glyph_mask": glyph_mask, "references": references}
+    velocity = model(latents, glyphs, prior, drop, time, sizes, crops, **about)
     hook.remove()
     return velocity, seen[0]

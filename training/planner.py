@@ -6,6 +6,7 @@ has about 256 tokens whatever the picture's size, far more than a small picture 
 
 import random
 import tempfile
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -18,13 +19,16 @@ from ..pipeline.geometry import preview_grid
 from ..pipeline.models.config import GenerationConfig
 from ..pipeline.planning.generate import decode, prefill
 from ..pipeline.planning.prompt import PromptBatch, PromptEncoder, collate
-from . import bundle, data, models
-from .common import Recipe, Stage, optimisers
+from . import bundle, data, edits, models
+from .common import Recipe, Stage, optimisers, read_component
 
 SAMPLING = GenerationConfig(temperature=0.9, top_p=1.0, top_k=0)
 WITHOUT_PREVIEW = 0.25  # share of the time: steps without the preview grid cost a fifth and teach what prompts mean
-MODES, LATE_SHARES = ("plain", "skipped", "preview"), (1, 4, 5)
-PREVIEW_WEIGHT = 0.5
+MODES = ("plain", "skipped", "preview", "edit")
+EARLY_SHARES, LATE_SHARES = (6, 0, 0, 4), (0, 3, 4, 3)
+COPY_WEIGHT = 0.1  # preview tokens that repeat the row above, of which a plan has three in four
+CENTRED = 0.92  # share of lines in the middle: what a prompt leaves open is what sampling gets wrong
+WITH_PREVIEW = ("skipped", "preview")
 AUX_LAYER = 1  # the auxiliary heads read this layer's output
 AUX_WEIGHT = 0.3
 UNMARKED = -100  # cross_entropy ignores it
@@ -75,22 +79,29 @@ def prompt_batch(scenes: list[data.Scene], preview: bool) -> PromptBatch:
     """The prompts of scenes of one size, as the pipeline gives them to the planner."""
     size = scenes[0].codes.shape
     small = preview_grid(*size) if preview else None
-    encoder = prompt_encoder()
-    return collate([encoder.encode(s.prompt, size, small) for s in scenes], size, small, models.PLANNER_CONFIG)
+    encoder, config = prompt_encoder(), models.PLANNER_CONFIG
+    encoded = [encoder.encode(s.prompt, size, small, [p.size for p in s.references]) for s in scenes]
+    batch = collate(encoded, size, small, config)
+    references = [torch.from_numpy(picture.codes.reshape(-1)) for s in scenes for picture in s.references]
+    if not references:
+        return batch
+    ids = batch.ids.masked_scatter(batch.ids == config.image_token_id, torch.cat(references))
+    return replace(batch, ids=ids)
 
 
 def to_sequence(scenes: list[data.Scene], mode: str, mistakes: float = 0.0):
     """Scenes of one size -> ids (B, T), positions (3, B, T), mask (B, T), places (2, B, T), targets (B, N), full grid.
 
-    T is the prompt and all planned tokens but the last; the full grid is the last h*w of N targets. `mode` "plain" has
-    no preview grid, "preview" has; "skipped" has all but the last token of it cut out, at a fifth of the cost: the
-    full grid stands where it does after a preview. `mistakes` is the share of wrong preview tokens that are read.
+    T is the prompt, its references and all planned tokens but the last; the full grid is the last h*w of N targets.
+    `mode` "plain" and "edit" have no preview grid, "preview" has; "skipped" has all but the last token of it cut out,
+    at a fifth of the cost: the full grid stands where it does after a preview. `mistakes` is the share of wrong
+    preview tokens that are read.
     """
     h, w = scenes[0].codes.shape
-    batch = prompt_batch(scenes, mode != "plain")
+    batch = prompt_batch(scenes, mode in WITH_PREVIEW)
     targets = torch.from_numpy(np.stack([s.codes.reshape(-1) for s in scenes]))
     before = 0
-    if mode != "plain":
+    if mode in WITH_PREVIEW:
         preview = torch.from_numpy(np.stack([enlarge(s.codes, *preview_grid(h, w)).reshape(-1) for s in scenes]))
         targets = torch.cat((preview, targets), 1)
         before = preview.shape[1]
@@ -122,15 +133,16 @@ def mark_places(ids: torch.Tensor, grids) -> torch.Tensor:
 
 
 def _prompt_places(ids: list[int]) -> list[int]:
-    """Class of every prompt token: letters and closing quotes are marked."""
-    marks, quote, count = [], None, 0
+    """Class of every prompt token: letters by their index, what follows a quoted word by the word's length."""
+    marks, quote, count, length = [], None, 0, UNMARKED
     for token in ids:
         character = _characters().get(token)
-        mark = UNMARKED
+        mark = length
         if quote is None and character in ('"', "'"):
-            quote, count = character, 0
+            quote, count, mark, length = character, 0, UNMARKED, UNMARKED
         elif quote is not None and character == quote:
-            mark, quote = data.MAX_WORD + count - 1, None
+            mark = length = data.MAX_WORD + count - 1
+            quote = None
         elif quote is not None:
             mark, count = count, count + 1
         marks.append(mark)
@@ -168,11 +180,25 @@ def train_step(stage: Stage, scenes: list[data.Scene], mode: str, mistakes: floa
     )
     loss = losses[:, -full:].mean() + AUX_WEIGHT * counting
     hits = (logits.argmax(-1) == targets)[:, -full:].float()
-    figures = {"full": losses[:, -full:].mean(), "grids": hits.amin(1).mean(), "counting": counting}
+    whole = hits.amin(1).mean()
+    figures = {"counting": counting}
+    figures |= {"edits": whole} if mode == "edit" else {"full": losses[:, -full:].mean(), "grids": whole}
     if mode == "preview":
         figures["preview"] = losses[:, :-full].mean()
-        loss = loss + PREVIEW_WEIGHT * figures["preview"]
+        weight = decision_weights(scenes[0].codes.shape).to(device)
+        loss = loss + (losses[:, :-full] * weight).sum(1).mean() / full
     stage.update(loss, **figures)
+
+
+@cache
+def decision_weights(size: tuple[int, int]) -> torch.Tensor:
+    """(N,) weights of the preview of (h, w) tokens; those that a plan decides, the first of each row, sum to h*w."""
+    h, w = size
+    rows, columns = preview_grid(h, w)
+    source = torch.arange(rows) * h // rows
+    first = F.pad(source[1:] != source[:-1], (1, 0), value=True)
+    weight = torch.where(first, 1.0, COPY_WEIGHT) * w / columns
+    return weight.repeat_interleave(columns)
 
 
 def is_plan_of(codes: np.ndarray, texts: list[str]) -> bool:
@@ -204,21 +230,39 @@ def sample_plans(planner, scenes: list[data.Scene], preview: bool, seed: int = 0
 def train(folder: Path, recipe: Recipe) -> None:
     """Train or go on training until `minutes` in all are spent; previews come late."""
     torch.manual_seed(recipe.seed)
-    model = PlannerModel().to(recipe.device)
+    model = PlannerModel()
+    if recipe.start and not (folder / "state.json").exists():
+        model.planner.load_state_dict(read_component(recipe.start, "vision_language_encoder"))
+    model.to(recipe.device)
     blocks = "planner.model.language_model.layers"
     stage = Stage(folder, model, optimisers(model, blocks, recipe), recipe.minutes)
     rng = random.Random(recipe.seed + stage.step)
     grids = data.parse_sizes(recipe.sizes)
     while stage.running():
         h, w, _ = rng.choices(grids, [weight for *_, weight in grids])[0]
-        late = stage.progress > WITHOUT_PREVIEW
-        mode = rng.choices(MODES, LATE_SHARES)[0] if late else "plain"
+        mode = rng.choices(MODES, LATE_SHARES if stage.progress > WITHOUT_PREVIEW else EARLY_SHARES)[0]
         count = recipe.batch if mode == "preview" else 3 * recipe.batch
         mistakes = rng.choice((0.0, 0.1, 0.3))
-        train_step(stage, data.draw_scenes(rng, h, w, count, recipe.regions), mode, mistakes)
+        if mode == "edit":
+            scenes = edits.draw_edits(rng, h, w, count)
+        else:
+            scenes = data.draw_scenes(rng, h, w, count, recipe.regions, CENTRED)
+        train_step(stage, scenes, mode, mistakes)
         if stage.step % 500 == 0:
             h, w, _ = grids[stage.step // 500 % len(grids)]
-            scenes = data.held_scenes(32, h, w)
-            plans = sample_plans(stage.ema.planner, scenes, late)
-            right = [is_plan_of(codes, scene.texts) for codes, scene in zip(plans, scenes)]
-            stage.log({"plans": sum(right) / len(right), "grid": [h, w]})
+            log_plans(stage, h, w)
+
+
+def log_plans(stage: Stage, h: int, w: int) -> None:
+    """Log the share of right plans without a preview, which are cheap, for held-out prompts of one to four words."""
+    right = {}
+    for regions in range(1, min(4, h) + 1):
+        scenes = data.held_scenes(32, h, w, regions)
+        plans = sample_plans(stage.ema.planner, scenes, preview=False)
+        hits = [is_plan_of(codes, scene.texts) for codes, scene in zip(plans, scenes)]
+        right[f"plans{regions}"] = sum(hits) / len(hits)
+    rng = random.Random(7)
+    asked = [edits.draw_edit(rng, h, w, rng.choice(tuple(edits.KINDS)), edits.held_word).scene for _ in range(32)]
+    plans = sample_plans(stage.ema.planner, asked, preview=False)
+    right["edited"] = sum((codes == scene.codes).all() for codes, scene in zip(plans, asked)) / len(asked)
+    stage.log({**right, "grid": [h, w]})
