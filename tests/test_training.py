@@ -3,6 +3,7 @@
 import itertools
 import json
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from comfyui_glm_image.training import (
     curves,
     data,
     decoder,
+    edits,
     export,
     latent,
     models,
@@ -71,6 +73,78 @@ def test_words_of_the_benchmark_are_never_drawn_in_training():
 
 def test_sizes_are_read_with_their_weights():
     assert data.parse_sizes("2x4:3,3x6") == [(2, 4, 3), (3, 6, 1)]
+
+
+# ---- edits ----
+
+
+@pytest.mark.parametrize("kind", edits.KINDS)
+def test_an_edit_changes_what_it_names_and_keeps_the_rest(kind):
+    rng = random.Random(3)
+    for h, w in ((2, 4), (3, 6), (4, 6)) * 20:
+        edit = edits.draw_edit(rng, h, w, kind)
+        before, after = edit.references[0], edit.target
+        rest = ~edit.changed
+        assert edit.changed.any() and not rest.all()
+        if kind == "combine":
+            assert after.paper == edit.references[1].paper != before.paper
+        elif kind == "background":
+            assert (after.chars == before.chars).all() and after.paper != before.paper and after.paper in edit.prompt
+        else:
+            assert (after.codes == before.codes)[rest].all()
+        if kind == "word":
+            assert list(edit.texts) == glyph_texts(edit.prompt, "prompt_order")
+            assert edit.texts[0] in {line.word for line in after.lines} - {line.word for line in before.lines}
+        else:
+            assert edit.texts == () and not glyph_texts(edit.prompt, "prompt_order")
+
+
+def test_lines_of_an_edited_picture_can_be_told_apart_by_their_lengths():
+    rng = random.Random(4)
+    for kind in edits.KINDS:
+        for _ in range(40):
+            lengths = [len(line.word) for line in edits.draw_edit(rng, 3, 6, kind).target.lines]
+            assert len(set(lengths)) == len(lengths)
+
+
+def test_edits_of_training_never_show_words_of_the_benchmark():
+    drawn = edits.draw_edits(random.Random(5), 3, 6, 300)
+    words = {line.word for scene in drawn for picture in (scene.picture, *scene.references) for line in picture.lines}
+    assert len(words) > 200 and not any(data.held_out(word) for word in words)
+
+
+def test_the_planner_reads_the_tokens_of_every_row_s_own_references():
+    drawn = edits.draw_edits(random.Random(6), 2, 4, 6)
+    ids, positions, mask, *_ = planner.to_sequence(drawn, "edit")
+    assert models.PLANNER_CONFIG.image_token_id not in ids
+    for row, scene in enumerate(drawn):
+        shown = torch.cat([torch.from_numpy(picture.codes.reshape(-1)) for picture in scene.references])
+        codes = ids[row][mask[row] & (ids[row] < data.CODEBOOK)]
+        assert torch.equal(codes[: len(shown)], shown)
+
+
+def test_the_decoder_sees_references_except_in_rows_that_hide_them():
+    torch.manual_seed(0)
+    model = decoder.DecoderModel()
+    with torch.no_grad():
+        model.dit.proj_out.weight.normal_()
+    scenes = edits.draw_edits(random.Random(7), 2, 4, 2, edits.SINGLE)
+    z, prior, _ = decoder.to_batch(scenes)
+    embeds, real = decoder.glyph_embeds(model.glyph, [[""], [""]])
+
+    def velocity(references):
+        drop, time = torch.zeros_like(prior, dtype=torch.bool), torch.full((2,), 500.0)
+        return models.run_dit(model.dit, z, embeds, real, prior, drop, time, (64, 128), 2, references)[0]
+
+    hidden = torch.tensor([False, True])
+    alone, shown = velocity(None), velocity(decoder.write_references(model.dit, scenes, hidden, 0.0))
+    assert not torch.allclose(shown[0], alone[0], atol=1e-3)
+    torch.testing.assert_close(shown[1], alone[1], rtol=1e-4, atol=1e-5)
+    assert decoder.write_references(model.dit, scenes_without_references(), hidden, 0.0) is None
+
+
+def scenes_without_references():
+    return scenes(2, h=2, w=4)
 
 
 # ---- the designed latent ----
@@ -149,20 +223,19 @@ def test_minutes_count_over_restarts(tmp_path):
     assert again.progress >= 1 and not again.running()
 
 
-def test_states_are_written_in_small_pieces_and_old_ones_leave(tmp_path):
-    tensors = {f"t{i}": torch.full((1 << 20,), float(i)) for i in range(9)}  # 4 MiB each
-    common.save_pieces(tensors, tmp_path, {"step": 1, "seconds": 0})
-    common.save_pieces(tensors, tmp_path, {"step": 2, "seconds": 0})
-    files = sorted(path.name for path in tmp_path.glob("*.safetensors"))
-    assert files == common.read_meta(tmp_path)["files"] == [f"step2-0{i}.safetensors" for i in range(3)]
-    assert all(path.stat().st_size < 16 << 20 for path in tmp_path.iterdir())
-    assert all((common.read_pieces(tmp_path)[name] == tensor).all() for name, tensor in tensors.items())
+def test_a_state_that_was_being_written_is_not_trusted(tmp_path, monkeypatch):
+    assert common.read_meta(tmp_path) == {}
+    common.save_state({"t": torch.ones(1)}, tmp_path, {"step": 1, "seconds": 0})
 
+    def stop(_tensors, path, **_more):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
 
-def test_a_state_that_was_being_written_is_not_trusted(tmp_path):
-    common.save_pieces({"t": torch.ones(1)}, tmp_path, {"step": 1, "seconds": 0})
-    (tmp_path / "step2-00.safetensors").write_bytes(b"half")
-    assert common.read_pieces(tmp_path)["t"] == 1
+    monkeypatch.setattr(common, "save_file", stop)
+    with pytest.raises(KeyboardInterrupt):
+        common.save_state({"t": torch.zeros(1)}, tmp_path, {"step": 2, "seconds": 0})
+    assert common.read_state(tmp_path)["t"] == 1 and common.read_meta(tmp_path)["step"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == [common.STATE]
 
 
 def test_muon_updates_are_orthogonal():
@@ -196,7 +269,7 @@ def test_a_few_steps_of_each_stage_train_its_parts_and_leave_a_state(train, part
 
     monkeypatch.setattr(Stage, "__init__", remember)
     train(tmp_path, RECIPE)
-    state = common.read_pieces(tmp_path)
+    state = common.read_state(tmp_path)
     for part in parts:
         moved = [n for n, p in starts[0].items() if n.startswith(part) and not torch.equal(p, state[f"model.{n}"])]
         assert moved, part
@@ -215,8 +288,13 @@ def test_planner_learns_to_count_from_marks_on_letters_quotes_rows_and_columns()
     scene = data.draw_scene(random.Random(0), 2, 4, ["OPEN", "UP"])
     *_, places, targets, full = planner.to_sequence([scene], "plain")
     prompt = planner.prompt_batch([scene], preview=False).ids.shape[1]
-    marked = [int(mark) for mark in places[0, 0, : prompt - 1] if mark != planner.UNMARKED]
-    assert marked == [0, 1, 2, 3, data.MAX_WORD + 3, 0, 1, data.MAX_WORD + 1]
+    marks = [int(mark) for mark in places[0, 0, : prompt - 1]]
+    first, second = (marks.index(0), len(marks) - 1 - marks[::-1].index(0))
+    assert marks[first : first + 5] == [0, 1, 2, 3, data.MAX_WORD + 3]
+    assert set(marks[first + 5 : second - 1]) == {data.MAX_WORD + 3}  # what is said of a word is marked with its length
+    assert marks[second - 1 : second + 2] == [planner.UNMARKED, 0, 1] and set(marks[second + 2 :]) == {
+        data.MAX_WORD + 1
+    }
     assert (places[0, 0, prompt - 1 :] - planner.ROWS).tolist() == [0] * 4 + [1] * 4
     assert places[1, 0, prompt - 1 :].tolist() == [0, 1, 2, 3] * 2
     assert targets.shape[1] == full == 8
@@ -230,6 +308,30 @@ def test_a_skipped_preview_leaves_the_full_grid_where_it_stands_after_one():
     assert whole[0].shape[1] - short[0].shape[1] == whole[4].shape[1] - 8 - 1
     ids = short[0]
     assert all(tensor.shape[-1] == ids.shape[1] for tensor in short[:4]) and short[4].shape[1] == 8
+
+
+def test_preview_tokens_that_decide_weigh_as_much_as_the_full_grid_and_repeats_little():
+    rows, columns = planner.preview_grid(3, 6)
+    weight = planner.decision_weights((3, 6)).view(rows, columns)
+    decides = (weight == weight.max()).all(1)
+    codes = planner.enlarge(np.arange(3)[:, None].repeat(6, 1), rows, columns)
+    assert decides.tolist() == [row == 0 or codes[row, 0] != codes[row - 1, 0] for row in range(rows)]
+    assert float(weight[decides].sum()) == pytest.approx(18)
+    assert weight[~decides].unique().tolist() == pytest.approx([planner.COPY_WEIGHT * float(weight.max())])
+
+
+def test_a_stage_can_start_from_a_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(Stage, "running", lambda stage: stage.save())
+    small = data.FONT.parent.parent.parent / "checkpoints" / "small"
+    for stage, component, prefix in (
+        ("planner", "vision_language_encoder", "planner."),
+        ("decoder", "transformer", "dit."),
+    ):
+        train = {"planner": planner.train, "decoder": decoder.train}[stage]
+        train(tmp_path / stage, replace(RECIPE, start=small))
+        state = common.read_state(tmp_path / stage)
+        for name, tensor in common.read_component(small, component).items():
+            assert torch.equal(state[f"ema.{prefix}{name}"], tensor), name
 
 
 def test_mistakes_are_only_read_never_asked_for():
@@ -246,7 +348,7 @@ def test_mistakes_are_only_read_never_asked_for():
 
 
 def test_export_names_the_stages_that_were_not_trained(tmp_path):
-    common.save_pieces({"ema.x": torch.ones(1)}, tmp_path / "runs" / "vae", {"step": 1, "seconds": 0})
+    common.save_state({"ema.x": torch.ones(1)}, tmp_path / "runs" / "vae", {"step": 1, "seconds": 0})
     with pytest.raises(FileNotFoundError, match="no training state of vision, planner, decoder"):
         export.write_checkpoint(tmp_path / "runs", tmp_path / "out")
     assert not (tmp_path / "out").exists()

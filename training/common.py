@@ -1,20 +1,21 @@
 """What training stages share: optimisers, the schedule, and a state that survives being stopped at any minute.
 
-A stage trains for a number of minutes in all, counted over restarts. Its state is written every minute as safetensors
-pieces below 15 MiB, so that it can leave a machine that only lets small files out.
+A stage trains for a number of minutes in all, counted over restarts. Its state is written every minute.
 """
 
 import copy
 import json
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-PIECE_BYTES = 15 << 20
+from ..pipeline.files import replacing
+
+STATE = "state.safetensors"
 LOG_EVERY = 50
 
 
@@ -99,37 +100,24 @@ def tensors_of(state: object, prefix: str = "") -> dict[str, torch.Tensor]:
     return flat
 
 
-def save_pieces(tensors: dict[str, torch.Tensor], folder: Path, meta: dict) -> None:
-    """Write tensors in files below 15 MiB and last `state.json`, which names them; readers trust only that file."""
-    pieces: list[dict[str, torch.Tensor]] = [{}]
-    size = 0
-    for name, tensor in tensors.items():
-        size += tensor.nbytes
-        if size > PIECE_BYTES and pieces[-1]:
-            pieces.append({})
-            size = tensor.nbytes
-        pieces[-1][name] = tensor.detach().cpu().contiguous().clone()
+def save_state(tensors: dict[str, torch.Tensor], folder: Path, meta: dict) -> None:
+    """Write `state.safetensors`; the old one stays until the new one is whole."""
     folder.mkdir(parents=True, exist_ok=True)
-    old = read_meta(folder).get("files", [])
-    files = [f"step{meta['step']}-{i:02d}.safetensors" for i in range(len(pieces))]
-    for file, piece in zip(files, pieces):
-        save_file(piece, folder / file)
-    (folder / "state.tmp").write_text(json.dumps({**meta, "files": files}))
-    os.replace(folder / "state.tmp", folder / "state.json")
-    for file in set(old) - set(files):
-        (folder / file).unlink(missing_ok=True)
+    stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    with replacing(folder / STATE) as partial:
+        save_file(stored, partial, metadata={"meta": json.dumps(meta)})
 
 
 def read_meta(folder: Path) -> dict:
-    path = folder / "state.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    """What was saved with the state, empty when there is none."""
+    if not (folder / STATE).exists():
+        return {}
+    with safe_open(folder / STATE, "pt") as file:
+        return json.loads(file.metadata()["meta"])
 
 
-def read_pieces(folder: Path) -> dict[str, torch.Tensor]:
-    tensors: dict[str, torch.Tensor] = {}
-    for file in read_meta(folder)["files"]:
-        tensors.update(load_file(folder / file))
-    return tensors
+def read_state(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / STATE)
 
 
 def read_component(checkpoint: Path, component: str) -> dict[str, torch.Tensor]:
@@ -152,12 +140,12 @@ class Stage:
         self.step, self.seconds = 0, 0.0
         self.sums: dict[str, list] = {}
         self.base = [[group["lr"] for group in opt.param_groups] for opt in opts]
-        if (folder / "state.json").exists():
+        if (folder / STATE).exists():
             self._resume()
         self.started = self.saved = time.monotonic()
 
     def _resume(self) -> None:
-        meta, tensors = read_meta(self.folder), read_pieces(self.folder)
+        meta, tensors = read_meta(self.folder), read_state(self.folder)
         self.step, self.seconds = meta["step"], meta["seconds"]
         part = {name: {} for name in ("model", "ema")}
         for name, tensor in tensors.items():
@@ -230,4 +218,4 @@ class Stage:
         self.started = self.saved = time.monotonic()
         state = {"model": self.model.state_dict(), "ema": self.ema.state_dict()}
         state.update({f"opt{i}": opt.state_dict()["state"] for i, opt in enumerate(self.opts)})
-        save_pieces(tensors_of(state), self.folder, {"step": self.step, "seconds": self.seconds})
+        save_state(tensors_of(state), self.folder, {"step": self.step, "seconds": self.seconds})

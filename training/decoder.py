@@ -18,7 +18,7 @@ from torch import nn
 from ..pipeline.models.glyph_encoder import glyph_ids
 from ..pipeline.models.transformer import ReferenceCache
 from . import data, edits, latent, models
-from .common import Recipe, Stage, optimisers, read_component
+from .common import Recipe, Stage, optimisers, read_component, read_meta
 
 AUX_LAYER = 2  # the aux head reads this block's output
 BACKGROUND_WEIGHT = 0.1  # most patches are empty
@@ -198,7 +198,7 @@ def train(folder: Path, recipe: Recipe) -> None:
     """Train or go on training until `minutes` in all are spent."""
     torch.manual_seed(recipe.seed)
     model = DecoderModel()
-    fresh = not (folder / "state.json").exists()
+    fresh = not read_meta(folder)
     if fresh and recipe.start:
         model.dit.load_state_dict(read_component(recipe.start, "transformer"))
         model.glyph.load_state_dict(read_component(recipe.start, "text_encoder"))

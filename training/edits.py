@@ -164,7 +164,7 @@ def draw_edit(rng: random.Random, h: int, w: int, kind: str, words: Words = rand
         if len({len(word) for word in chosen}) < count:
             continue
         edit = KINDS[kind](rng, data.draw_scene(rng, h, w, chosen).picture, words)
-        if edit is not None:
+        if edit is not None and edit.changed.any():
             return edit
 
 

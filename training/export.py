@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from . import bundle, data
-from .common import read_meta, read_pieces
+from .common import read_meta, read_state
 
 DIFFUSERS_FILE, TRANSFORMERS_FILE = "diffusion_pytorch_model.safetensors", "model.safetensors"
 # regions -> prompts, tokens of their pictures: 192x96 px, and 192x128 where four lines need the room
@@ -30,7 +30,7 @@ def write_checkpoint(runs: Path, out: Path) -> None:
 
 
 def _average(folder: Path) -> dict:
-    return _below(read_pieces(folder), "ema.")
+    return _below(read_state(folder), "ema.")
 
 
 def _below(tensors: dict, prefix: str) -> dict:

@@ -20,7 +20,7 @@ from ..pipeline.models.config import GenerationConfig
 from ..pipeline.planning.generate import decode, prefill
 from ..pipeline.planning.prompt import PromptBatch, PromptEncoder, collate
 from . import bundle, data, edits, models
-from .common import Recipe, Stage, optimisers, read_component
+from .common import Recipe, Stage, optimisers, read_component, read_meta
 
 SAMPLING = GenerationConfig(temperature=0.9, top_p=1.0, top_k=0)
 WITHOUT_PREVIEW = 0.25  # share of the time: steps without the preview grid cost a fifth and teach what prompts mean
@@ -231,7 +231,7 @@ def train(folder: Path, recipe: Recipe) -> None:
     """Train or go on training until `minutes` in all are spent; previews come late."""
     torch.manual_seed(recipe.seed)
     model = PlannerModel()
-    if recipe.start and not (folder / "state.json").exists():
+    if recipe.start and not read_meta(folder):
         model.planner.load_state_dict(read_component(recipe.start, "vision_language_encoder"))
     model.to(recipe.device)
     blocks = "planner.model.language_model.layers"

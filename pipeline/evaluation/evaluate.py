@@ -182,9 +182,14 @@ def picture_path(folder: Path, case: Case) -> Path:
 
 
 def read(
-    cases: Iterable[Case], folder: Path, engine: str = "auto", languages: str = "eng", progress: Progress | None = None
+    cases: Iterable[Case],
+    folder: Path,
+    engine: str = "auto",
+    languages: str = "eng",
+    progress: Progress | None = None,
+    strict: bool = False,
 ) -> list[Reading]:
-    """Read every picture of `folder`, keeping readings in `readings.jsonl` beside them."""
+    """Read every picture of `folder`, keeping readings in `readings.jsonl` beside them; `strict` is that of scores."""
     cases = list(cases)
     engine = ocr.available_engine(engine)
     for case in cases:
@@ -203,7 +208,7 @@ def read(
                 known[case.name] = {"key": key, "name": case.name, "read": _as_rows(words)}
                 file.write(json.dumps(known[case.name], ensure_ascii=False) + "\n")
                 file.flush()
-            readings.append(_score(case, known[case.name]["read"]))
+            readings.append(_score(case, known[case.name]["read"], strict))
             if progress:
                 progress(done, len(cases), name=case.name)
     return readings
@@ -228,9 +233,9 @@ def _as_rows(words: list[ocr.Word]) -> list[list]:
     return [[w.text, w.x, w.y, w.width, w.height, w.confidence] for w in words]
 
 
-def _score(case: Case, rows: list[list]) -> Reading:
+def _score(case: Case, rows: list[list], strict: bool) -> Reading:
     words = [ocr.Word(*row) for row in rows]
-    score = ocr.score_texts(list(case.texts), words)
+    score = ocr.score_texts(list(case.texts), words, strict)
     read = tuple(word.text for word in words)
     return Reading(case.name, case.group, score.words, score.correct, score.similarity, read)
 
@@ -265,6 +270,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--read-only", action="store_true", help="draw nothing; score the pictures that lie in --out")
     parser.add_argument("--ocr", default="auto", help=f"{', '.join(ocr.ENGINES)} (default: auto)")
     parser.add_argument("--languages", default="eng", help="of tesseract, as eng+chi_sim (default: eng)")
+    parser.add_argument(
+        "--strict", action="store_true", help="tell apart what looks alike: curly and straight quotes, dashes, widths"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -278,12 +286,13 @@ def run(args: argparse.Namespace) -> int:
     cases = [_sized(case, args) for case in load_cases(args.benchmark, args.data, args.limit)]
     engine = ocr.available_engine(args.ocr)  # last: what was asked for is judged on every machine alike
     about = {"benchmark": args.benchmark, "OCR": f"{engine} ({args.languages})"}
+    about["comparison"] = "strict" if args.strict else "look-alikes count as one"
     if not args.read_only:
         drawn = _settings(args)
         check_settings(args.out, drawn)
         draw(cases, args.out, _painter(args, cases), args.batch, _bar("drawing"))
         about = {**about, **{key: str(value) for key, value in drawn.items()}}
-    readings = read(cases, args.out, engine, args.languages, _bar("reading"))
+    readings = read(cases, args.out, engine, args.languages, _bar("reading"), args.strict)
     print(write_report(args.out, f"GLM-Image: {args.benchmark}", about, cases, readings))
     return 0
 

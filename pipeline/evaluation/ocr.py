@@ -1,7 +1,8 @@
 """Reading pictures back: words with boxes by tesseract or rapidocr, and how well they match the texts asked for.
 
 Both engines are optional. Scores follow CVTG-2K: words in lower case, accuracy = words read exactly / all words,
-NED = mean over words of 1 - edit distance / longer length. Chinese, Japanese and Korean characters count as a word
+NED = mean over words of 1 - edit distance / longer length. What differs: characters that look alike count as one
+unless comparison is `strict`, see `folding.py`. Chinese, Japanese and Korean characters count as a word
 each, since OCR does not say where such words end.
 """
 
@@ -17,6 +18,7 @@ from PIL import Image, ImageOps
 
 from ..errors import InputError
 from ..layout.regions import WIDE, Layout, TextRegion
+from .folding import fold
 
 ENGINES = ("auto", "tesseract", "rapidocr")
 INSTALL = (
@@ -177,8 +179,12 @@ def _rapidocr(image: Image.Image, languages: str) -> list[Word]:
     return words
 
 
-def split_words(text: str) -> list[str]:
-    """Lower-case words as they are scored: cut at spaces, every wide character on its own, no marks at the ends."""
+def split_words(text: str, strict: bool = False) -> list[str]:
+    """Lower-case words as they are scored: cut at spaces, every wide character on its own, no marks at the ends.
+
+    Characters are folded unless `strict`.
+    """
+    text = text if strict else fold(text)
     parts = re.sub(f"({WIDE.pattern})", r" \1 ", text.lower()).split()
     return [word for part in parts if (word := re.sub(r"^\W+|\W+$", "", part))]
 
@@ -199,21 +205,21 @@ def edit_distance(a: str, b: str) -> int:
     return row[-1]
 
 
-def score_texts(texts: list[str], found: list[Word]) -> Score:
-    """Words of `texts` against words read, wherever they stand."""
-    wanted = [(word, None) for text in texts for word in split_words(text)]
-    return _score(wanted, found)
+def score_texts(texts: list[str], found: list[Word], strict: bool = False) -> Score:
+    """Words of `texts` against words read, wherever they stand; `strict` tells look-alikes apart."""
+    wanted = [(word, None) for text in texts for word in split_words(text, strict)]
+    return _score(wanted, found, strict)
 
 
-def score_layout(layout: Layout, found: list[Word]) -> Score:
+def score_layout(layout: Layout, found: list[Word], strict: bool = False) -> Score:
     """Words of a layout against words read; a word read in the right region is preferred to an equal one elsewhere."""
-    wanted = [(word, region) for region in layout.regions for word in split_words(region.text)]
-    return _score(wanted, found)
+    wanted = [(word, region) for region in layout.regions for word in split_words(region.text, strict)]
+    return _score(wanted, found, strict)
 
 
-def _score(wanted: list[tuple[str, TextRegion | None]], found: list[Word]) -> Score:
+def _score(wanted: list[tuple[str, TextRegion | None]], found: list[Word], strict: bool) -> Score:
     """Pair words greedily, most similar first; each word read serves once."""
-    pieces = [(piece, word) for word in found for piece in split_words(word.text)]
+    pieces = [(piece, word) for word in found for piece in split_words(word.text, strict)]
     pairs = []
     for i, (want, region) in enumerate(wanted):
         for j, (piece, word) in enumerate(pieces):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from comfyui_glm_image.pipeline.errors import InputError
 from comfyui_glm_image.pipeline.evaluation import ocr
+from comfyui_glm_image.pipeline.evaluation.folding import fold
 from comfyui_glm_image.pipeline.evaluation.ocr import Word
 from comfyui_glm_image.pipeline.layout import sketch
 from comfyui_glm_image.pipeline.layout.regions import Layout, TextRegion
@@ -28,6 +29,43 @@ def test_edit_distance(a, b, distance):
 
 def test_words_are_lower_case_without_outer_marks_and_wide_characters_stand_alone():
     assert ocr.split_words('"OPEN," it\'s 营业中! -') == ["open", "it's", "营", "业", "中"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "read"),
+    [
+        ("it’s", "it's"),
+        ("it´s", "it's"),
+        ("20℃", "20°C"),
+        ("20 °C", "20 ºC"),
+        ("5\u00b5m", "5\u03bcm"),  # micro sign, Greek mu
+        ("9–17", "9-17"),
+        ("ＯＰＥＮ２４", "OPEN24"),
+        ("ﬁne ﬂour", "fine flour"),
+        ("3×4", "3x4"),
+        ("5″2", '5"2'),
+        ("soft\u00adware", "software"),
+        ("m²", "m2"),
+        ("½", "1/2"),
+        ("wait…what", "wait...what"),
+    ],
+)
+def test_look_alikes_count_as_one_unless_comparison_is_strict(asked, read):
+    found = [word(part) for part in read.split()]
+    folded, strict = ocr.score_texts([asked], found), ocr.score_texts([asked], found, strict=True)
+    assert folded.correct == folded.words > 0
+    assert strict.correct < strict.words or not strict.words
+
+
+@pytest.mark.parametrize(
+    ("asked", "read"), [("Ill", "lll"), ("O0", "00"), ("café", "cafe"), ("营", "菅"), ("a-b", "ab")]
+)
+def test_folding_forgives_no_other_letter(asked, read):
+    assert ocr.score_texts([asked], [word(read)]).correct == 0
+
+
+def test_folding_is_stable():
+    assert all(fold(fold(text)) == fold(text) for text in map(chr, range(0x20, 0xD800)))
 
 
 def test_perfect_reading_scores_one():
