@@ -93,10 +93,10 @@ def test_an_edit_changes_what_it_names_and_keeps_the_rest(kind):
         else:
             assert (after.codes == before.codes)[rest].all()
         if kind == "word":
-            assert list(edit.texts) == glyph_texts(edit.prompt, "prompt_order")
+            assert list(edit.texts) == quoted_texts(edit.prompt, "prompt_order")
             assert edit.texts[0] in {line.word for line in after.lines} - {line.word for line in before.lines}
         else:
-            assert edit.texts == () and not glyph_texts(edit.prompt, "prompt_order")
+            assert edit.texts == () and not quoted_texts(edit.prompt, "prompt_order")
 
 
 def test_lines_of_an_edited_picture_can_be_told_apart_by_their_lengths():
