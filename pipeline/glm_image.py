@@ -39,10 +39,14 @@ from .models.planner import Planner
 from .models.transformer import Dit, ReferenceCache
 from .models.vae import Vae, decode_nbytes
 from .plan import Plan, Reference, upsample_tokens
-from .planning.generate import GridControl, Prefix, check_sampling, decode, new_step, prefill
-from .planning.graphs import StepGraphs
+from .planning.controls import GridControl
+from .planning.decode_step import new_step
+from .planning.generate import decode
+from .planning.graphs import GraphRunner
+from .planning.prefill import Prefix, prefill
 from .planning.prompt import PromptEncoder, check_length, collate
 from .planning.references import prepare_reference
+from .planning.sampling import check_sampling
 from .text import quoted_texts
 
 MAX_COUNT = 64
@@ -241,7 +245,7 @@ class GlmImage:
         """Tokens of every grid; buffers and captured graphs of the last plan serve the next one of its size."""
         biased = any(control.logit_bias is not None for control in (controls or {}).values())
         if self._step is None or not self._step.fits(prefix, sampling, rows, biased):
-            self._graphs = StepGraphs(self.planner, prefix.logits.device)
+            self._graphs = GraphRunner(self.planner, prefix.logits.device)
             self._step = new_step(self.planner, prefix, sampling, rows, biased)
         seeds = [seed + k for k in range(rows)]
         return decode(

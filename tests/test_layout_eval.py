@@ -6,7 +6,7 @@ import pytest
 import torch
 from comfyui_glm_image.pipeline.evaluation import ocr
 from comfyui_glm_image.pipeline.plan import Plan
-from comfyui_glm_image.pipeline.planning.generate import GridControl
+from comfyui_glm_image.pipeline.planning.controls import GridControl
 from comfyui_glm_image.tools import layout_eval as E
 from comfyui_glm_image.training import data
 

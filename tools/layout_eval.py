@@ -51,7 +51,7 @@ from comfyui_glm_image.pipeline.layout.control import (  # noqa: E402
 )
 from comfyui_glm_image.pipeline.layout.regions import Layout, TextRegion  # noqa: E402
 from comfyui_glm_image.pipeline.plan import Plan  # noqa: E402
-from comfyui_glm_image.pipeline.planning.generate import GridControl  # noqa: E402
+from comfyui_glm_image.pipeline.planning.controls import GridControl  # noqa: E402
 from comfyui_glm_image.training import data  # noqa: E402
 
 GRID = (3, 6)  # tokens: pictures of 192x96 px, the small checkpoint's largest

@@ -17,7 +17,8 @@ from torch import nn
 
 from ..pipeline.geometry import preview_grid
 from ..pipeline.models.config import GenerationConfig
-from ..pipeline.planning.generate import decode, prefill
+from ..pipeline.planning.generate import decode
+from ..pipeline.planning.prefill import prefill
 from ..pipeline.planning.prompt import PromptBatch, PromptEncoder, collate
 from . import bundle, data, edits, models
 from .common import Recipe, Stage, optimisers, read_component, read_meta

@@ -18,10 +18,14 @@ from ...pipeline.glm_image import check_prompts
 from ...pipeline.layout.control import merge_controls
 from ...pipeline.models.kv_cache import BUCKET, cache_nbytes
 from ...pipeline.plan import Plan, Reference
-from ...pipeline.planning.generate import DecodeStep, GridControl, check_sampling, decode, prefill
-from ...pipeline.planning.graphs import StepGraphs
+from ...pipeline.planning.controls import GridControl
+from ...pipeline.planning.decode_step import DecodeStep
+from ...pipeline.planning.generate import decode
+from ...pipeline.planning.graphs import GraphRunner
+from ...pipeline.planning.prefill import prefill
 from ...pipeline.planning.prompt import check_length, collate
 from ...pipeline.planning.references import PreparedReference, prepare_reference
+from ...pipeline.planning.sampling import check_sampling
 from .images import to_pil
 from .loading import PlannerPart
 
@@ -117,7 +121,7 @@ def _tokenize(part: PlannerPart, reference: PreparedReference) -> torch.Tensor:
 
 def _steps(part: PlannerPart) -> Callable[[DecodeStep, int], None]:
     """What plans token k: a captured graph where the whole planner lies on a device that has them."""
-    graphs = StepGraphs(part.module, part.patcher.load_device)
+    graphs = GraphRunner(part.module, part.patcher.load_device)
 
     def run(step: DecodeStep, k: int) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()

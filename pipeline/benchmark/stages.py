@@ -15,8 +15,10 @@ from ..loading.placement import DECODER, GLYPH, PLANNER, VAE
 from ..models.config import GenerationConfig
 from ..models.kv_cache import cache_nbytes
 from ..models.transformer import Context, Dit
-from ..planning.generate import decode, new_step, prefill
-from ..planning.graphs import StepGraphs
+from ..planning.decode_step import new_step
+from ..planning.generate import decode
+from ..planning.graphs import GraphRunner
+from ..planning.prefill import prefill
 from ..planning.prompt import EncodedPrompt, PromptBatch, collate
 from . import peers as bench_peer
 from .models import RandomModels, weight_bytes
@@ -127,7 +129,7 @@ def planner_decode(bench: Bench, case: Case) -> Stage:
     def ours() -> Call:
         planner = bench.models.planner
         prefix = prefill(planner, batch, bench.device)
-        step, graphs = new_step(planner, prefix, SAMPLING, case.batch), StepGraphs(planner, bench.device)
+        step, graphs = new_step(planner, prefix, SAMPLING, case.batch), GraphRunner(planner, bench.device)
         return lambda: decode(planner, prefix, SAMPLING, range(case.batch), step=step, run=graphs)
 
     def peer() -> Call:

@@ -10,8 +10,10 @@ from ..devices.capabilities import capabilities
 from ..devices.memory import is_out_of_memory
 from ..models.config import GenerationConfig
 from ..models.planner import Planner
-from ..planning.generate import decode, new_step, prefill
-from ..planning.graphs import StepGraphs
+from ..planning.decode_step import new_step
+from ..planning.generate import decode
+from ..planning.graphs import GraphRunner
+from ..planning.prefill import prefill
 from .tiny_models import planner_config, prompt_batch
 
 LIMITS = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -79,7 +81,7 @@ def graph_agrees(device: torch.device) -> tuple[str | None, bool, int]:
     planner = Planner(planner_config()).to(device, capabilities(device).dtype).requires_grad_(False)
     planner.fuse()
     sampling, prefix = GenerationConfig(0.9, 0.75), prefill(planner, prompt_batch(), device)
-    graphs = StepGraphs(planner, device)
+    graphs = GraphRunner(planner, device)
     step = new_step(planner, prefix, sampling, 1)
     captured = decode(planner, prefix, sampling, [0], step=step, run=graphs)["full"]
     eager = decode(planner, prefix, sampling, [0])["full"]

@@ -13,7 +13,8 @@ from ..models.int8 import quantise
 from ..models.planner import Planner
 from ..models.transformer import Dit
 from ..models.vae import Vae
-from ..planning.generate import DecodeStep, Prefix, prefill
+from ..planning.decode_step import DecodeStep
+from ..planning.prefill import Prefix, prefill
 from ..planning.prompt import PromptBatch
 
 PROMPT, PLANNED = 12, 8

@@ -20,7 +20,7 @@ from ..models.config import ProcessorConfig
 from ..models.glyph_encoder import MAX_BYTES
 from ..models.planner import Planner
 from ..plan import Plan
-from ..planning.generate import GridControl
+from ..planning.controls import GridControl
 from ..planning.references import vit_pixels
 from .regions import Layout
 

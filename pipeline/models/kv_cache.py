@@ -3,7 +3,7 @@
 Nothing is ever concatenated or moved: a step writes its token's keys at its own slot and reads the slots in use.
 A position is a Python int (eager: the read covers exactly the used slots) or a one-element tensor on the cache's
 device (captured graphs: the read covers a fixed length, and the caller masks the slots not written yet).
-Letters: B batch, L slots, D head dim.
+Shapes: B batch, L slots, D head dim.
 """
 
 import torch

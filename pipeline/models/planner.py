@@ -1,9 +1,9 @@
-"""The planner: a GLM language model over text and image tokens that lays an image out token by token.
+"""The planner: a GLM language model over text and image tokens that plans an image token by token.
 
 Follows transformers 5.23 `modeling_glm_image.py`; attribute names are the checkpoint's keys. What differs: keys and
 values live in a preallocated cache, one step of decoding is a function of its own without shapes or values read
 back, and q, k and v can share one product (`Planner.fuse`).
-Letters: B batch, L tokens, S cache slots read, H hidden size, D head dim, R rotary channels of a head.
+Shapes: B batch, L tokens, S cache slots read, H hidden size, D head dim, R rotary channels of a head.
 """
 
 import torch

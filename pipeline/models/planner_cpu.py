@@ -1,8 +1,8 @@
-"""One token of every plan through the planner on a CPU, where calling an operator costs more than small ones compute.
+"""The CPU decode fast path: one token of every plan, where calling an operator costs more than small ones compute.
 
 It is `Planner.forward` with other roundings and half the calls: no modules, the rotation as one product for all
 heads, keys and values sliced once for all layers, each half's sum taken inside its last norm.
-Letters: B plans, H hidden size, D head dim, R rotary channels of a head, N tokens to plan.
+Shapes: B plans, H hidden size, D head dim, R rotary channels of a head, N tokens to plan.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ class Layer(NamedTuple):
     post_mlp_norm: torch.Tensor
 
 
-class TokenPass:
+class CpuDecode:
     """For one plan: `tables` are the cos and sin (B, 1, N, R) of its tokens. Weights are read, never copied."""
 
     def __init__(self, planner, cache: KVCache, tables: tuple[torch.Tensor, torch.Tensor]):

@@ -1,7 +1,7 @@
 """The planner's decode step as a captured graph, for CUDA graphs and NPUGraph alike.
 
 A step launches some hundreds of small kernels; launching costs more than computing. A graph launches them at once.
-`StepGraphs` is what `generate.decode` calls for every token. The first token of each length is planned by the step
+`GraphRunner` is what `generate.decode` calls for every token. The first token of each length is planned by the step
 itself on a side stream, which is the warm-up that libraries need; then the step is captured, and later tokens are
 replays. Where no graph can be had, every token is planned eagerly and `reason` says why.
 """
@@ -13,13 +13,13 @@ import torch
 
 from ..devices.capabilities import capabilities
 from ..models.planner import Planner
-from .generate import DecodeStep
+from .decode_step import DecodeStep
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Vendor:
+class GraphBackend:
     """Names in `torch.<device type>`. `whole_cache`: one graph reads all slots, not one graph for every bucket.
 
     On an NPU the attention kernel wants keys in one piece, which only the whole cache of a layer is.
@@ -29,12 +29,15 @@ class Vendor:
     whole_cache: bool
 
 
-VENDORS = {"cuda": Vendor("CUDAGraph", whole_cache=False), "npu": Vendor("NPUGraph", whole_cache=True)}
+GRAPH_BACKENDS = {
+    "cuda": GraphBackend("CUDAGraph", whole_cache=False),
+    "npu": GraphBackend("NPUGraph", whole_cache=True),
+}
 
 
-def obstacle(planner: Planner, device: torch.device) -> str | None:
+def capture_blocker(planner: Planner, device: torch.device) -> str | None:
     """Why this planner's step cannot be captured on this device; None when it can."""
-    if device.type not in VENDORS:
+    if device.type not in GRAPH_BACKENDS:
         return f"{device.type} has no graphs"
     if not capabilities(device).graph:
         return f"graph capture is not known to work on {capabilities(device).family}"
@@ -51,13 +54,13 @@ def _casts(layer: torch.nn.Linear) -> bool:
     return type(layer).__module__ != "torch.nn.modules.linear" and getattr(layer, "comfy_cast_weights", True)
 
 
-class StepGraphs:
+class GraphRunner:
     """`run(step, k)` of `generate.decode`; owns the graphs of one step, and their memory until `release`."""
 
-    def __init__(self, planner: Planner, device: torch.device, enabled: bool = True):
+    def __init__(self, planner: Planner, device: torch.device):
         self.planner = planner
         self.device = device
-        self.reason = obstacle(planner, device) if enabled else "graphs are switched off"
+        self.reason = capture_blocker(planner, device)
         self.replays = 0
         self._step: DecodeStep | None = None
         self._weights = 0
@@ -72,7 +75,7 @@ class StepGraphs:
             step.eager(k)
             return
         self._own(step)
-        read = step.cache.capacity if VENDORS[self.device.type].whole_cache else step.bucket(k)
+        read = step.cache.capacity if GRAPH_BACKENDS[self.device.type].whole_cache else step.bucket(k)
         if read in self._graphs:
             self._graphs[read].replay()
             self.replays += 1
@@ -94,19 +97,19 @@ class StepGraphs:
             self._step, self._weights = step, weights
 
     def _warm_up(self, step: DecodeStep, read: int) -> None:
-        vendor = getattr(torch, self.device.type)
-        side, main = vendor.Stream(self.device), vendor.current_stream(self.device)
+        backend = getattr(torch, self.device.type)
+        side, main = backend.Stream(self.device), backend.current_stream(self.device)
         side.wait_stream(main)
-        with vendor.stream(side):
+        with backend.stream(side):
             step.captured(read)
         main.wait_stream(side)
 
     def _try_capture(self, step: DecodeStep, read: int) -> None:
-        vendor = getattr(torch, self.device.type)
-        graph = getattr(vendor, VENDORS[self.device.type].graph)()
-        self._pool = self._pool or vendor.graph_pool_handle()
+        backend = getattr(torch, self.device.type)
+        graph = getattr(backend, GRAPH_BACKENDS[self.device.type].graph)()
+        self._pool = self._pool or backend.graph_pool_handle()
         try:
-            with vendor.graph(graph, pool=self._pool):
+            with backend.graph(graph, pool=self._pool):
                 step.captured(read)
         except RuntimeError as error:
             self.release()

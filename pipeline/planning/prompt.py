@@ -1,7 +1,7 @@
 """Prompt -> token ids and positions for the planner.
 
 Follows transformers 5.23 `processing_glm_image.py`.
-Letters: L prompt tokens, h w full grid, ph pw preview grid, p next free position.
+Shapes: L prompt tokens, h w full grid, ph pw preview grid, p next free position.
 """
 
 import json

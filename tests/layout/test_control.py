@@ -19,7 +19,8 @@ from comfyui_glm_image.pipeline.models.config import (
 from comfyui_glm_image.pipeline.models.glyph_encoder import glyph_ids
 from comfyui_glm_image.pipeline.models.planner import Planner
 from comfyui_glm_image.pipeline.plan import Plan
-from comfyui_glm_image.pipeline.planning.generate import decode, prefill
+from comfyui_glm_image.pipeline.planning.generate import decode
+from comfyui_glm_image.pipeline.planning.prefill import prefill
 from comfyui_glm_image.pipeline.planning.prompt import PromptEncoder, collate
 from comfyui_glm_image.pipeline.planning.references import prepare_reference
 

@@ -9,8 +9,8 @@ from comfyui_glm_image.pipeline import GlmImage
 from comfyui_glm_image.pipeline.devices import kernels
 from comfyui_glm_image.pipeline.loading import placement as P
 from comfyui_glm_image.pipeline.models.int8 import QUANTISED, Int8Linear, quantise
-from comfyui_glm_image.pipeline.models.planner_cpu import TokenPass
-from comfyui_glm_image.pipeline.planning.generate import prefill
+from comfyui_glm_image.pipeline.models.planner_cpu import CpuDecode
+from comfyui_glm_image.pipeline.planning.prefill import prefill
 from torch import nn
 from torch.testing import assert_close
 
@@ -74,7 +74,7 @@ def test_the_layers_and_the_head_are_stored_in_8_bits_and_nothing_else(models):
     assert stored == {key for key in plain.planner.state_dict() if QUANTISED.fullmatch(key)}
     layers = plain.configs[P.PLANNER].text_config.num_hidden_layers
     assert len(stored) == 6 * layers + 1
-    assert not TokenPass.suits(small.planner, CPU)
+    assert not CpuDecode.suits(small.planner, CPU)
 
 
 def prefix_of(model, text):

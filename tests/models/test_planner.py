@@ -7,13 +7,15 @@ import pytest
 import torch
 from comfyui_glm_image.pipeline.geometry import preview_grid
 from comfyui_glm_image.pipeline.loading.checkpoint import load_module
-from comfyui_glm_image.pipeline.models import planner_cpu as token_pass
+from comfyui_glm_image.pipeline.models import planner_cpu
 from comfyui_glm_image.pipeline.models.config import GenerationConfig, ProcessorConfig, VisionLanguageConfig
 from comfyui_glm_image.pipeline.models.kv_cache import BUCKET, cache_nbytes
 from comfyui_glm_image.pipeline.models.planner import Planner, rope_tables
-from comfyui_glm_image.pipeline.models.planner_cpu import TokenPass
-from comfyui_glm_image.pipeline.planning import generate
-from comfyui_glm_image.pipeline.planning.generate import DecodeStep, decode, new_step, prefill
+from comfyui_glm_image.pipeline.models.planner_cpu import CpuDecode
+from comfyui_glm_image.pipeline.planning import prefill as prefilling
+from comfyui_glm_image.pipeline.planning.decode_step import DecodeStep, new_step
+from comfyui_glm_image.pipeline.planning.generate import decode
+from comfyui_glm_image.pipeline.planning.prefill import prefill
 from comfyui_glm_image.pipeline.planning.prompt import PromptEncoder, collate
 from comfyui_glm_image.pipeline.planning.references import prepare_reference
 from PIL import Image
@@ -146,11 +148,11 @@ def test_joined_projections_change_nothing_and_cost_no_memory(pair):
 @pytest.mark.parametrize("prompts", [["a red 'HELLO' on a wall"], ["x", "a much longer prompt about nothing"]])
 def test_single_tokens_of_a_fused_planner_equal_transformers(pair, prompts, large, monkeypatch):
     """By oneDNN's products and by BLAS's."""
-    monkeypatch.setattr(token_pass, "LARGE", large)
+    monkeypatch.setattr(planner_cpu, "LARGE", large)
     planner = copy.deepcopy(pair.ours)
-    assert not TokenPass.suits(planner, torch.device("cpu"))
+    assert not CpuDecode.suits(planner, torch.device("cpu"))
     planner.fuse()
-    assert TokenPass.suits(planner, torch.device("cpu"))
+    assert CpuDecode.suits(planner, torch.device("cpu"))
     tokens, logits = our_greedy(planner, batch_of(pair, prompts, preview=preview_grid(*GRID)))
     wanted, wanted_logits = reference_greedy(pair, reference_inputs(pair, prompts), tokens.shape[1])
     assert_close(tokens, wanted)
@@ -169,7 +171,7 @@ def test_single_tokens_without_biases_and_in_half_types(plain):
     assert_close(tokens, wanted)
     assert_close(logits, wanted_logits, atol=5e-5, rtol=5e-5)
     planner.bfloat16().fuse()
-    assert not TokenPass.suits(planner, torch.device("cpu"))
+    assert not CpuDecode.suits(planner, torch.device("cpu"))
 
 
 def test_moving_a_fused_planner_uses_the_moved_weights(plain):
@@ -235,7 +237,7 @@ def test_one_step_serves_prompts_of_other_lengths(plain):
 def test_prefill_in_parts_equals_prefill_in_one(plain, monkeypatch):
     batch = batch_of(plain, ["parts", "of a prompt"])
     whole = prefill(plain.ours, batch, "cpu")
-    monkeypatch.setattr(generate, "PREFILL_CHUNK", 5)
+    monkeypatch.setattr(prefilling, "PREFILL_CHUNK", 5)
     reports = []
     parts = prefill(plain.ours, batch, "cpu", progress=lambda done, total, grid: reports.append((done, total, grid)))
     assert_close(parts.logits, whole.logits, atol=1e-5, rtol=1e-5)

@@ -19,8 +19,10 @@ from comfyui_glm_image.pipeline.devices.device import resolve_device  # noqa: E4
 from comfyui_glm_image.pipeline.diagnostics.tiny_models import planner_config, prompt_batch  # noqa: E402
 from comfyui_glm_image.pipeline.models.config import GenerationConfig  # noqa: E402
 from comfyui_glm_image.pipeline.models.planner import Planner  # noqa: E402
-from comfyui_glm_image.pipeline.planning.generate import decode, new_step, prefill  # noqa: E402
-from comfyui_glm_image.pipeline.planning.graphs import StepGraphs  # noqa: E402
+from comfyui_glm_image.pipeline.planning.decode_step import new_step  # noqa: E402
+from comfyui_glm_image.pipeline.planning.generate import decode  # noqa: E402
+from comfyui_glm_image.pipeline.planning.graphs import GraphRunner  # noqa: E402
+from comfyui_glm_image.pipeline.planning.prefill import prefill  # noqa: E402
 
 LAYERS = 40
 SAMPLING = GenerationConfig(0.9, 0.75)
@@ -44,7 +46,7 @@ def main() -> None:
         with torch.inference_mode(), fake_cann.count() as seen:
             step.eager(1)
         print(f"{name:26} {seen.launches:5} launches a token, {seen.synchronizations} waits")
-    graphs = StepGraphs(planner, device)
+    graphs = GraphRunner(planner, device)
     decode(planner, prefix, SAMPLING, [0], step=step, run=graphs)
     step.start(prefix)
     with torch.inference_mode(), fake_cann.count() as seen:

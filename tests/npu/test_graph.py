@@ -11,8 +11,11 @@ from comfyui_glm_image.pipeline.diagnostics.tiny_models import planner_config, p
 from comfyui_glm_image.pipeline.models.config import GenerationConfig
 from comfyui_glm_image.pipeline.models.int8 import quantise
 from comfyui_glm_image.pipeline.models.planner import Planner
-from comfyui_glm_image.pipeline.planning.generate import GridControl, decode, new_step, prefill
-from comfyui_glm_image.pipeline.planning.graphs import StepGraphs
+from comfyui_glm_image.pipeline.planning.controls import GridControl
+from comfyui_glm_image.pipeline.planning.decode_step import new_step
+from comfyui_glm_image.pipeline.planning.generate import decode
+from comfyui_glm_image.pipeline.planning.graphs import GraphRunner
+from comfyui_glm_image.pipeline.planning.prefill import prefill
 
 SAMPLING = GenerationConfig(0.9, 0.75)
 
@@ -40,7 +43,7 @@ def plan(planner, prefix, seeds, sampling=SAMPLING, graphs=None, **options):
 @pytest.mark.parametrize("seeds", [[0], [3, 4, 5]])
 @pytest.mark.parametrize("sampling", [SAMPLING, GenerationConfig(0.0), GenerationConfig(1.1, 0.9, 20)])
 def test_captured_tokens_equal_eager_ones(planner, prefix, npu, seeds, sampling):
-    graphs = StepGraphs(planner, npu)
+    graphs = GraphRunner(planner, npu)
     captured = plan(planner, prefix, seeds, sampling, graphs)
     assert graphs.reason is None
     assert graphs.replays == 6  # of 8 tokens: one comes from the prompt, one warms up
@@ -49,7 +52,7 @@ def test_captured_tokens_equal_eager_ones(planner, prefix, npu, seeds, sampling)
 
 def test_captured_tokens_by_8_bit_weights_equal_eager_ones(planner, npu):
     small = quantise(copy.deepcopy(planner))
-    prefix, graphs = prefill(small, prompt_batch(), npu), StepGraphs(small, npu)
+    prefix, graphs = prefill(small, prompt_batch(), npu), GraphRunner(small, npu)
     captured = plan(small, prefix, [0], graphs=graphs)
     assert (graphs.reason, graphs.replays) == (None, 6)
     assert torch.equal(captured, plan(small, prefix, [0]))
@@ -60,13 +63,13 @@ def test_forced_and_biased_tokens_are_honoured_by_a_graph(planner, prefix, npu):
     bias[3, 7] = 1e4
     forced, mask = torch.arange(8), torch.arange(8) == 5
     controls = {"full": GridControl(bias, forced, mask)}
-    captured = plan(planner, prefix, [0], graphs=StepGraphs(planner, npu), controls=controls)
+    captured = plan(planner, prefix, [0], graphs=GraphRunner(planner, npu), controls=controls)
     assert captured[0, 3] == 7 and captured[0, 5] == 5
     assert torch.equal(captured, plan(planner, prefix, [0], controls=controls))
 
 
 def test_one_step_serves_other_seeds_and_prompts_without_a_new_capture(planner, prefix, npu):
-    graphs, step = StepGraphs(planner, npu), new_step(planner, prefix, SAMPLING, 1)
+    graphs, step = GraphRunner(planner, npu), new_step(planner, prefix, SAMPLING, 1)
     decode(planner, prefix, SAMPLING, [0], step=step, run=graphs)
     other = prefill(planner, prompt_batch(), npu)
     again = decode(planner, other, SAMPLING, [9], step=step, run=graphs)["full"]
@@ -75,7 +78,7 @@ def test_one_step_serves_other_seeds_and_prompts_without_a_new_capture(planner, 
 
 
 def test_a_replay_copies_nothing_waits_for_nothing_and_launches_once(planner, prefix, npu, cann):
-    graphs, step = StepGraphs(planner, npu), new_step(planner, prefix, SAMPLING, 1)
+    graphs, step = GraphRunner(planner, npu), new_step(planner, prefix, SAMPLING, 1)
     decode(planner, prefix, SAMPLING, [0], step=step, run=graphs)
     step.start(prefix)
     step.first(prefix.logits)
@@ -103,7 +106,7 @@ def test_released_graphs_give_their_memory_back(planner, prefix, npu):
     gc.collect()
     torch.npu.empty_cache()
     before = torch.npu.memory_reserved(npu)
-    graphs, step = StepGraphs(planner, npu), new_step(planner, prefix, SAMPLING, 1)
+    graphs, step = GraphRunner(planner, npu), new_step(planner, prefix, SAMPLING, 1)
     decode(planner, prefix, SAMPLING, [0], step=step, run=graphs)
     graphs.release()
     del graphs, step
@@ -113,7 +116,7 @@ def test_released_graphs_give_their_memory_back(planner, prefix, npu):
 
 
 def test_a_capture_that_fails_plans_on_without_a_graph(planner, prefix, npu, monkeypatch, caplog):
-    graphs = StepGraphs(planner, npu)
+    graphs = GraphRunner(planner, npu)
 
     def wait_for_the_device(*_):
         if torch.npu.is_current_stream_capturing():

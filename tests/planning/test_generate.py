@@ -10,17 +10,12 @@ from comfyui_glm_image.pipeline.errors import InputError
 from comfyui_glm_image.pipeline.loading.checkpoint import load_module
 from comfyui_glm_image.pipeline.models.config import GenerationConfig, VisionLanguageConfig
 from comfyui_glm_image.pipeline.models.planner import Planner
-from comfyui_glm_image.pipeline.planning.generate import (
-    DecodeStep,
-    GridControl,
-    Noise,
-    decode,
-    grid_spans,
-    new_step,
-    prefill,
-    warp,
-)
+from comfyui_glm_image.pipeline.planning.controls import GridControl, grid_spans
+from comfyui_glm_image.pipeline.planning.decode_step import DecodeStep, new_step
+from comfyui_glm_image.pipeline.planning.generate import decode
+from comfyui_glm_image.pipeline.planning.prefill import prefill
 from comfyui_glm_image.pipeline.planning.prompt import PromptEncoder, collate
+from comfyui_glm_image.pipeline.planning.sampling import Noise, warp
 from torch.testing import assert_close
 
 GRID, PREVIEW = (4, 9), (2, 3)
