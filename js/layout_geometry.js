@@ -1,6 +1,6 @@
 // What the layout editor knows about boxes: pure functions without a page, tested by `node --test tests/js`.
 // Boxes are fractions 0..1 of the page from its top left corner. Limits and the fitting rule repeat
-// pipeline/layout/regions.py; tests/data/layout_fit.json keeps the two equal.
+// pipeline/layout/check.py and text_fit.py; tests/data/layout_fit.json keeps the two equal.
 
 export const FORMAT = "glm-image-layout"
 export const VERSION = 1

@@ -13,19 +13,20 @@ from comfy_api.latest import io, ui
 
 from ..pipeline.errors import InputError
 from ..pipeline.geometry import check_size
+from ..pipeline.layout.boxes import inside_boxes
+from ..pipeline.layout.check import MAX_OVERLAP, check, inside_page
 from ..pipeline.layout.control import (
     GRIDS,
     PLAN_MODES,
-    PlanGuidance,
-    glyph_visibility,
-    inside_boxes,
+    PlanControl,
     plan_controls,
+    regional_attention_mask,
     replan_controls,
     sketch_tokens,
 )
 from ..pipeline.layout.parse import read_layout
 from ..pipeline.layout.prompt import QUOTES, to_prompt
-from ..pipeline.layout.regions import MAX_OVERLAP, Layout, check, inside_page
+from ..pipeline.layout.regions import Layout
 from ..pipeline.layout.sketch import render
 from ..pipeline.plan import Plan
 from . import sockets
@@ -188,7 +189,7 @@ class GLMImageLayoutGuidance(io.ComfyNode):
 
     @classmethod
     def execute(cls, planner, layout, mode, strength, grids, falloff, sketch=None) -> io.NodeOutput:
-        guidance = PlanGuidance(mode, strength, grids, falloff)
+        guidance = PlanControl(mode, strength, grids, falloff)
         if not guidance.active:
             return io.NodeOutput(planner)
         guided = copy.copy(planner)
@@ -196,7 +197,7 @@ class GLMImageLayoutGuidance(io.ComfyNode):
         return io.NodeOutput(guided)
 
 
-def make_guide(guidance: PlanGuidance, layout: Layout, sketch: torch.Tensor | None):
+def make_guide(guidance: PlanControl, layout: Layout, sketch: torch.Tensor | None):
     """Guidance for whatever size is planned; the planner is on its device when it is called."""
 
     def guide(part, grids: dict[str, tuple[int, int]]) -> dict:
@@ -267,7 +268,7 @@ class GLMImageLayoutDecoderGuidance(io.ComfyNode):
         h, w = plan_grid(positive)
         if attention > 0:
             texts = lines(glyph_texts) or layout.glyph_texts()
-            visible = glyph_visibility(layout, texts, (2 * h, 2 * w), text_elsewhere)
+            visible = regional_attention_mask(layout, texts, (2 * h, 2 * w), text_elsewhere)
             positive = timed(positive, visible, attention)
         rows = positive[0][1]["prior_token_ids"].shape[0]
         latent = {"samples": torch.zeros(rows, 16, 4 * h, 4 * w, device=comfy.model_management.intermediate_device())}

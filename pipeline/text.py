@@ -81,6 +81,17 @@ def utf8(text: str) -> bytes:
         raise InputError(f"character {error.start} ({bad!r}) is an unpaired surrogate; enter it again") from None
 
 
+def shown(value: object, limit: int = 40) -> str:
+    """A foreign value as it may stand in a message: its `repr`, or the start of a long one."""
+    if isinstance(value, str):
+        value = value[: limit + 1]  # the rest would only be quoted in vain
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an int of more digits than Python writes; a list that holds itself
+        return f"a {type(value).__name__}"
+    return text if len(text) <= limit else text[:limit] + "..."
+
+
 def enclosed(text: str, quotes: Sequence[str]) -> str | None:
     """`text` in the first pair of quotation marks that does not occur in it; None if every pair does."""
     pair = next((pair for pair in quotes if not set(pair) & set(text)), None)

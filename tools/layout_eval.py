@@ -43,10 +43,10 @@ from comfyui_glm_image.pipeline.geometry import TOKEN, preview_grid  # noqa: E40
 from comfyui_glm_image.pipeline.glm_image import GlmImage, draw_noise, to_pil  # noqa: E402
 from comfyui_glm_image.pipeline.layout import sketch  # noqa: E402
 from comfyui_glm_image.pipeline.layout.control import (  # noqa: E402
-    PlanGuidance,
-    glyph_visibility,
+    PlanControl,
     latent_holder,
     plan_controls,
+    regional_attention_mask,
     sketch_tokens,
 )
 from comfyui_glm_image.pipeline.layout.regions import Layout, TextRegion  # noqa: E402
@@ -68,20 +68,20 @@ class Switches:
     """One row of the table."""
 
     prompt: bool = False
-    plan: PlanGuidance = field(default_factory=PlanGuidance)
+    plan: PlanControl = field(default_factory=PlanControl)
     attention: float = 0.0  # share of the steps
     level: float = 1.0  # noise level down to which boxes follow the sketch
 
 
-FORCE = PlanGuidance("force")
+FORCE = PlanControl("force")
 ROWS = {
     "all off": Switches(),
     "prompt": Switches(prompt=True),
-    "plan: bias 6": Switches(plan=PlanGuidance("bias", 6.0)),
-    "plan: bias 12": Switches(plan=PlanGuidance("bias", 12.0)),
+    "plan: bias 6": Switches(plan=PlanControl("bias", 6.0)),
+    "plan: bias 12": Switches(plan=PlanControl("bias", 12.0)),
     "plan: force": Switches(plan=FORCE),
-    "plan: force, preview grid only": Switches(plan=PlanGuidance("force", grids="preview")),
-    "plan: force, full grid only": Switches(plan=PlanGuidance("force", grids="full")),
+    "plan: force, preview grid only": Switches(plan=PlanControl("force", grids="preview")),
+    "plan: force, full grid only": Switches(plan=PlanControl("force", grids="full")),
     "decoder: own text, first 30 %": Switches(attention=0.3),
     "latent: sketch down to 0.6": Switches(level=0.6),
     "prompt + force": Switches(prompt=True, plan=FORCE),
@@ -212,7 +212,7 @@ class Diffusion:
 def joined_visibility(cases: list[Case]) -> torch.Tensor:
     """(B, patches, L), padded on the left as glyph embeddings are."""
     patches = (2 * GRID[0], 2 * GRID[1])
-    masks = [glyph_visibility(case.layout, case.layout.glyph_texts(), patches) for case in cases]
+    masks = [regional_attention_mask(case.layout, case.layout.glyph_texts(), patches) for case in cases]
     longest = max(mask.shape[-1] for mask in masks)
     return torch.cat([torch.nn.functional.pad(mask, (longest - mask.shape[-1], 0)) for mask in masks])
 

@@ -17,7 +17,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ..errors import InputError
-from ..layout.regions import WIDE, Layout, TextRegion
+from ..layout.regions import Layout, TextRegion
+from ..layout.text_fit import WIDE
 from .folding import fold
 
 ENGINES = ("auto", "tesseract", "rapidocr")

@@ -1,11 +1,11 @@
-"""Making a layout reach the picture without training: switches for planner tokens, decoder attention and latents.
+"""Layout control without training: plan forcing, regional attention masks and held latents.
 
 Each works alone, and off leaves every number untouched:
-- plan: the sketch's own tokens are favoured (bias) or imposed (force) inside the boxes of the preview or full grid;
-- decoder: patches of a box see only their own string's glyph tokens, which have no position of their own;
-- latent: boxes follow the sketch's noised latent until the noise falls to a chosen level.
-`replan_controls` keeps a plan and draws it again only inside boxes.
-Letters: n regions, h w token grid (32 px), V codebook size, L glyph tokens.
+- plan forcing: the sketch's own tokens are favoured (bias) or imposed (force) inside the boxes of either grid;
+- regional attention: patches of a box see only their own string's glyph tokens, which have no position of their own;
+- held latents: boxes follow the sketch's noised latent until the noise falls to a chosen level.
+`replan_controls` keeps a plan and samples it again only inside boxes.
+Shapes: h w token grid (32 px), V codebook size, L glyph tokens.
 """
 
 from collections.abc import Callable
@@ -22,6 +22,7 @@ from ..models.planner import Planner
 from ..plan import Plan
 from ..planning.controls import GridControl
 from ..planning.references import vit_pixels
+from .boxes import box_weights, inside_boxes
 from .regions import Layout
 
 PLAN_MODES = ("off", "bias", "force")
@@ -30,11 +31,11 @@ FORCE_FROM = 0.5  # weight from which a token near a soft edge is imposed
 
 
 @dataclass(frozen=True)
-class PlanGuidance:
+class PlanControl:
     """How the sketch's tokens act on planning.
 
     `strength` is added to a sketch token's logit ("bias" only; 0 is off, about 5 beats most doubts, 20 is as good as
-    force). `falloff`, in tokens, weakens the edge of a box inwards. `grids` says which grids are guided.
+    force). `falloff`, in tokens, weakens the edge of a box inwards. `grids` says which grids are controlled.
     """
 
     mode: str = "off"
@@ -44,55 +45,15 @@ class PlanGuidance:
 
     def __post_init__(self):
         if self.mode not in PLAN_MODES:
-            raise InputError(f"plan guidance {self.mode!r}; use {', '.join(PLAN_MODES)}")
+            raise InputError(f"plan control mode {self.mode!r}; use {', '.join(PLAN_MODES)}")
         if self.grids not in GRIDS:
-            raise InputError(f"guided grids {self.grids!r}; use {', '.join(GRIDS)}")
+            raise InputError(f"controlled grids {self.grids!r}; use {', '.join(GRIDS)}")
         if not 0 <= self.strength <= 1000 or not 0 <= self.falloff <= 1000:
             raise InputError(f"strength {self.strength} and falloff {self.falloff} must lie in 0..1000")
 
     @property
     def active(self) -> bool:
         return self.mode == "force" or (self.mode == "bias" and self.strength > 0)
-
-
-# Boxes on a grid --------------------------------------------------------------------------------------------------
-
-
-def box_weights(layout: Layout, grid: tuple[int, int], falloff: float = 0.0) -> torch.Tensor:
-    """Float32 (n, h, w): 0 outside a region's box; inside 1, or rising from the edge over `falloff` cells.
-
-    A cell is inside when its centre is. A box that holds no centre takes the cell its own centre lies in.
-    """
-    h, w = grid
-    weights = torch.zeros(len(layout), h, w)
-    for i, region in enumerate(layout.regions):
-        down = _depth(region.y, region.bottom, h)
-        across = _depth(region.x, region.right, w)
-        depth = torch.minimum(down[:, None], across[None])
-        if not bool((depth >= 0).any()):
-            row, column = ((region.y + region.bottom) / 2, h), ((region.x + region.right) / 2, w)
-            depth[_cell(*row), _cell(*column)] = max(falloff, 1.0)
-        inside = depth >= 0
-        weights[i] = torch.where(inside, (depth / falloff).clamp(max=1.0) if falloff else 1.0, 0.0)
-    return weights
-
-
-def _depth(start: float, stop: float, cells: int) -> torch.Tensor:
-    """(cells,) distance of each cell's centre to the nearer end of start..stop, in cells; negative outside."""
-    centres = torch.arange(cells, dtype=torch.float32) + 0.5
-    return torch.minimum(centres - start * cells, stop * cells - centres)
-
-
-def _cell(centre: float, cells: int) -> int:
-    return min(max(int(centre * cells), 0), cells - 1)
-
-
-def inside_boxes(layout: Layout, grid: tuple[int, int]) -> torch.Tensor:
-    """Boolean (n, h, w): which cells of a grid belong to which region."""
-    return box_weights(layout, grid) > 0
-
-
-# Plan -------------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -119,33 +80,35 @@ def _vit_pixels(image: Image.Image, grid: tuple[int, int], config: ProcessorConf
 
 
 def plan_controls(
-    guidance: PlanGuidance,
+    control: PlanControl,
     layout: Layout,
     tokens: dict[str, torch.Tensor],
     grids: dict[str, tuple[int, int]],
     codebook: int,
 ) -> dict[str, GridControl]:
-    """Controls for `generate.decode` from the sketch's tokens on each grid; none when the guidance is off."""
-    if not guidance.active:
+    """Controls for `generate.decode` from the sketch's tokens on each grid; none when it is off."""
+    if not control.active:
         return {}
-    chosen = [name for name in grids if guidance.grids in ("both", name)]
+    chosen = [name for name in grids if control.grids in ("both", name)]
     if not chosen:
-        raise InputError(f"this plan has no {guidance.grids} grid to guide (plans with references have no preview)")
-    make = _forced if guidance.mode == "force" else _biased
+        raise InputError(f"this plan has no {control.grids} grid to control (plans with references have no preview)")
     controls = {}
     for name in chosen:
-        weights = box_weights(layout, grids[name], guidance.falloff).amax(dim=0).flatten()
-        controls[name] = make(tokens[name], weights, guidance.strength, codebook)
+        weights = box_weights(layout, grids[name], control.falloff).amax(dim=0).flatten()
+        if control.mode == "force":
+            controls[name] = _forced(tokens[name], weights)
+        else:
+            controls[name] = _biased(tokens[name], control.strength * weights, codebook)
     return controls
 
 
-def _forced(tokens: torch.Tensor, weights: torch.Tensor, strength: float, codebook: int) -> GridControl:
+def _forced(tokens: torch.Tensor, weights: torch.Tensor) -> GridControl:
     mask = weights >= FORCE_FROM
     return GridControl(forced=torch.where(mask, tokens, 0), forced_mask=mask)
 
 
-def _biased(tokens: torch.Tensor, weights: torch.Tensor, strength: float, codebook: int) -> GridControl:
-    ids, amounts = tokens.tolist(), (strength * weights).tolist()
+def _biased(tokens: torch.Tensor, weights: torch.Tensor, codebook: int) -> GridControl:
+    ids, amounts = tokens.tolist(), weights.tolist()
 
     def bias(position: int) -> torch.Tensor | None:
         if amounts[position] == 0:
@@ -169,10 +132,10 @@ def replan_controls(plan: Plan, layout: Layout) -> dict[str, GridControl]:
     return controls
 
 
-def merge_controls(kept: dict[str, GridControl], guided: dict[str, GridControl]) -> dict[str, GridControl]:
+def merge_controls(kept: dict[str, GridControl], sketched: dict[str, GridControl]) -> dict[str, GridControl]:
     """Both at once: tokens kept outside boxes, tokens favoured or imposed inside them."""
     merged = dict(kept)
-    for name, control in guided.items():
+    for name, control in sketched.items():
         base = merged.get(name, GridControl())
         forced, mask = base.forced, base.forced_mask
         if control.forced is not None and forced is not None:
@@ -185,10 +148,7 @@ def merge_controls(kept: dict[str, GridControl], guided: dict[str, GridControl])
     return merged
 
 
-# Decoder ----------------------------------------------------------------------------------------------------------
-
-
-def glyph_visibility(
+def regional_attention_mask(
     layout: Layout, texts: list[str], patches: tuple[int, int], elsewhere: bool = True
 ) -> torch.Tensor:
     """Boolean (1, h*w, L): which glyph tokens a patch of the decoder's (h, w) grid may see.
@@ -231,9 +191,6 @@ def _matched_texts(layout: Layout, texts: list[str]) -> list[int]:
         left.remove(match)
         found[index] = match[0]
     return found
-
-
-# Latent -----------------------------------------------------------------------------------------------------------
 
 
 def latent_holder(

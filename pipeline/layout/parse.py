@@ -1,10 +1,10 @@
 """Layouts from other forms: ComfyUI's `elements`, pixel boxes, benchmark sentence lists, and plain text lines."""
 
-import json
 import re
 
 from ..errors import InputError
-from .regions import FORMAT, MAX_JSON, ROLES, Layout, TextRegion
+from ..text import shown
+from .regions import FORMAT, MAX_JSON, ROLES, Layout, TextRegion, is_number, limited, parse_json
 
 MARGIN = 0.05  # of the page, left and right of a band that gives no place across
 GAP = 0.02  # of the page, between stacked bands
@@ -20,7 +20,9 @@ def read_layout(value: object, height: int, width: int) -> Layout:
     """Any accepted form -> `Layout`: JSON text, plain text lines, the editor's object, elements or pixel boxes."""
     if isinstance(value, str):
         text = value.strip()
-        return read_layout(_json(text), height, width) if text[:1] in ("{", "[") else from_lines(text)
+        value = parse_json(text) if text[:1] in ("{", "[") else from_lines(text)
+    if isinstance(value, Layout):
+        return value
     if isinstance(value, dict) and "sentence_list" in value:
         return from_sentences(value["sentence_list"], value.get("carrier_list", ()))
     if isinstance(value, dict) and ("format" in value or "regions" in value):
@@ -28,20 +30,11 @@ def read_layout(value: object, height: int, width: int) -> Layout:
     items = value if isinstance(value, list) else [value]
     if items and isinstance(items[0], list):
         items = items[0]  # core's box lists hold one list for each frame
-    if not all(isinstance(item, dict) for item in items):
+    if not all(isinstance(item, dict) for item in limited(items)):
         raise InputError(f"a layout is text, a list of boxes or a {FORMAT} object, not {type(value).__name__}")
     if any("bbox" in item for item in items):
         return from_elements(items)
     return from_pixel_boxes(items, height, width)
-
-
-def _json(text: str) -> object:
-    if len(text) > MAX_JSON:
-        raise InputError(f"the layout's JSON has {len(text)} characters; at most {MAX_JSON} are read")
-    try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise InputError(f"the layout is not valid JSON: {error}") from None
 
 
 def from_elements(items: list[dict]) -> Layout:
@@ -52,7 +45,9 @@ def from_elements(items: list[dict]) -> Layout:
             continue
         y0, x0, y1, x1 = (value / 1000 for value in _four(i, "bbox", item.get("bbox")))
         if y1 <= y0 or x1 <= x0:
-            raise InputError(f"element {i + 1}: bbox {item['bbox']} is [ymin, xmin, ymax, xmax] with max above min")
+            raise InputError(
+                f"element {i + 1}: bbox {shown(item['bbox'])} must be [ymin, xmin, ymax, xmax] with max above min"
+            )
         regions.append(TextRegion(_text(i, item), x0, y0, x1 - x0, y1 - y0, style=_style(i, item)))
     return Layout(tuple(regions))
 
@@ -62,6 +57,8 @@ def from_pixel_boxes(items: list[dict], height: int, width: int) -> Layout:
     regions = []
     for i, item in enumerate(items):
         about = item.get("metadata") or item
+        if not isinstance(about, dict):
+            raise InputError(f"element {i + 1}: metadata is {type(about).__name__}, expected an object")
         if about.get("type", "text") != "text":
             continue
         x, y, w, h = _four(i, "box", [item.get(key) for key in ("x", "y", "width", "height")])
@@ -71,9 +68,8 @@ def from_pixel_boxes(items: list[dict], height: int, width: int) -> Layout:
 
 
 def _four(index: int, name: str, value: object) -> list[float]:
-    good = isinstance(value, (list, tuple)) and len(value) == 4
-    if not good or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value):
-        raise InputError(f"element {index + 1}: {name} is {value!r}, expected four numbers")
+    if not isinstance(value, (list, tuple)) or len(value) != 4 or not all(map(is_number, value)):
+        raise InputError(f"element {index + 1}: {name} is {shown(value, 80)}, expected four numbers")
     return list(value)
 
 
@@ -97,7 +93,9 @@ def from_sentences(sentences: list[str], carriers: list[str] = ()) -> Layout:
     """CVTG-like lists have words and no boxes: equal bands from the top, the carrier ("sign") as role or style."""
     if not isinstance(sentences, (list, tuple)) or not all(isinstance(s, str) for s in sentences):
         raise InputError("sentence_list is a list of strings")
-    share = 1 / max(1, len(sentences))
+    if not isinstance(carriers, (list, tuple)):
+        raise InputError("carrier_list is a list of strings")
+    share = 1 / max(1, len(limited(sentences)))
     regions = []
     for i, text in enumerate(sentences):
         carrier = str(carriers[i]).strip() if i < len(carriers) else ""
@@ -117,7 +115,10 @@ def from_lines(text: str) -> Layout:
     Role, style and place may be left out. Quotes around the text keep an @ or a colon in it; `\n` breaks a line.
     Lines without a side stack from the top; those without a height share what is left.
     """
-    entries = [_line(i, line) for i, line in enumerate(text.splitlines()) if line.strip()]
+    if len(text) > MAX_JSON:
+        raise InputError(f"the layout has {len(text)} characters; at most {MAX_JSON} are read")
+    lines = limited([line for line in text.splitlines() if line.strip()])
+    entries = [_line(i, line) for i, line in enumerate(lines)]
     free = 1 - sum(place["height"] or 0 for _, place in entries if place["stacked"])
     waiting = sum(place["stacked"] and place["height"] is None for _, place in entries)
     if free < -1e-6 or (waiting and free < 0.01):
@@ -139,7 +140,7 @@ def _line(index: int, line: str) -> tuple[dict, dict]:
     role, style, rest = (match["role"] or "").lower(), match["style"] or "", match["rest"]
     if role and role not in ROLES:
         if style:
-            raise InputError(f"{name}: role {role!r}; use {', '.join(ROLES)}")
+            raise InputError(f"{name}: role {shown(role)}; use {', '.join(ROLES)}")
         role, rest = "", line.strip()  # "Opening hours: 9-17": the colon belongs to the text
     quoted = re.fullmatch(r'(?P<text>".*")(?:\s+@\s+(?P<place>.*))?', rest)
     if quoted:
@@ -178,7 +179,7 @@ def _sides(name: str, where: str, words: list[str]) -> dict:
             axis = "down" if word in PLACES_DOWN else "across"
             sides[axis] = (word, None)
         elif axis is None or sides[axis][1] is not None:
-            raise InputError(f"{name}: {where!r} is not a place; {PLACE_HELP}")
+            raise InputError(f"{name}: {shown(where)} is not a place; {PLACE_HELP}")
         else:
             sides[axis] = (sides[axis][0], _percent(name, where, word))
     return sides
@@ -186,5 +187,5 @@ def _sides(name: str, where: str, words: list[str]) -> dict:
 
 def _percent(name: str, where: str, word: str) -> float:
     if not re.fullmatch(r"\d{1,3}(\.\d+)?%", word) or float(word[:-1]) > 100:
-        raise InputError(f'{name}: {where!r} is not a place; {PLACE_HELP}; quote the text to keep an " @ " in it')
+        raise InputError(f'{name}: {shown(where)} is not a place; {PLACE_HELP}; quote the text to keep an " @ " in it')
     return float(word[:-1]) / 100

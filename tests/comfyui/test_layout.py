@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from comfyui_glm_image.pipeline.layout.control import inside_boxes
+from comfyui_glm_image.pipeline.layout.boxes import inside_boxes
 from comfyui_glm_image.pipeline.layout.prompt import to_prompt
 from comfyui_glm_image.pipeline.layout.regions import Layout, TextRegion
 from comfyui_glm_image.pipeline.layout.sketch import render

@@ -7,7 +7,8 @@ from comfyui_glm_image.pipeline.errors import InputError
 from comfyui_glm_image.pipeline.glm_image import GlmImage, draw_noise
 from comfyui_glm_image.pipeline.layout import control as G
 from comfyui_glm_image.pipeline.layout import sketch
-from comfyui_glm_image.pipeline.layout.control import PlanGuidance
+from comfyui_glm_image.pipeline.layout.boxes import box_weights, inside_boxes
+from comfyui_glm_image.pipeline.layout.control import PlanControl
 from comfyui_glm_image.pipeline.layout.regions import Layout, TextRegion
 from comfyui_glm_image.pipeline.loading.checkpoint import load_module
 from comfyui_glm_image.pipeline.models.config import (
@@ -63,7 +64,7 @@ def plain(small):
 
 @pytest.mark.parametrize("grid", [(1, 1), (4, 5), (8, 10), (33, 7)])
 def test_a_cell_belongs_to_a_box_when_its_centre_does(grid):
-    inside = G.inside_boxes(LAYOUT, grid)
+    inside = inside_boxes(LAYOUT, grid)
     for region, cells in zip(LAYOUT.regions, inside):
         expected = [
             [region.x <= (c + 0.5) / grid[1] <= region.right and region.y <= (r + 0.5) / grid[0] <= region.bottom
@@ -77,19 +78,19 @@ def test_a_cell_belongs_to_a_box_when_its_centre_does(grid):
 
 def test_a_box_smaller_than_a_cell_takes_exactly_one():
     tiny = Layout((TextRegion("a", 0.52, 0.52, 0.01, 0.01),))
-    inside = G.inside_boxes(tiny, (4, 4))[0]
+    inside = inside_boxes(tiny, (4, 4))[0]
     assert inside.nonzero().tolist() == [[2, 2]]
-    assert float(G.box_weights(tiny, (4, 4), falloff=3).max()) == 1.0
+    assert float(box_weights(tiny, (4, 4), falloff=3).max()) == 1.0
 
 
 def test_falloff_rises_from_the_edge_inwards_and_never_reaches_outside():
     full = Layout((TextRegion("a", 0.25, 0.25, 0.5, 0.5),))
-    weights = G.box_weights(full, (16, 16), falloff=2)[0]
-    assert torch.equal(weights > 0, G.inside_boxes(full, (16, 16))[0])
+    weights = box_weights(full, (16, 16), falloff=2)[0]
+    assert torch.equal(weights > 0, inside_boxes(full, (16, 16))[0])
     assert weights[8, 4:8].tolist() == [0.25, 0.75, 1.0, 1.0]
 
 
-@pytest.mark.parametrize("guidance", [PlanGuidance(), PlanGuidance("bias", strength=0.0)])
+@pytest.mark.parametrize("guidance", [PlanControl(), PlanControl("bias", strength=0.0)])
 def test_guidance_that_is_off_leaves_every_token_as_it_was(small, tokens, plain, guidance):
     result = planned(small, guidance, tokens)
     assert set(result) == set(plain) == set(GRIDS)
@@ -99,11 +100,11 @@ def test_guidance_that_is_off_leaves_every_token_as_it_was(small, tokens, plain,
 
 @pytest.mark.parametrize("grids", ["both", "preview", "full"])
 def test_forced_tokens_are_the_sketchs_inside_boxes_and_nowhere_else(small, tokens, grids):
-    guidance = PlanGuidance("force", grids=grids)
+    guidance = PlanControl("force", grids=grids)
     controls = G.plan_controls(guidance, LAYOUT, tokens, GRIDS, small[0].config.vq_config.num_embeddings)
     result = planned(small, guidance, tokens)
     for name, grid in GRIDS.items():
-        inside = G.inside_boxes(LAYOUT, grid).any(0).flatten()
+        inside = inside_boxes(LAYOUT, grid).any(0).flatten()
         expected = {"preview": 1 * 3 + 1 * 2, "full": 2 * 5 + 1 * 4}[name]  # counted by hand from LAYOUT
         assert int(inside.sum()) == expected
         if grids in ("both", name):
@@ -115,10 +116,10 @@ def test_forced_tokens_are_the_sketchs_inside_boxes_and_nowhere_else(small, toke
 
 
 def test_a_strong_bias_takes_the_sketchs_tokens_and_a_weak_one_some(small, tokens):
-    inside = G.inside_boxes(LAYOUT, GRIDS["full"]).any(0).flatten()
+    inside = inside_boxes(LAYOUT, GRIDS["full"]).any(0).flatten()
 
     def share(strength):
-        ids = planned(small, PlanGuidance("bias", strength=strength, grids="full"), tokens)["full"]
+        ids = planned(small, PlanControl("bias", strength=strength, grids="full"), tokens)["full"]
         return float((ids[:, inside] == tokens["full"][inside]).float().mean())
 
     shares = [share(strength) for strength in (0.0, 5.0, 100.0)]
@@ -126,7 +127,7 @@ def test_a_strong_bias_takes_the_sketchs_tokens_and_a_weak_one_some(small, token
 
 
 def test_a_bias_of_the_full_grid_leaves_the_preview_as_it_was(small, tokens, plain):
-    result = planned(small, PlanGuidance("bias", strength=50.0, grids="full"), tokens)
+    result = planned(small, PlanControl("bias", strength=50.0, grids="full"), tokens)
     assert torch.equal(result["preview"], plain["preview"])
 
 
@@ -136,7 +137,7 @@ def test_replanning_keeps_every_token_outside_the_boxes(small, plain):
     plan = Plan(plain["full"], GRIDS["full"], codebook, ["a", "a"], 3, plain["preview"], GRIDS["preview"])
     again = decode(planner, prefix, SAMPLED, (90, 91), controls=G.replan_controls(plan, LAYOUT))
     for name, grid in GRIDS.items():
-        inside = G.inside_boxes(LAYOUT, grid).any(0).flatten()
+        inside = inside_boxes(LAYOUT, grid).any(0).flatten()
         assert torch.equal(again[name][:, ~inside], plain[name][:, ~inside])
         assert not torch.equal(again[name][:, inside], plain[name][:, inside])
 
@@ -145,10 +146,10 @@ def test_replanning_with_forced_sketch_tokens_does_both(small, tokens, plain):
     planner, prefix, _ = small
     codebook = planner.config.vq_config.num_embeddings
     plan = Plan(plain["full"], GRIDS["full"], codebook, ["a", "a"], 3, plain["preview"], GRIDS["preview"])
-    forced = G.plan_controls(PlanGuidance("force", grids="full"), LAYOUT, tokens, GRIDS, codebook)
+    forced = G.plan_controls(PlanControl("force", grids="full"), LAYOUT, tokens, GRIDS, codebook)
     controls = G.merge_controls(G.replan_controls(plan, LAYOUT), forced)
     again = decode(planner, prefix, SAMPLED, (90, 91), controls=controls)["full"]
-    inside = G.inside_boxes(LAYOUT, GRIDS["full"]).any(0).flatten()
+    inside = inside_boxes(LAYOUT, GRIDS["full"]).any(0).flatten()
     assert (again[:, inside] == tokens["full"][inside]).all()
     assert torch.equal(again[:, ~inside], plain["full"][:, ~inside])
 
@@ -165,20 +166,20 @@ def test_sketch_tokens_equal_those_of_the_same_picture_as_a_reference(small):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"mode": "push"}, "plan guidance 'push'; use off, bias, force"),
-        ({"grids": "none"}, "guided grids 'none'"),
+        ({"mode": "push"}, "plan control mode 'push'; use off, bias, force"),
+        ({"grids": "none"}, "controlled grids 'none'"),
         ({"strength": -1.0}, "must lie in 0..1000"),
         ({"falloff": float("nan")}, "must lie in 0..1000"),
     ],
 )
 def test_bad_settings_are_refused(fields, message):
     with pytest.raises(InputError, match=message):
-        PlanGuidance(**fields)
+        PlanControl(**fields)
 
 
 def test_a_plan_without_a_preview_has_none_to_guide(tokens):
-    with pytest.raises(InputError, match="no preview grid to guide"):
-        G.plan_controls(PlanGuidance("force", grids="preview"), LAYOUT, tokens, {"full": GRIDS["full"]}, 64)
+    with pytest.raises(InputError, match="no preview grid to control"):
+        G.plan_controls(PlanControl("force", grids="preview"), LAYOUT, tokens, {"full": GRIDS["full"]}, 64)
 
 
 # Decoder ----------------------------------------------------------------------------------------------------------
@@ -194,30 +195,30 @@ def glyph_config(references):
 )
 def test_patches_of_a_box_see_their_own_string_only(texts, glyph_config):
     patches = (16, 20)
-    visible = G.glyph_visibility(LAYOUT, texts, patches)
+    visible = G.regional_attention_mask(LAYOUT, texts, patches)
     lengths = [len(row) for row in glyph_ids(texts, glyph_config)]
     assert visible.shape == (1, 16 * 20, sum(lengths))
-    inside = G.inside_boxes(LAYOUT, patches).flatten(1)
+    inside = inside_boxes(LAYOUT, patches).flatten(1)
     for region, where in zip(LAYOUT.regions, inside):
         start = sum(lengths[: texts.index(region.text)])
         expected = torch.zeros(sum(lengths), dtype=torch.bool)
         expected[start : start + lengths[texts.index(region.text)]] = True
         assert (visible[0, where] == expected).all()
     assert visible[0, ~inside.any(0)].all()
-    hidden = G.glyph_visibility(LAYOUT, texts, patches, elsewhere=False)
+    hidden = G.regional_attention_mask(LAYOUT, texts, patches, elsewhere=False)
     assert not hidden[0, ~inside.any(0)].any()
 
 
 def test_equal_strings_go_to_their_boxes_in_reading_order():
     page = Layout((TextRegion("GO", 0.0, 0.6, 1.0, 0.4), TextRegion("GO", 0.0, 0.0, 1.0, 0.4)))
-    visible = G.glyph_visibility(page, ["GO", "GO"], (10, 10))[0]
+    visible = G.regional_attention_mask(page, ["GO", "GO"], (10, 10))[0]
     assert visible[0].tolist() == [True] * 4 + [False] * 4  # top rows: the first string (pad, G, O, end)
     assert visible[-1].tolist() == [False] * 4 + [True] * 4
 
 
 def test_a_string_the_encoder_does_not_get_is_named():
     with pytest.raises(InputError, match='region 2: "24h" is not among the glyph texts'):
-        G.glyph_visibility(LAYOUT, ["OPEN"], (16, 20))
+        G.regional_attention_mask(LAYOUT, ["OPEN"], (16, 20))
 
 
 # Latent -----------------------------------------------------------------------------------------------------------
@@ -226,7 +227,7 @@ def test_a_string_the_encoder_does_not_get_is_named():
 def test_boxes_follow_the_sketch_above_the_level_and_are_free_below_it():
     noise, clean, latents = (torch.randn(1, 16, 32, 40, generator=torch.Generator().manual_seed(k)) for k in range(3))
     hold = G.latent_holder(clean, noise, LAYOUT, 0.6)
-    inside = G.inside_boxes(LAYOUT, (32, 40)).any(0)
+    inside = inside_boxes(LAYOUT, (32, 40)).any(0)
     held = hold(latents, 0.75)
     assert torch.equal(held[..., inside], (0.75 * noise + 0.25 * clean)[..., inside])
     assert torch.equal(held[..., ~inside], latents[..., ~inside])
@@ -253,7 +254,7 @@ def drawn(model):
     """(plan, glyph texts, which glyphs patches see, a function that draws the plan)."""
     texts = LAYOUT.glyph_texts()
     plan = model.plan("a sign", 192, 256, seed=3)
-    visible = G.glyph_visibility(LAYOUT, texts, (12, 16))
+    visible = G.regional_attention_mask(LAYOUT, texts, (12, 16))
 
     def draw(**options):
         return model.denoise(plan, steps=4, seed=5, glyph_texts=texts, **options)
@@ -272,7 +273,7 @@ def test_held_boxes_end_as_the_sketch_and_a_level_of_one_changes_nothing(model, 
     plan, _, draw = drawn
     picture = torch.from_numpy(np.array(sketch.render(LAYOUT, 192, 256)))[None] / 255
     clean, noise = model.encode(picture), draw_noise(plan, 5)
-    inside = G.inside_boxes(LAYOUT, clean.shape[-2:]).any(0)
+    inside = inside_boxes(LAYOUT, clean.shape[-2:]).any(0)
     assert torch.equal(draw(hold=G.latent_holder(clean, noise, LAYOUT, 1.0)), draw())
     held = draw(hold=G.latent_holder(clean, noise, LAYOUT, 0.0))
     assert (held - clean)[..., inside].abs().mean() < 0.3 * (draw() - clean)[..., inside].abs().mean()

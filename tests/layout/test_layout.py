@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 from comfyui_glm_image.pipeline.errors import InputError
-from comfyui_glm_image.pipeline.layout import regions as L
+from comfyui_glm_image.pipeline.layout.check import check, inside_page, overlap
 from comfyui_glm_image.pipeline.layout.parse import from_lines, read_layout
 from comfyui_glm_image.pipeline.layout.prompt import to_prompt
-from comfyui_glm_image.pipeline.layout.regions import Layout, TextRegion, check
+from comfyui_glm_image.pipeline.layout.regions import Layout, TextRegion
+from comfyui_glm_image.pipeline.layout.text_fit import LINE_HEIGHT, advance, fitting_size, vertical_size, wrap
 from comfyui_glm_image.pipeline.text import quoted_texts
 
 SHARED = json.loads((Path(__file__).parents[1] / "data" / "layout_fit.json").read_text())
@@ -30,18 +31,18 @@ def test_json_round_trip_keeps_hostile_text_whole():
 
 def test_fitting_sizes_line_breaks_and_reading_order_equal_those_of_the_editor():
     for row in SHARED["fits"]:
-        assert L.fitting_size(row["text"], row["width"], row["height"]) == pytest.approx(row["horizontal"], abs=1e-5)
-        assert L.vertical_size(row["text"], row["width"], row["height"]) == pytest.approx(row["vertical"], abs=1e-5)
-        assert L.wrap(row["text"], 8, L.advance) == row["lines"]
+        assert fitting_size(row["text"], row["width"], row["height"]) == pytest.approx(row["horizontal"], abs=1e-5)
+        assert vertical_size(row["text"], row["width"], row["height"]) == pytest.approx(row["vertical"], abs=1e-5)
+        assert wrap(row["text"], 8, advance) == row["lines"]
     regions = tuple(TextRegion("a", *box) for box in SHARED["order"]["boxes"])
     assert Layout(regions).reading_order() == SHARED["order"]["order"]
 
 
 def test_fitting_size_is_the_largest_that_fits():
-    size = L.fitting_size("three short words", 200, 90)
+    size = fitting_size("three short words", 200, 90)
     for wanted, fits in ((size, True), (size * 1.03, False)):
-        lines = L.wrap("three short words", 200 / wanted, L.advance)
-        assert (lines is not None and len(lines) * L.LINE_HEIGHT * wanted <= 90) == fits
+        lines = wrap("three short words", 200 / wanted, advance)
+        assert (lines is not None and len(lines) * LINE_HEIGHT * wanted <= 90) == fits
 
 
 def test_reading_order_is_rows_then_columns():
@@ -72,6 +73,7 @@ def test_broken_json_is_an_error_that_names_the_fault(value, message):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"x": 10**400}, "region 1: x is 1000"),
         ({"x": "left"}, "region 1: x is 'left'"),
         ({"x": True}, "region 1: x is True"),
         ({"y": float("nan")}, "region 1: y is nan"),
@@ -122,7 +124,7 @@ def test_every_bad_region_is_listed_at_once():
 
 def test_overlap_limit_is_a_share_of_the_smaller_box():
     page = layout(region("a", 0.1, 0.1, 0.8, 0.4), region("b", 0.1, 0.4, 0.2, 0.2))
-    assert L.overlap(*page.regions) == pytest.approx(0.5)
+    assert overlap(*page.regions) == pytest.approx(0.5)
     check(page, 1024, 1024, max_overlap=0.51)
     with pytest.raises(InputError, match="at most 49%"):
         check(page, 1024, 1024, max_overlap=0.49)
@@ -131,7 +133,7 @@ def test_overlap_limit_is_a_share_of_the_smaller_box():
 def test_rounding_beyond_the_edge_is_clipped_away():
     page = layout(region("a", -0.0005, 0.0, 1.0009, 0.2))
     check(page, 1024, 1024)
-    (clipped,) = L.inside_page(page).regions
+    (clipped,) = inside_page(page).regions
     assert (clipped.x, clipped.right) == (0.0, 1.0)
 
 

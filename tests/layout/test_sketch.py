@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from comfyui_glm_image.pipeline.errors import InputError
-from comfyui_glm_image.pipeline.layout import sketch
+from comfyui_glm_image.pipeline.layout import fonts, sketch
 from comfyui_glm_image.pipeline.layout.regions import Layout, TextRegion
 from PIL import Image, ImageFont
 
@@ -69,13 +69,13 @@ def test_a_background_picture_is_resized_to_the_page():
 
 
 def test_a_letter_no_font_has_is_named(monkeypatch):
-    monkeypatch.setattr(sketch, "FONT_FOLDERS", [])
-    sketch.system_fonts.cache_clear()
-    sketch._system_font_with.cache_clear()
+    monkeypatch.setattr(fonts, "FONT_FOLDERS", [])
+    fonts.system_fonts.cache_clear()
+    fonts._system_font_with.cache_clear()
     with pytest.raises(InputError, match=r"region 1: no font has '𐍈' \(U\+10348\); tried the bundled fonts and 0 of"):
         draw("A𐍈")
-    sketch.system_fonts.cache_clear()
-    sketch._system_font_with.cache_clear()
+    fonts.system_fonts.cache_clear()
+    fonts._system_font_with.cache_clear()
 
 
 def test_an_unknown_font_is_named_with_what_is_near():
@@ -88,8 +88,8 @@ def test_an_unknown_font_is_named_with_what_is_near():
 
 
 def test_a_named_font_is_used_and_others_fill_its_gaps():
-    fonts = sketch.region_fonts(0, TextRegion("A营", 0, 0, 1, 1, font="sketch sans cjk"))
-    assert fonts["营"].name == "SketchSansCJK.ttf" and fonts["A"].name == "SketchSansLatin.ttf"
+    found = fonts.region_fonts(0, TextRegion("A营", 0, 0, 1, 1, font="sketch sans cjk"))
+    assert found["营"].name == "SketchSansCJK.ttf" and found["A"].name == "SketchSansLatin.ttf"
 
 
 def test_the_small_checkpoints_lettering_fills_its_cells():
@@ -103,28 +103,28 @@ def test_the_small_checkpoints_lettering_fills_its_cells():
 
 
 def test_coverage_agrees_with_the_font_engine():
-    for path in sketch.BUNDLED:
+    for path in fonts.BUNDLED:
         font = ImageFont.truetype(str(path), 40)
         absent = bytes(font.getmask("\U0010ffff"))
-        codes = sketch.coverage(path)
+        codes = fonts.coverage(path)
         for letter in "AzÄЖ营业あ。，€":
             assert (ord(letter) in codes) == (bytes(font.getmask(letter)) != absent), (path.name, letter)
-    assert len(sketch.coverage(sketch.BUNDLED[1])) > 6763
+    assert len(fonts.coverage(fonts.BUNDLED[1])) > 6763
 
 
 def test_a_damaged_font_file_has_no_letters(tmp_path):
-    whole = sketch.BUNDLED[0].read_bytes()
+    whole = fonts.BUNDLED[0].read_bytes()
     for name, data in {"cut.ttf": whole[:300], "text.ttf": b"not a font at all", "empty.ttf": b""}.items():
         (tmp_path / name).write_bytes(data)
-        assert sketch.coverage(tmp_path / name) == frozenset()
+        assert fonts.coverage(tmp_path / name) == frozenset()
 
 
 def test_right_to_left_text_is_set_or_refused_clearly(monkeypatch):
-    monkeypatch.setattr(sketch.features, "check", lambda name: False)
+    monkeypatch.setattr(fonts.features, "check", lambda name: False)
     with pytest.raises(InputError, match="region 1: right-to-left text needs pillow with libraqm"):
         draw("שלום")
-    monkeypatch.setattr(sketch.features, "check", lambda name: True)
-    monkeypatch.setattr(sketch, "system_fonts", list)
+    monkeypatch.setattr(fonts.features, "check", lambda name: True)
+    monkeypatch.setattr(fonts, "system_fonts", list)
     with pytest.raises(InputError, match="no font found has all its right-to-left letters"):
         draw("שלום")
 
