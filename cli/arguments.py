@@ -88,9 +88,33 @@ def add_drawing(parser: argparse.ArgumentParser, steps: int = 50) -> None:
     )
 
 
-def shortcuts(args: argparse.Namespace) -> dict:
+def approximations(args: argparse.Namespace) -> dict:
     """The options of `denoise` that trade exactness for speed."""
     return {"guidance_interval": args.guidance_interval, "step_cache": args.step_cache}
+
+
+def denoise_options(args: argparse.Namespace):
+    """The `DenoiseOptions` of these arguments, checked."""
+    from ..pipeline.denoising.options import DenoiseOptions
+
+    return DenoiseOptions(
+        args.steps,
+        args.cfg,
+        args.seed,
+        glyph_texts=args.text,
+        glyph_mode=args.glyph_mode,
+        guidance_batching=args.guidance_batching or "auto",
+        **approximations(args),
+    )
+
+
+def plan_request(args: argparse.Namespace):
+    """The `PlanRequest` of these arguments, checked, its reference images read."""
+    from ..pipeline.planning.make_plan import PlanRequest
+
+    seed = args.seed if args.plan_seed is None else args.plan_seed
+    images, sampling = read_images(args.image), (args.temperature, args.top_p)
+    return PlanRequest(args.prompt, args.height, args.width, images, seed, args.count, *sampling)
 
 
 def open_model(args: argparse.Namespace, bar, local_only: bool = False):
@@ -116,7 +140,7 @@ def open_model(args: argparse.Namespace, bar, local_only: bool = False):
         report=lambda text: print(text, file=sys.stderr),
     )
     model = GlmImage(checkpoint, placement, bool(getattr(args, "compile", None)))
-    model.on_load = bar
+    model.components.on_load = bar
     return model
 
 

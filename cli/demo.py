@@ -4,8 +4,7 @@ import argparse
 from pathlib import Path
 
 from . import arguments
-from .generate import draw, make_plan
-from .progress import Bars
+from .generate import generate
 
 PROMPT = 'a blue poster that says "HELLO" in white'
 WIDTH, HEIGHT, STEPS = 192, 96, 20
@@ -22,8 +21,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     arguments.check_output(args.output, (".png",))
-    with Bars() as bars:
-        model = arguments.open_model(args, bars)
-        draw(model, make_plan(model, args, arguments.read_images(args.image), bars), args, bars)
+    generate(args)
     print("Drawn by the bundled small checkpoint: words on simple scenes, nothing else. See docs/small_model.md.")
     return 0

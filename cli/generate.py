@@ -3,11 +3,8 @@
 import argparse
 from pathlib import Path
 
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
-
 from ..pipeline.errors import InputError
-from ..pipeline.files import replacing
+from ..pipeline.images import save_png, to_pil
 from . import arguments, remote
 from .progress import Bars
 
@@ -23,67 +20,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..pipeline.plan import Plan
-
     if (args.prompt is None) == (args.plan is None):
         raise InputError("give a prompt, or a plan with --plan, and not both")
     arguments.check_output(args.output, (".png",))
-    if args.server:
-        return remote.run(args)
-    images = arguments.read_images(args.image)
-    saved = Plan.load(args.plan) if args.plan else None
+    return remote.run(args) if args.server else generate(args)
+
+
+def generate(args: argparse.Namespace) -> int:
+    """Check everything, then plan (or load a plan), denoise, decode and save."""
+    from ..pipeline.denoising.scheduler import schedule
+    from ..pipeline.plan import Plan
+
+    options = arguments.denoise_options(args)
+    saved = Plan.load(args.plan) if getattr(args, "plan", None) else None
+    request = None if saved else arguments.plan_request(args)
     with Bars() as bars:
         model = arguments.open_model(args, bars)
-        plan = saved or make_plan(model, args, images, bars)
-        draw(model, plan, args, bars)
+        schedule(model.scheduler, options.steps, 1)  # the checkpoint's own limit
+        render(model, saved or model.make_plan(request, progress=bars), options, args, bars)
     return 0
 
 
-def make_plan(model, args: argparse.Namespace, images: list[Image.Image], bars):
-    from ..pipeline.denoising.denoise import check_options
-    from ..pipeline.denoising.scheduler import schedule
-
-    if hasattr(args, "steps"):
-        schedule(model.scheduler, args.steps, 1)  # refuse wrong numbers before planning
-        check_options(**drawing(args))
-    return model.plan(
-        args.prompt,
-        args.height,
-        args.width,
-        images,
-        args.seed if args.plan_seed is None else args.plan_seed,
-        args.temperature,
-        args.top_p,
-        count=args.count,
-        progress=bars,
-    )
-
-
-def draw(model, plan, args: argparse.Namespace, bars) -> list[Path]:
+def render(model, plan, options, args: argparse.Namespace, bars) -> list[Path]:
     """Denoise, decode and save a plan's images; prints each file's name."""
-    from ..pipeline.images import to_pil
-
-    latents = model.denoise(
-        plan,
-        args.steps,
-        args.cfg,
-        args.seed,
-        glyph_texts=args.text,
-        glyph_mode=args.glyph_mode,
-        progress=bars,
-        **drawing(args),
-    )
-    pictures = to_pil(model.decode(latents))
-    paths = numbered(args.output, len(pictures))
-    for k, (path, picture) in enumerate(zip(paths, pictures)):
-        save_png(picture, path, about(model, plan, args, k))
+    images = to_pil(model.decode(model.denoise(plan, **vars(options), progress=bars)))
+    paths = numbered(args.output, len(images))
+    for k, (path, image) in enumerate(zip(paths, images)):
+        save_png(image, path, about(model, plan, args, k))
         print(path)
     return paths
-
-
-def drawing(args: argparse.Namespace) -> dict:
-    """How the steps are computed, as options of `denoise`."""
-    return arguments.shortcuts(args) | {"guidance_batching": args.guidance_batching or "auto"}
 
 
 def numbered(path: Path, count: int) -> list[Path]:
@@ -102,17 +67,8 @@ def about(model, plan, args: argparse.Namespace, row: int) -> dict[str, str]:
         "size": f"{plan.width}x{plan.height}",
         "steps": str(args.steps),
         "guidance_scale": str(args.cfg),
-        **{name: str(value) for name, value in arguments.shortcuts(args).items() if value is not None},
+        **{name: str(value) for name, value in arguments.approximations(args).items() if value is not None},
         "model": model.checkpoint.name if args.model != "small" else "small",
         "revision": model.checkpoint.revision or "",
         "software": "comfyui-glm-image",
     }
-
-
-def save_png(picture: Image.Image, path: Path, entries: dict[str, str]) -> None:
-    """Write a PNG with text entries, whole or not at all."""
-    info = PngInfo()
-    for key, value in entries.items():
-        info.add_itxt(key, value)
-    with replacing(path) as temporary:
-        picture.save(temporary, format="PNG", pnginfo=info)

@@ -4,7 +4,6 @@ import argparse
 from pathlib import Path
 
 from . import arguments
-from .generate import make_plan
 from .progress import Bars
 
 
@@ -19,9 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     arguments.check_output(args.output, (".safetensors",))
-    images = arguments.read_images(args.image)
+    request = arguments.plan_request(args)
     with Bars() as bars:
         model = arguments.open_model(args, bars)
-        make_plan(model, args, images, bars).save(args.output)
+        model.make_plan(request, progress=bars).save(args.output)
     print(args.output)
     return 0

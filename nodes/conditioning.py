@@ -10,10 +10,11 @@ import comfy.model_management
 import torch
 from comfy_api.latest import io
 
+from ..pipeline.denoising import conditioning as pipeline_conditioning
+from ..pipeline.denoising.conditioning import glyph_rows, reference_patch_ids, shared_rows
 from ..pipeline.devices.device import assert_on, current
 from ..pipeline.errors import InputError
-from ..pipeline.plan import Plan, upsample_tokens
-from ..pipeline.text import quoted_texts
+from ..pipeline.plan import Plan
 from . import sockets
 from .comfyui.loading import GlyphEncoderPart
 
@@ -34,9 +35,7 @@ def conditionings(
     positive = {**shared, "prior_token_drop": False}
     if references:
         positive["reference_latents"] = references
-        positive["reference_token_ids"] = [
-            upsample_tokens(reference.prior_token_ids_d32, reference.grid)[None] for reference in plan.references
-        ]
+        positive["reference_token_ids"] = [reference_patch_ids(reference) for reference in plan.references]
     return _conditioning(part, texts, positive), _conditioning(
         part, [negative_texts], {**shared, "prior_token_drop": True}
     )
@@ -44,10 +43,8 @@ def conditionings(
 
 def _conditioning(part: GlyphEncoderPart, texts: list[list[str]], entries: dict) -> list:
     device = comfy.model_management.intermediate_device()
-    if all(row == texts[0] for row in texts):
-        texts = texts[:1]
     with torch.no_grad(), current(part.patcher.load_device):
-        embeds, mask = part.module.embed_batch(texts)
+        embeds, mask = part.module.embed_batch(shared_rows(texts))
     assert_on(part.patcher.load_device, glyphs=embeds)
     if mask is not None:
         entries = {**entries, "glyph_mask": mask.to(device)}
@@ -56,9 +53,7 @@ def _conditioning(part: GlyphEncoderPart, texts: list[list[str]], entries: dict)
 
 def texts_of(plan: Plan, mode: str, listed: str) -> list[list[str]]:
     """The texts to draw in each image, by mode."""
-    if mode == LIST:
-        return [lines(listed)] * len(plan)
-    return [quoted_texts(prompt, mode) for prompt in plan.prompts]
+    return glyph_rows(plan.prompts, lines(listed), mode) if mode == LIST else glyph_rows(plan.prompts, None, mode)
 
 
 def lines(text: str) -> list[str]:
@@ -73,7 +68,7 @@ def encode_references(vae, plan: Plan) -> list[torch.Tensor]:
             f"the plan has {len(plan.references)} reference images, which the decoder needs as well; "
             "connect the vae of Load GLM-Image to this node"
         )
-    return [vae.encode(reference.pixels[None].float() / 255) for reference in plan.references]
+    return pipeline_conditioning.encode_references(plan, vae.encode)
 
 
 class GLMImageConditioning(io.ComfyNode):

@@ -204,7 +204,7 @@ def make_guide(guidance: PlanControl, layout: Layout, sketch: torch.Tensor | Non
         h, w = grids["full"]
         picture = sketch_or_own(sketch, layout, 32 * h, 32 * w)
         device, dtype = part.patcher.load_device, part.module.compute_dtype
-        tokens = sketch_tokens(part.module, picture, grids, part.processor, device, dtype)
+        tokens = sketch_tokens(part.module, picture, grids, part.settings.processor, device, dtype)
         return plan_controls(guidance, layout, tokens, grids, part.codebook_size)
 
     return guide

@@ -7,6 +7,7 @@ import latent_preview
 import torch
 from comfy_api.latest import io
 
+from ..pipeline.denoising.conditioning import sample_noise
 from ..pipeline.denoising.scheduler import schedule
 from ..pipeline.errors import InputError
 from ..pipeline.geometry import check_size, latent_size
@@ -92,7 +93,7 @@ class GLMImageDecode(io.ComfyNode):
         empty = empty_latent(plan.height, plan.width, len(plan) * images_per_plan)
         samples = comfy.sample.sample_custom(
             model,
-            noise_like(empty, seed),
+            sample_noise(empty.shape, seed),
             cfg,
             comfy.samplers.sampler_object("euler"),
             sigmas_for(model, steps),
@@ -103,14 +104,6 @@ class GLMImageDecode(io.ComfyNode):
             seed=seed,
         )
         return io.NodeOutput({"samples": samples})
-
-
-def noise_like(latents: torch.Tensor, seed: int) -> torch.Tensor:
-    """Noise of each image from a generator of its own, seed + k for image k, so that any can be drawn alone."""
-    rows = [
-        torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(seed + k)) for k in range(len(latents))
-    ]
-    return torch.stack(rows)
 
 
 def check_same_plan(plan, positive: list) -> None:

@@ -180,11 +180,11 @@ def test_stopping_a_denoise_between_steps_leaves_gradients_as_they_were(model, p
 
 def test_components_load_when_used_and_can_be_released(references):
     model = open_model(references("wide")[0])
-    assert not model._modules
+    assert not model.components.loaded
     plan = model.plan("a cat", 64, 64)
-    assert list(model._modules) == ["vision_language_encoder"]
+    assert list(model.components.loaded) == ["vision_language_encoder"]
     model.release("vision_language_encoder")
-    assert not model._modules
+    assert not model.components.loaded
     first = model.denoise(plan, 1)
     model.release()
     assert_close(model.denoise(plan, 1), first)
@@ -208,7 +208,7 @@ def test_wrong_sizes_are_refused_before_anything_loads(references, height, width
     model = open_model(references("plain")[0])
     with pytest.raises(InputError, match=message):
         model.plan("a cat", height, width)
-    assert not model._modules
+    assert not model.components.loaded
 
 
 BAD_PLANS = [
@@ -236,7 +236,7 @@ def test_wrong_plan_inputs_are_refused_before_anything_loads(references, given, 
     prompts = [given["prompt"]] if given.get("prompt") == 5 else given.get("prompt", "a cat")
     with pytest.raises(InputError, match=message):
         model.plan(**{"height": 64, "width": 64, **given, "prompt": prompts})
-    assert not model._modules
+    assert not model.components.loaded
 
 
 BAD_RUNS = [
@@ -247,7 +247,7 @@ BAD_RUNS = [
     ({"noise": torch.zeros(1, 16, 4, 4)}, "this plan takes"),
     ({"glyph_texts": "HI"}, "must be a list of strings"),
     ({"glyph_texts": [["a"], ["b"]]}, "or 1 lists, one for each image"),
-    ({"glyph_mode": "best"}, "'reference' or 'prompt_order'"),
+    ({"glyph_mode": "best"}, "use reference, prompt_order"),
     ({"glyph_texts": ["\ud83d"]}, "unpaired surrogate"),
 ]
 
@@ -269,13 +269,31 @@ def test_unusual_prompts_give_pictures(model, prompt):
     assert image.size == (64, 32)
 
 
-def test_generate_refuses_wrong_steps_before_planning(references):
+BAD_GENERATIONS = [
+    ({"steps": 0}, "steps 0 is not usable"),
+    ({"steps": 1001}, "steps 1001 is not usable"),
+    ({"guidance_batching": "both"}, "guidance batching 'both'"),
+    ({"guidence_interval": (0, 0.5)}, "did you mean guidance_interval"),
+    ({"colour": "red"}, "'colour' is no option of denoising; use steps, guidance_scale"),
+    ({"guidance_scale": 0.5}, "guidance_scale 0.5 is not accepted"),
+    ({"glyph_mode": "best"}, "use reference, prompt_order"),
+    ({"glyph_texts": "HI"}, "must be a list of strings"),
+    ({"glyph_texts": ["\ud83d"]}, "unpaired surrogate"),
+    ({"glyph_texts": [["a"], ["b"]]}, "or 1 lists, one for each image"),
+    ({"negative_glyph_texts": "HI"}, "must be a list of strings"),
+    ({"noise": torch.zeros(1, 16, 4, 4)}, "this plan takes"),
+    ({"seed": 1.5}, "seed 1.5"),
+    ({"seed": 2**64}, "seed 18446744073709551616 is not accepted"),
+    ({"plan_seed": True}, "plan seed True is not accepted"),
+]
+
+
+@pytest.mark.parametrize("given, message", BAD_GENERATIONS)
+def test_generate_refuses_wrong_options_before_planning(references, given, message):
     model = open_model(references("plain")[0])
-    with pytest.raises(InputError, match="steps 0"):
-        model.generate("a cat", 64, 64, steps=0)
-    with pytest.raises(InputError, match="guidance batching 'both'"):
-        model.generate("a cat", 64, 64, guidance_batching="both")
-    assert not model._modules
+    with pytest.raises(InputError, match=message):
+        model.generate("a cat", 64, 64, **given)
+    assert not model.components.loaded
 
 
 def test_tiled_and_whole_decode_agree(model):

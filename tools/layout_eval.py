@@ -38,9 +38,10 @@ def _load_package() -> None:
 if "comfyui_glm_image" not in sys.modules:
     _load_package()
 
+from comfyui_glm_image.pipeline.denoising.conditioning import noise_shape, sample_noise  # noqa: E402
 from comfyui_glm_image.pipeline.evaluation import ocr  # noqa: E402
 from comfyui_glm_image.pipeline.geometry import TOKEN, preview_grid  # noqa: E402
-from comfyui_glm_image.pipeline.glm_image import GlmImage, draw_noise, to_pil  # noqa: E402
+from comfyui_glm_image.pipeline.glm_image import GlmImage, to_pil  # noqa: E402
 from comfyui_glm_image.pipeline.layout import sketch  # noqa: E402
 from comfyui_glm_image.pipeline.layout.control import (  # noqa: E402
     PlanControl,
@@ -159,7 +160,7 @@ class Planning:
         if not switches.plan.active:
             return {}
         grids = {"preview": PREVIEW, "full": GRID}
-        tokens = sketch_tokens(self.model.planner, picture, grids, self.model.processor)
+        tokens = sketch_tokens(self.model.planner, picture, grids, self.model.settings.processor)
         return plan_controls(switches.plan, case.layout, tokens, grids, self.model.codebook_size)
 
 
@@ -200,7 +201,7 @@ class Diffusion:
 
     def _hold(self, cases: list[Case], plan: Plan, level: float, pictures: list[Image.Image], seed: int) -> Callable:
         clean = self.model.encode(torch.stack([torch.from_numpy(np.array(picture)) for picture in pictures]) / 255)
-        noise = draw_noise(plan, seed)
+        noise = sample_noise(noise_shape(len(plan), plan.height, plan.width), seed)
         holders = [latent_holder(clean[k, None], noise[k, None], case.layout, level) for k, case in enumerate(cases)]
 
         def hold(latents: torch.Tensor, sigma: float) -> torch.Tensor:

@@ -21,6 +21,7 @@ from ...pipeline.models.config import GenerationConfig, GlyphConfig, ProcessorCo
 from ...pipeline.models.glyph_encoder import GlyphEncoder
 from ...pipeline.models.kv_cache import KVCache
 from ...pipeline.models.planner import Planner
+from ...pipeline.planning.make_plan import PlannerSettings
 from ...pipeline.planning.prompt import PromptEncoder
 from .ops import computing_in
 
@@ -177,8 +178,6 @@ class PlannerPart:
         self.folder = folder
         home = folder / "vision_language_encoder"
         self.config = VisionLanguageConfig.from_json(home / "config.json")
-        self.sampling = GenerationConfig.from_json(home / "generation_config.json")
-        self.processor = ProcessorConfig.from_folder(folder / "processor")
         self.patcher, dtypes = open_part(ManagedPlanner, self.config, home, dtype, device)
         self.module.compute_dtype = dtypes.compute
         self.plans: dict = {}
@@ -199,8 +198,15 @@ class PlannerPart:
             return codebook_colours(self.module.model.vqmodel.quantize.embedding(ids))
 
     @cached_property
-    def prompts(self) -> PromptEncoder:
-        return PromptEncoder(self.folder / "processor", self.config)
+    def settings(self) -> PlannerSettings:
+        """The small files that planning needs besides the weights."""
+        processor = self.folder / "processor"
+        return PlannerSettings(
+            self.config,
+            GenerationConfig.from_json(self.folder / "vision_language_encoder" / "generation_config.json"),
+            ProcessorConfig.from_folder(processor),
+            PromptEncoder(processor, self.config),
+        )
 
 
 def codebook_colours(codebook: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from ..devices.memory import empty_cache
-from ..glm_image import COMPONENTS
+from ..loading.components import MODULES
 from ..loading.placement import DECODER, GLYPH, PLANNER, VAE
 from ..models import released as release
 from ..models.config import RopeConfig
@@ -80,13 +80,13 @@ class RandomModels:
         return self._component(VAE)
 
     def release(self, *names: str) -> None:
-        for name in names or tuple(COMPONENTS):
+        for name in names or tuple(MODULES):
             if self._modules.pop(name, None) is not None and self.device.type != "meta":
                 empty_cache(self.device)
 
     def _component(self, name: str) -> torch.nn.Module:
         if name not in self._modules:
-            module = random_module(COMPONENTS[name][0], self.configs[name], self.device, self.dtypes[name])
+            module = random_module(MODULES[name][0], self.configs[name], self.device, self.dtypes[name])
             if name == PLANNER and self.planner_int8:
                 quantise(module)
             elif name == PLANNER and self.device.type != "meta":

@@ -12,7 +12,8 @@ from comfyui_glm_image.pipeline.benchmark.models import CONFIGURATIONS, RandomMo
 from comfyui_glm_image.pipeline.benchmark.stages import STAGES, Bench, Case, first_tokens, prompt_batch
 from comfyui_glm_image.pipeline.benchmark.timing import Ceilings, Sample, count_flops, interleave, time_call
 from comfyui_glm_image.pipeline.errors import InputError
-from comfyui_glm_image.pipeline.glm_image import COMPONENTS, GlmImage
+from comfyui_glm_image.pipeline.glm_image import GlmImage
+from comfyui_glm_image.pipeline.loading.checkpoint import COMPONENTS
 from comfyui_glm_image.pipeline.loading.placement import PLANNER
 
 CPU = torch.device("cpu")

@@ -8,7 +8,7 @@ import torch
 from comfyui_glm_image.cli import generate
 from comfyui_glm_image.cli.main import COMMANDS, main
 from comfyui_glm_image.pipeline import GlmImage, Plan
-from comfyui_glm_image.pipeline.denoising.denoise import Passes
+from comfyui_glm_image.pipeline.denoising.cfg import CfgPasses
 from PIL import Image
 
 SIZE = ["--width", "64", "--height", "32"]
@@ -49,10 +49,10 @@ def test_a_saved_plan_draws_the_picture_that_generate_draws(run, tmp_path):
 
 
 def test_guidance_as_one_batch_draws_the_same_picture(run, tmp_path, monkeypatch):
-    asked, plain = [], Passes.joined.func
+    asked, plain = [], CfgPasses.joined.func
     counting = cached_property(lambda passes: asked.append(passes) or plain(passes))
-    counting.__set_name__(Passes, "joined")
-    monkeypatch.setattr(Passes, "joined", counting)
+    counting.__set_name__(CfgPasses, "joined")
+    monkeypatch.setattr(CfgPasses, "joined", counting)
     for way in ("batched", "sequential"):
         given = ("a 'HI' sign", "-o", f"{way}.png", *SIZE, "--steps", "2", "--guidance-batching", way)
         assert run("generate", *given)[0] == 0 and len(asked) == 1
@@ -132,7 +132,7 @@ def test_running_out_of_memory_is_one_line(run, monkeypatch):
     def full(*_, **__):
         raise torch.OutOfMemoryError("Tried to allocate 20 GiB")
 
-    monkeypatch.setattr(GlmImage, "plan", full)
+    monkeypatch.setattr(GlmImage, "make_plan", full)
     code, _, err = run("generate", "x", *SIZE)
     assert code == 1 and "out of memory; use a smaller image" in err and err.count("\n") == 1
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 from comfyui_glm_image.cli.arguments import SMALL
 from comfyui_glm_image.pipeline import GlmImage
-from comfyui_glm_image.pipeline.denoising import denoise
-from comfyui_glm_image.pipeline.denoising.denoise import EXACT, Passes, Shortcuts
+from comfyui_glm_image.pipeline.denoising import cfg
+from comfyui_glm_image.pipeline.denoising.approximations import EXACT, Approximations
+from comfyui_glm_image.pipeline.denoising.cfg import CfgPasses
 from comfyui_glm_image.pipeline.errors import InputError
 from PIL import Image
 from torch.testing import assert_close
@@ -44,7 +45,7 @@ def passes(model, monkeypatch):
 
 
 def test_nothing_is_traded_by_default(model, plan, passes):
-    assert Shortcuts() == EXACT
+    assert Approximations() == EXACT
     model.denoise(plan, STEPS)
     assert passes == {"passes": 2 * STEPS, "blocks": 2 * STEPS * model.configs["transformer"].num_layers}
 
@@ -116,24 +117,24 @@ def made(model, *texts):
     embeds, mask = model.glyph_encoder.embed_batch(rows)
     empty, _ = model.glyph_encoder.embed_batch([[]] * len(texts))
     without = dit.prepare(empty, ids, (4, 6), prior_token_drop=True)
-    return Passes(dit.prepare(embeds, ids, (4, 6), glyph_mask=mask), without, 1.5)
+    return CfgPasses(dit.prepare(embeds, ids, (4, 6), glyph_mask=mask), without, 1.5)
 
 
 @torch.no_grad()
 def test_passes_are_batched_where_that_costs_no_mask_and_memory_is_there(model, monkeypatch):
-    monkeypatch.setattr(denoise, "available", lambda device: 100)
+    monkeypatch.setattr(cfg, "available", lambda device: 100)
     card, cpu = torch.device("cuda"), torch.device("cpu")
     same_length, longer, masked = made(model, ""), made(model, "HELLO"), made(model, "A", "LONGER")
-    assert same_length.batches_well(card, 100, streamed=False)
-    assert not same_length.batches_well(card, 101, streamed=False)
-    assert not same_length.batches_well(cpu, 100, streamed=False)
-    assert not longer.batches_well(card, 100, streamed=False) and longer.batches_well(card, 100, streamed=True)
-    assert masked.batches_well(card, 100, streamed=False)
-    assert not Passes(same_length.conditional, None, 1.0).batches_well(card, 1, streamed=True)
+    assert same_length.batches_well(card, 100, offloaded=False)
+    assert not same_length.batches_well(card, 101, offloaded=False)
+    assert not same_length.batches_well(cpu, 100, offloaded=False)
+    assert not longer.batches_well(card, 100, offloaded=False) and longer.batches_well(card, 100, offloaded=True)
+    assert masked.batches_well(card, 100, offloaded=False)
+    assert not CfgPasses(same_length.conditional, None, 1.0).batches_well(card, 1, offloaded=True)
 
 
 def test_a_step_cache_leaves_the_passes_apart(model, plan, monkeypatch):
-    monkeypatch.setattr(Passes, "batches_well", lambda *_, **__: True)
+    monkeypatch.setattr(CfgPasses, "batches_well", lambda *_, **__: True)
     apart = model.denoise(plan, STEPS, step_cache=0.3, guidance_batching="sequential")
     assert torch.equal(model.denoise(plan, STEPS, step_cache=0.3), apart)
 

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from comfyui_glm_image.pipeline.denoising.conditioning import sample_noise
 from comfyui_glm_image.pipeline.errors import InputError
-from comfyui_glm_image.pipeline.glm_image import GlmImage, draw_noise
+from comfyui_glm_image.pipeline.glm_image import GlmImage
 from comfyui_glm_image.pipeline.layout import control as G
 from comfyui_glm_image.pipeline.layout import sketch
 from comfyui_glm_image.pipeline.layout.boxes import box_weights, inside_boxes
@@ -272,7 +273,7 @@ def test_attention_guides_the_first_steps_only(drawn):
 def test_held_boxes_end_as_the_sketch_and_a_level_of_one_changes_nothing(model, drawn):
     plan, _, draw = drawn
     picture = torch.from_numpy(np.array(sketch.render(LAYOUT, 192, 256)))[None] / 255
-    clean, noise = model.encode(picture), draw_noise(plan, 5)
+    clean, noise = model.encode(picture), sample_noise((len(plan), 16, plan.height // 8, plan.width // 8), 5)
     inside = inside_boxes(LAYOUT, clean.shape[-2:]).any(0)
     assert torch.equal(draw(hold=G.latent_holder(clean, noise, LAYOUT, 1.0)), draw())
     held = draw(hold=G.latent_holder(clean, noise, LAYOUT, 0.0))

@@ -79,7 +79,7 @@ def test_the_layers_and_the_head_are_stored_in_8_bits_and_nothing_else(models):
 
 def prefix_of(model, text):
     model.plan(text, 128, 128, seed=3)
-    return next(reversed(model._read.values()))[1]
+    return next(reversed(model.memory.prefixes.values()))[1]
 
 
 def test_the_trained_planners_choice_stays_near(models):

@@ -94,7 +94,7 @@ def test_a_planner_of_8_bits_fits_in_half_and_plans_as_on_the_cpu(folder, npu):
     prefixes = []
     for model in models:
         model.plan(PROMPT, HEIGHT, WIDTH)
-        prefixes.append(next(reversed(model._read.values()))[1].logits.cpu().float())
+        prefixes.append(next(reversed(model.memory.prefixes.values()))[1].logits.cpu().float())
     assert_close(*prefixes, rtol=0.1, atol=0.1)
 
 
@@ -110,7 +110,7 @@ def test_two_cards_share_the_work_and_draw_the_same(folder, npu, drawn):
     placement = P.choose(folder, npu, torch.float32, planner_device="npu:0", decoder_device="npu:1")
     model = GlmImage.from_pretrained(folder, placement=placement)
     assert_same(draw(model), drawn)
-    where = {name: next(module.parameters()).device for name, module in model._modules.items()}
+    where = {name: next(module.parameters()).device for name, module in model.components.loaded.items()}
     assert where.pop(P.PLANNER) == torch.device("npu:0")
     assert set(where.values()) == {torch.device("npu:1")}
 
@@ -123,7 +123,7 @@ def test_planner_and_decoder_take_turns_and_leave_nothing(folder, npu, drawn):
     held = torch.npu.memory_allocated(npu) - before
     assert held >= sum(p.nbytes for p in model.planner.parameters())
     latents = model.denoise(plan, STEPS, seed=5)
-    assert P.PLANNER not in model._modules
+    assert P.PLANNER not in model.components.loaded
     assert_same((plan, latents.cpu(), model.decode(latents)), drawn)
     del latents
     model.release()
@@ -224,7 +224,7 @@ model = GlmImage.from_pretrained(folder, device="npu")
 print(*(str(dtype) for dtype in model.placement.dtypes.values()))
 plan = model.plan("a 'HI' sign", 64, 96, seed=5)
 latents = model.denoise(plan, 3, seed=5)
-print(kernels.registered_kernels("npu") == npu_kernels.FALLBACKS, model._graphs.reason)
+print(kernels.registered_kernels("npu") == npu_kernels.FALLBACKS, model.memory.graphs.reason)
 reference = GlmImage.from_pretrained(folder, device="cpu", dtype=torch.float32)
 print(float((latents.cpu() - reference.denoise(plan, 3, seed=5)).abs().max()))
 with torch.no_grad():
@@ -246,5 +246,5 @@ def test_310p_draws_in_float16_without_bfloat16_and_tells_of_overflow(folder, ru
 
 
 def test_every_component_is_where_its_placement_says(on_npu, npu):
-    for name, module in on_npu._modules.items():
+    for name, module in on_npu.components.loaded.items():
         assert {p.device for p in module.parameters()} == {on_npu.placement.devices[name]} == {resolve_device(npu)}

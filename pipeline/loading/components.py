@@ -1,0 +1,92 @@
+"""The four networks of a checkpoint: each loaded when first used, where its placement says, and released again."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+
+from ..devices.device import current, require_compiler
+from ..devices.layer_offload import offload_layers
+from ..devices.memory import empty_cache, explaining_out_of_memory
+from ..errors import InputError
+from ..models.config import DitConfig, GlyphConfig, VaeConfig, VisionLanguageConfig
+from ..models.glyph_encoder import GlyphEncoder
+from ..models.int8 import quantise
+from ..models.planner import Planner
+from ..models.transformer import Dit
+from ..models.vae import Vae
+from .checkpoint import Checkpoint, load_module
+from .placement import DECODER, GLYPH, PLANNER, VAE, Placement, title
+
+MODULES = {  # folder -> (module, its configuration)
+    PLANNER: (Planner, VisionLanguageConfig),
+    GLYPH: (GlyphEncoder, GlyphConfig),
+    DECODER: (Dit, DitConfig),
+    VAE: (Vae, VaeConfig),
+}
+
+
+class Components:
+    """Modules of a checkpoint by their folder's name: `components[PLANNER]` loads the planner.
+
+    `on_load(done, total, stage="load", component=NAME)` sees the bytes that were read, and may raise to interrupt.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, placement: Placement, compile: bool = False):
+        if compile:
+            _check_compile(placement)
+        self.checkpoint, self.placement, self.compile = checkpoint, placement, compile
+        self.on_load: Callable[..., None] | None = None
+        self.loaded: dict[str, torch.nn.Module] = {}
+        self.configs = {
+            name: config.from_json(checkpoint.component(name) / "config.json") for name, (_, config) in MODULES.items()
+        }
+
+    def __getitem__(self, name: str) -> torch.nn.Module:
+        if name not in self.loaded:
+            with explaining_out_of_memory(f"the {title(name)}", self.placement.devices[name]):
+                self.loaded[name] = self._load(name)
+        return self.loaded[name]
+
+    def _load(self, name: str) -> torch.nn.Module:
+        device, streamed = self.placement.devices[name], name in self.placement.streamed
+        eight_bits = self.placement.stored.get(name) == torch.int8
+        module = self._read(name, torch.device("cpu") if streamed or eight_bits else device)
+        if eight_bits:  # rounded in host memory: a device may not hold the 16 bits
+            quantise(module).to("cpu" if streamed else device)
+        if streamed:
+            return offload_layers(module, device, self.placement.streamed[name])
+        if name == PLANNER:
+            module.fuse()
+        if name == DECODER and self.compile:
+            module.compile_blocks()
+        return module
+
+    def _read(self, name: str, device: torch.device) -> torch.nn.Module:
+        def progress(done: int, total: int) -> None:
+            self.on_load(done, total, stage="load", component=name)
+
+        folder, dtype = self.checkpoint.component(name), self.placement.dtypes[name]
+        shown = progress if self.on_load else None
+        return load_module(MODULES[name][0], self.configs[name], folder, device, dtype, progress=shown)
+
+    def release(self, *names: str) -> None:
+        """Free modules, all without any name; what is not loaded is passed over."""
+        for name in names or tuple(MODULES):
+            if name not in MODULES:
+                raise InputError(f"there is no component {name!r}; use {', '.join(MODULES)}")
+            if self.loaded.pop(name, None) is not None:
+                empty_cache(self.placement.devices[name])
+
+    @contextlib.contextmanager
+    def on_device(self, name: str) -> Iterator[torch.device]:
+        """Make a component's device the current one, without gradients."""
+        device = self.placement.devices[name]
+        with torch.no_grad(), current(device):
+            yield device
+
+
+def _check_compile(placement: Placement) -> None:
+    if DECODER in placement.streamed:
+        raise InputError("compile needs a decoder that stays on its device; layers that stream cannot be compiled")
+    require_compiler(placement.devices[DECODER])
