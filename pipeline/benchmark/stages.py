@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..denoising.denoise import Passes, guided_velocity
+from ..denoising.cfg import CfgPasses, guided_velocity
 from ..geometry import latent_size, patch_count, preview_grid, token_grid
 from ..loading.placement import DECODER, GLYPH, PLANNER, VAE
 from ..models.config import GenerationConfig
@@ -251,7 +251,7 @@ def _decoder(bench: Bench, case: Case, guided: bool, joined: bool = False, refer
     def work(dit: Dit, device: torch.device) -> Call:
         shown, empty = contexts(dit, bench, case, device, reference)
         table, latents = modulations(dit, bench, case, device)[0], _latents(bench, case).to(device)
-        passes = Passes(shown, empty if guided else None, GUIDANCE, batched=joined)
+        passes = CfgPasses(shown, empty if guided else None, GUIDANCE, batched=joined)
         return lambda: guided_velocity(dit, latents, table, passes)
 
     meta, calls = bench.meta.transformer, 2 if guided and not joined else 1
