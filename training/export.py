@@ -1,12 +1,14 @@
 """Training states -> the checkpoint folder, and the benchmark of words that training never saw."""
 
 import json
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
 
-from . import bundle, data
+from ..pipeline.evaluation.edits import EditCase, write_edits
+from . import bundle, data, edits
 from .common import read_meta, read_state
 
 DIFFUSERS_FILE, TRANSFORMERS_FILE = "diffusion_pytorch_model.safetensors", "model.safetensors"
@@ -38,11 +40,29 @@ def _below(tensors: dict, prefix: str) -> dict:
 
 
 def write_benchmark(out: Path) -> None:
-    """Write `N.json` for N regions in CVTG-2K's layout, each prompt with its size."""
+    """Write `N.json` for N regions in CVTG-2K's layout, each prompt with its size, and the edits into `edit/`."""
     out.mkdir(parents=True, exist_ok=True)
     for regions, scenes in benchmark_scenes():
         entries = [_entry(i, scene) for i, scene in enumerate(scenes)]
         (out / f"{regions}.json").write_text(json.dumps({"data_list": entries}, indent=1) + "\n", encoding="utf-8")
+    write_edits(out / "edit", edit_cases())
+
+
+def edit_cases(per_kind: int = 40, seed: int = 2000) -> list[EditCase]:
+    """Edits of pictures with words that training never drew, 192x96 px."""
+    rng = random.Random(seed)
+    drawn = [(kind, edits.draw_edit(rng, 3, 6, kind, edits.held_word)) for kind in edits.KINDS for _ in range(per_kind)]
+    return [_edit_case(i, kind, edit) for i, (kind, edit) in enumerate(drawn)]
+
+
+def _edit_case(index: int, kind: str, edit: edits.Edit) -> EditCase:
+    references = tuple(_image(picture) for picture in edit.references)
+    name = f"{kind}_{index}"
+    return EditCase(name, kind, edit.prompt, edit.texts, references, _image(edit.target), edit.changed)
+
+
+def _image(picture: data.Picture) -> Image.Image:
+    return Image.fromarray(data.render(picture.codes[None], picture.chars[None])[0])
 
 
 def benchmark_scenes() -> Iterator[tuple[int, list[data.Scene]]]:
@@ -62,5 +82,6 @@ def write_truth(out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for regions, scenes in benchmark_scenes():
         for i, scene in enumerate(scenes):
-            picture = data.render(scene.codes[None], scene.chars[None])[0]
-            Image.fromarray(picture).save(out / f"{regions}_{i}.png")
+            _image(scene.picture).save(out / f"{regions}_{i}.png")
+    for case in edit_cases():
+        case.asked.save(out / f"{case.name}.png")

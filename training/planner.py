@@ -123,14 +123,25 @@ def mistaken(tokens: torch.Tensor, share: float) -> torch.Tensor:
 
 
 def mark_places(ids: torch.Tensor, grids) -> torch.Tensor:
-    """Prompt ids (B, L) and the grids that follow -> (2, B, L + N - 1) classes of both heads."""
-    prompts = torch.tensor([_prompt_places(row) for row in ids.tolist()])
+    """Prompt ids (B, L) and the grids that follow -> (2, B, L + N - 1) classes of both heads.
+
+    References are as large as the full grid, the last of `grids`.
+    """
+    prompts, beside = _mark_references(ids, torch.tensor([_prompt_places(row) for row in ids.tolist()]), grids[-1])
     rows = torch.cat([torch.arange(h * w) // w for h, w in grids])
     columns = torch.cat([torch.arange(h * w) % w for h, w in grids])
     # A token is marked with the place of the one it predicts: the last of the prompt predicts the first of the plan.
     rows = torch.cat((prompts[:, :-1], ROWS + rows.expand(len(ids), -1)), 1)
-    columns = F.pad(columns.expand(len(ids), -1), (ids.shape[1] - 1, 0), value=UNMARKED)
+    columns = torch.cat((beside[:, :-1], columns.expand(len(ids), -1)), 1)
     return torch.stack((rows, columns))
+
+
+def _mark_references(ids: torch.Tensor, places: torch.Tensor, grid) -> tuple[torch.Tensor, torch.Tensor]:
+    """Prompt ids and classes of the first head (B, L) -> classes of both, with a row and column for each token seen."""
+    h, w = grid
+    seen = ids < data.CODEBOOK
+    index = (seen.cumsum(1) - 1) % (h * w)
+    return torch.where(seen, ROWS + index // w, places), torch.where(seen, index % w, UNMARKED)
 
 
 def _prompt_places(ids: list[int]) -> list[int]:

@@ -28,9 +28,10 @@ from ..geometry import check_size
 from ..models.config import read_json
 from ..progress import Progress
 from ..text import quoted_texts
-from . import ocr
+from . import edits, ocr
 
 BENCHMARKS = ("small", "cvtg2k", "longtext")
+EDITS = "small-edit"  # pictures to edit, scored by what changed and what stayed
 SMALL = arguments.SMALL / "benchmark"
 ABLATIONS = {
     "none": "nothing is left out",
@@ -88,7 +89,7 @@ class GroupScore:
 def load_cases(benchmark: str, folder: Path | None = None, limit: int | None = None) -> list[Case]:
     """The prompts of a benchmark; `limit` keeps the first of each group. `small` comes with the bundled checkpoint."""
     if benchmark not in BENCHMARKS:
-        raise InputError(f"benchmark {benchmark!r} is not known; use {', '.join(BENCHMARKS)}")
+        raise InputError(f"benchmark {benchmark!r} is not known; use {', '.join((*BENCHMARKS, EDITS))}")
     if folder is None and benchmark != "small":
         raise InputError(f"{benchmark} does not come with this package; download it and name its folder with --data")
     folder = folder or SMALL
@@ -193,8 +194,7 @@ def read(
     cases = list(cases)
     engine = ocr.available_engine(engine)
     for case in cases:
-        if not picture_path(folder, case).exists():
-            raise InputError(f"{picture_path(folder, case)} is missing; draw it first")
+        _drawn_path(folder, case)
     path = folder / "readings.jsonl"
     known = _known_readings(path)
     readings = []
@@ -212,6 +212,13 @@ def read(
             if progress:
                 progress(done, len(cases), name=case.name)
     return readings
+
+
+def _drawn_path(folder: Path, case: Case) -> Path:
+    path = picture_path(folder, case)
+    if not path.exists():
+        raise InputError(f"{path} is missing; draw it first")
+    return path
 
 
 def _open(path: Path) -> Image.Image:
@@ -254,7 +261,7 @@ def check_reader(readings: list[Reading]) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Draw a benchmark's prompts, read the pictures by OCR, score the words, write a report."
-    parser.add_argument("--benchmark", default="small", help=f"{', '.join(BENCHMARKS)} (default: small)")
+    parser.add_argument("--benchmark", default="small", help=f"{', '.join((*BENCHMARKS, EDITS))} (default: small)")
     parser.add_argument("--data", type=Path, help="folder of the benchmark's files; small comes with the package")
     arguments.add_model(parser)
     parser.set_defaults(model="small")
@@ -283,6 +290,8 @@ def run(args: argparse.Namespace) -> int:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise InputError(f"--{name} {value} is not accepted; use 1 or more")
+    if args.benchmark == EDITS:
+        return _run_edits(args)
     cases = [_sized(case, args) for case in load_cases(args.benchmark, args.data, args.limit)]
     engine = ocr.available_engine(args.ocr)  # last: what was asked for is judged on every machine alike
     about = {"benchmark": args.benchmark, "OCR": f"{engine} ({args.languages})"}
@@ -295,6 +304,41 @@ def run(args: argparse.Namespace) -> int:
     readings = read(cases, args.out, engine, args.languages, _bar("reading"), args.strict)
     print(write_report(args.out, f"GLM-Image: {args.benchmark}", about, cases, readings))
     return 0
+
+
+def _run_edits(args: argparse.Namespace) -> int:
+    """Edit every picture of the benchmark, one at a time, and say what changed and what stayed."""
+    if args.ablation != "none":
+        raise InputError(f"{EDITS} has no ablations; leave --ablation out")
+    cases = edits.load_edits(args.data or SMALL / "edit", args.limit)
+    engine = ocr.available_engine(args.ocr)
+    about = {"benchmark": EDITS, "OCR": f"{engine} ({args.languages})"}
+    if not args.read_only:
+        drawn = _settings(args)
+        check_settings(args.out, drawn)
+        draw(cases, args.out, _editor(args, cases), 1, _bar("drawing"))
+        about = {**about, **{key: str(value) for key, value in drawn.items()}}
+    pictures = [_open(_drawn_path(args.out, case)) for case in cases]
+    results = [
+        edits.score_edit(case, picture, engine, args.languages, args.strict) for case, picture in zip(cases, pictures)
+    ]
+    check_reader([result for result in results if result.kind == "word"])
+    text, content = edits.report(f"GLM-Image: {EDITS}", about, results)
+    edits.edit_sheet(cases, pictures).save(args.out / "sheet.png")
+    _write(args.out / "report.md", text)
+    _write(args.out / "report.json", json.dumps(content, indent=2))
+    print(text)
+    return 0
+
+
+def _editor(args: argparse.Namespace, cases: list[edits.EditCase]) -> Callable:
+    """Draw edits with the model, each with a seed of its own."""
+    model = _open_model(args, cases, count=1)
+
+    def make(cases: list[edits.EditCase], index: int) -> list[Image.Image]:
+        return [edits.paint_edit(model, case, args.seed + index, steps=args.steps, cfg=args.cfg) for case in cases]
+
+    return make
 
 
 def _sized(case: Case, args: argparse.Namespace) -> Case:
@@ -338,16 +382,21 @@ def _bar(what: str) -> Progress:
 
 def _painter(args: argparse.Namespace, cases: list[Case]) -> Callable[[list[Case], int], list[Image.Image]]:
     """Draw with the model; every prompt has a seed of its own, counted from the first prompt of the benchmark."""
-    largest = max(cases, key=lambda case: case.height * case.width)
-    planned = {"height": largest.height, "width": largest.width, "count": args.batch}
-    with Bars() as bars:
-        model = arguments.open_model(argparse.Namespace(**{**vars(args), **planned}), bars)
+    model = _open_model(args, cases, args.batch)
 
     def make(cases: list[Case], index: int) -> list[Image.Image]:
         seed = args.seed + index
         return paint(model, cases, seed, steps=args.steps, cfg=args.cfg, ablation=args.ablation)
 
     return make
+
+
+def _open_model(args: argparse.Namespace, cases: list, count: int):
+    """The model with room for `count` of the largest pictures at once."""
+    largest = max(cases, key=lambda case: case.height * case.width)
+    planned = {"height": largest.height, "width": largest.width, "count": count}
+    with Bars() as bars:
+        return arguments.open_model(argparse.Namespace(**{**vars(args), **planned}), bars)
 
 
 def paint(model, cases: list[Case], seed: int, *, steps: int, cfg: float, ablation: str = "none") -> list[Image.Image]:
