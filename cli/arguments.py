@@ -108,13 +108,13 @@ def denoise_options(args: argparse.Namespace):
     )
 
 
-def plan_request(args: argparse.Namespace):
-    """The `PlanRequest` of these arguments, checked, its reference images read."""
+def plan_request(args: argparse.Namespace, prompt: str):
+    """The `PlanRequest` of a prompt and these arguments, checked, its reference images read."""
     from ..pipeline.planning.make_plan import PlanRequest
 
     seed = args.seed if args.plan_seed is None else args.plan_seed
     images, sampling = read_images(args.image), (args.temperature, args.top_p)
-    return PlanRequest(args.prompt, args.height, args.width, images, seed, args.count, *sampling)
+    return PlanRequest(prompt, args.height, args.width, images, seed, args.count, *sampling)
 
 
 def open_model(args: argparse.Namespace, bar, local_only: bool = False):

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from . import arguments
+from . import arguments, layout
 from .generate import generate
 
 PROMPT = 'a blue poster that says "HELLO" in white'
@@ -16,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_model(parser)
     arguments.add_planning(parser)
     arguments.add_drawing(parser, STEPS)
+    layout.add_arguments(parser)
     parser.set_defaults(model="small", width=WIDTH, height=HEIGHT)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..pipeline.errors import InputError
 from ..pipeline.images import save_png, to_pil
-from . import arguments, remote
+from . import arguments, layout, remote
 from .progress import Bars
 
 
@@ -16,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_model(parser)
     arguments.add_planning(parser)
     arguments.add_drawing(parser)
+    layout.add_arguments(parser)
     remote.add_arguments(parser)
 
 
@@ -23,6 +24,8 @@ def run(args: argparse.Namespace) -> int:
     if (args.prompt is None) == (args.plan is None):
         raise InputError("give a prompt, or a plan with --plan, and not both")
     arguments.check_output(args.output, (".png",))
+    if args.server and args.layout:
+        raise InputError("servers take prompts, not layouts; leave out --layout or --server")
     return remote.run(args) if args.server else generate(args)
 
 
@@ -33,17 +36,22 @@ def generate(args: argparse.Namespace) -> int:
 
     options = arguments.denoise_options(args)
     saved = Plan.load(args.plan) if getattr(args, "plan", None) else None
-    request = None if saved else arguments.plan_request(args)
+    control = layout.read(args, *((saved.height, saved.width) if saved else (args.height, args.width)))
+    request = None if saved else arguments.plan_request(args, layout.prompt(args, control))
     with Bars() as bars:
         model = arguments.open_model(args, bars)
-        schedule(model.scheduler, options.steps, 1)  # the checkpoint's own limit
-        render(model, saved or model.make_plan(request, progress=bars), options, args, bars)
+        if request:
+            model.check(request, options, control)
+        else:
+            schedule(model.scheduler, options.steps, 1)  # the checkpoint's own limit
+        plan = saved or model.make_plan(request, control, progress=bars)
+        latents = model.denoise(plan, **vars(options), layout=control, progress=bars)
+        save(to_pil(model.decode(latents)), model, plan, args)
     return 0
 
 
-def render(model, plan, options, args: argparse.Namespace, bars) -> list[Path]:
-    """Denoise, decode and save a plan's images; prints each file's name."""
-    images = to_pil(model.decode(model.denoise(plan, **vars(options), progress=bars)))
+def save(images: list, model, plan, args: argparse.Namespace) -> list[Path]:
+    """Save a plan's images; prints each file's name."""
     paths = numbered(args.output, len(images))
     for k, (path, image) in enumerate(zip(paths, images)):
         save_png(image, path, about(model, plan, args, k))

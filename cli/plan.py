@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from . import arguments
+from . import arguments, layout
 from .progress import Bars
 
 
@@ -14,13 +14,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     arguments.add_model(parser)
     arguments.add_planning(parser)
+    layout.add_arguments(parser, denoising=False)
 
 
 def run(args: argparse.Namespace) -> int:
     arguments.check_output(args.output, (".safetensors",))
-    request = arguments.plan_request(args)
+    control = layout.read(args, args.height, args.width)
+    request = arguments.plan_request(args, layout.prompt(args, control))
     with Bars() as bars:
         model = arguments.open_model(args, bars)
-        model.make_plan(request, progress=bars).save(args.output)
+        model.make_plan(request, control, progress=bars).save(args.output)
     print(args.output)
     return 0

@@ -7,7 +7,7 @@ Shapes: B images, H W pixels, h w planner tokens of 32 px.
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -32,6 +32,15 @@ from .devices.memory import memory_of, retry_smaller
 from .errors import InputError
 from .geometry import LATENT, PATCH, TOKEN, patch_count
 from .images import to_pil
+from .layout.control import merge_controls
+from .layout.layout_control import (
+    LayoutControl,
+    Layouts,
+    attention_mask_for,
+    control_rows,
+    hold_for,
+    plan_controls_for,
+)
 from .loading.checkpoint import Checkpoint, resolve
 from .loading.components import Components
 from .loading.placement import DECODER, GLYPH, PLANNER, VAE, Placement, choose, decoder_work
@@ -141,26 +150,32 @@ class GlmImage:
         top_p: float | None = None,
         *,
         count: int = 1,
+        layout: Layouts | None = None,
         controls: dict[str, GridControl] | None = None,
         progress: Progress | None = None,
     ) -> Plan:
         """Plan `count` images for each prompt; the arguments are those of `PlanRequest`.
 
-        `controls` may bias or force tokens.
+        `layout` (a `Layout`, a `LayoutControl` with strengths, or a list with one for each image) favours or imposes
+        its texts' tokens in their boxes. `controls` may bias or force any tokens.
         """
         request = PlanRequest(prompt, height, width, images, seed, count, temperature, top_p)
-        return self.make_plan(request, controls, progress)
+        return self.make_plan(request, layout, controls, progress)
 
     def make_plan(
         self,
         request: PlanRequest,
+        layout: Layouts | None = None,
         controls: dict[str, GridControl] | None = None,
         progress: Progress | None = None,
     ) -> Plan:
         """The plan that a request asks for; everything is checked before a weight is read."""
-        prepared = self.settings.prepare(request)
+        rows = control_rows(layout, request.rows, request.height, request.width)
+        prepared, dtype = self.settings.prepare(request), self.placement.dtypes[PLANNER]
         with self._stage("planning", PLANNER) as device:
-            dtype = self.placement.dtypes[PLANNER]
+            if rows:
+                of_layout = plan_controls_for(rows, self.planner, prepared, self.settings.processor, device, dtype)
+                controls = merge_controls(controls or {}, of_layout)
             return make_plan(
                 self.planner, prepared, device, dtype, controls=controls, memory=self.memory, progress=progress
             )
@@ -191,26 +206,26 @@ class GlmImage:
         guidance_scale: float = 1.5,
         seed: int = 0,
         *,
+        layout: Layouts | None = None,
         noise: torch.Tensor | None = None,
-        glyph_visible: torch.Tensor | None = None,
-        glyph_visible_until: float = 1.0,
-        hold: Callable[[torch.Tensor, float], torch.Tensor] | None = None,
         **settings,
     ) -> Iterator[torch.Tensor]:
         """The latents after each step.
 
-        `settings` are the other fields of `DenoiseOptions`. `noise` (B, 16, H/8, W/8) overrides the seed.
-        `glyph_visible` (B or 1, patches, L) and `hold` are a layout's, see `layout.control`; `glyph_visible_until` is
-        the share of the steps for which the former counts.
+        `settings` are the other fields of `DenoiseOptions`. `layout` is as in `plan`; its texts are rendered unless
+        `glyph_texts` are given. `noise` (B, 16, H/8, W/8) overrides the seed.
         """
         options = DenoiseOptions.of(steps=steps, guidance_scale=guidance_scale, seed=seed, **settings)
         self._check_plan(plan)
-        texts = glyph_rows(plan.prompts, options.glyph_texts, options.glyph_mode)
+        rows = control_rows(layout, len(plan), plan.height, plan.width)
+        texts = texts_for(rows, plan.prompts, options)
+        visible = attention_mask_for(rows, texts, plan.height, plan.width)
         times = schedule(self.scheduler, steps, patch_count(plan.height, plan.width))
         shape = noise_shape(len(plan), plan.height, plan.width)
         noise = sample_noise(shape, seed) if noise is None else check_noise(noise, shape)
+        hold = hold_for(rows, self.encode, noise, plan.height, plan.width)
         with self._stage("drawing", DECODER) as device:
-            passes = self._passes(plan, texts, options, glyph_visible, round(glyph_visible_until * steps))
+            passes = self._passes(plan, texts, options, visible, round(rows[0].attention * steps) if rows else 0)
             noise, shown = noise.to(device, torch.float32), passes.conditional
             assert_on(device, noise=noise, glyphs=shown.glyphs, prior=shown.prior, tables=shown.cos)
         return denoise_steps(self.transformer, times, noise, passes, hold, options.approximations)
@@ -301,25 +316,44 @@ class GlmImage:
         temperature: float | None = None,
         top_p: float | None = None,
         count: int = 1,
+        layout: Layouts | None = None,
         noise: torch.Tensor | None = None,
         progress: Progress | None = None,
         **settings,
     ) -> list[Image.Image]:
         """Prompt to PIL images, `count` for each prompt; `plan_seed` is `seed` unless given.
 
-        `noise` and `settings` are as in `denoise_steps`. Everything is checked before anything is planned.
+        `layout` is as in `plan`, `noise` and `settings` as in `denoise_steps`. Everything is checked before anything
+        is planned.
         """
         plan_seed = seed if plan_seed is None else plan_seed
         request = PlanRequest(prompt, height, width, images, plan_seed, count, temperature, top_p)
         options = DenoiseOptions.of(steps=steps, guidance_scale=guidance_scale, seed=seed, **settings)
-        self._check_options(options, request, noise)
-        plan = self.make_plan(request, progress=progress)
-        latents = self.denoise(plan, steps, guidance_scale, seed, noise=noise, progress=progress, **settings)
+        self.check(request, options, layout, noise)
+        plan = self.make_plan(request, layout, progress=progress)
+        latents = self.denoise(
+            plan, steps, guidance_scale, seed, layout=layout, noise=noise, progress=progress, **settings
+        )
         return to_pil(self.decode(latents))
 
-    def _check_options(self, options: DenoiseOptions, request: PlanRequest, noise: torch.Tensor | None) -> None:
-        """Refuse what a plan of this request could not be denoised with."""
+    def check(
+        self,
+        request: PlanRequest,
+        options: DenoiseOptions,
+        layout: Layouts | None = None,
+        noise: torch.Tensor | None = None,
+    ) -> None:
+        """Refuse what a plan of this request could not be denoised with, before it is made."""
+        height, width = request.height, request.width
         schedule(self.scheduler, options.steps, 1)
-        glyph_rows(request.row_prompts, options.glyph_texts, options.glyph_mode)
+        rows = control_rows(layout, request.rows, height, width)
+        attention_mask_for(rows, texts_for(rows, request.row_prompts, options), height, width)
         if noise is not None:
-            check_noise(noise, noise_shape(request.rows, request.height, request.width))
+            check_noise(noise, noise_shape(request.rows, height, width))
+
+
+def texts_for(rows: list[LayoutControl], prompts: Sequence[str], options: DenoiseOptions) -> list[list[str]]:
+    """The texts to render in each row: those given, else the layout's, else the prompts' own."""
+    if rows and options.glyph_texts is None:
+        return [row.layout.glyph_texts() for row in rows]
+    return glyph_rows(prompts, options.glyph_texts, options.glyph_mode)

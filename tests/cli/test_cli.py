@@ -5,7 +5,7 @@ from functools import cached_property
 import numpy as np
 import pytest
 import torch
-from comfyui_glm_image.cli import generate
+from comfyui_glm_image.cli import arguments, generate
 from comfyui_glm_image.cli.main import COMMANDS, main
 from comfyui_glm_image.pipeline import GlmImage, Plan
 from comfyui_glm_image.pipeline.denoising.cfg import CfgPasses
@@ -21,9 +21,9 @@ def run(references, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     capsys.readouterr()  # what making the checkpoint printed
 
-    def run(command, *arguments, model=str(folder)):
-        device = [] if "--device" in arguments else ["--device", "cpu"]
-        code = main([command, *arguments, "--model", model, *device])
+    def run(command, *words, model=str(folder)):
+        device = [] if "--device" in words else ["--device", "cpu"]
+        code = main([command, *words, "--model", model, *device])
         return code, *capsys.readouterr()
 
     return run
@@ -149,3 +149,60 @@ def test_every_command_has_a_module_with_arguments(capsys):
             main([name, "--help"])
         assert end.value.code == 0
         assert f"glm-image {name}" in capsys.readouterr().out
+
+
+LAYOUT = "title: OPEN @ top 40%\nbody: TEA @ bottom 40%\n"
+
+
+def test_a_layout_goes_into_prompt_plan_and_image(run, tmp_path):
+    (tmp_path / "page.txt").write_text(LAYOUT)
+    size = ("--width", "192", "--height", "96")
+    placed = ("--layout", "page.txt", "--layout-mode", "force")
+    assert run("plan", "a poster", "--layout", "page.txt", *size, "-o", "p.safetensors")[0] == 0
+    assert Plan.load(tmp_path / "p.safetensors").prompts == [
+        'a poster. It shows 2 texts: the title "OPEN" at the top (5% to 95% across, 0% to 40% down); '
+        'the body "TEA" at the bottom (5% to 95% across, 60% to 100% down).'
+    ]
+    code, out, err = run(
+        "generate", "a poster", *size, "--steps", "1", *placed, "--layout-prompt", "none", "-o", "a.png"
+    )
+    assert (code, out) == (0, "a.png\n"), err
+    assert Image.open(tmp_path / "a.png").text["prompt"] == "a poster"
+    assert run("generate", "--plan", "p.safetensors", "--steps", "1", "--layout", "page.txt", "-o", "b.png")[0] == 0
+
+
+BAD_LAYOUTS = [
+    (("--layout", "missing.txt"), "layout missing.txt does not exist"),
+    (("--layout", "empty.txt"), "the layout has no regions"),
+    (("--layout", "page.txt", "--layout-attention", "2"), "layout attention 2.0 is not accepted"),
+    (("--layout", "page.txt", "--layout-strength", "nan"), "strength nan"),
+    (("--layout", "page.txt", "--layout-language", "latin"), "use english or chinese"),
+    (("--layout", "page.txt", "--server", "http://127.0.0.1:9"), "servers take prompts, not layouts"),
+    (("--layout", "page.txt", "--text", "OTHER"), "is not among the glyph texts"),
+]
+
+
+@pytest.mark.parametrize("given, message", BAD_LAYOUTS)
+def test_wrong_layouts_are_one_line_and_load_nothing(run, tmp_path, monkeypatch, given, message):
+    monkeypatch.setattr(GlmImage, "make_plan", lambda *_, **__: pytest.fail("planned"))
+    (tmp_path / "page.txt").write_text(LAYOUT)
+    (tmp_path / "empty.txt").write_text("")
+    code, _, err = run("generate", "a poster", "--width", "192", "--height", "96", *given)
+    assert code == 1 and message in err and err.count("\n") == 1
+
+
+BAD_OPTIONS = [
+    (("--steps", "0"), "steps 0 is not usable"),
+    (("--cfg", "0.5"), "guidance_scale 0.5 is not accepted"),
+    (("--guidance-interval", "1", "0"), "guidance interval 1.0 to 0.0 is not accepted"),
+    (("--step-cache", "2"), "step cache 2.0 is not accepted"),
+    (("--seed", str(2**64)), "is not accepted; use a whole number"),
+    (("--temperature", "nan"), "temperature nan is not accepted"),
+]
+
+
+@pytest.mark.parametrize("given, message", BAD_OPTIONS)
+def test_wrong_options_are_refused_before_the_checkpoint_is_opened(run, monkeypatch, given, message):
+    monkeypatch.setattr(arguments, "open_model", lambda *_: pytest.fail("opened"))
+    code, _, err = run("generate", "x", *SIZE, *given)
+    assert code == 1 and message in err and err.count("\n") == 1

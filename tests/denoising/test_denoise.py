@@ -8,6 +8,8 @@ from comfyui_glm_image.pipeline.denoising import cfg
 from comfyui_glm_image.pipeline.denoising.approximations import EXACT, Approximations
 from comfyui_glm_image.pipeline.denoising.cfg import CfgPasses
 from comfyui_glm_image.pipeline.errors import InputError
+from comfyui_glm_image.pipeline.layout.layout_control import LayoutControl
+from comfyui_glm_image.pipeline.layout.regions import Layout, TextRegion
 from PIL import Image
 from torch.testing import assert_close
 
@@ -90,7 +92,7 @@ SCENES = [
     {},
     {"negative_glyph_texts": ["a longer one than the prompt's"]},
     {"guidance_interval": (0.3, 0.7)},
-    {"glyph_visible": torch.arange(24 * 3).view(1, 24, 3) % 5 > 0, "glyph_visible_until": 0.5},
+    {"layout": LayoutControl(Layout((TextRegion("HI", 0.1, 0.1, 0.8, 0.5),)), attention=0.5)},
 ]
 
 

@@ -1,11 +1,8 @@
 """Guidance: boxes on grids, forced and favoured tokens, re-planning, glyph visibility, held latents."""
 
-import numpy as np
 import pytest
 import torch
-from comfyui_glm_image.pipeline.denoising.conditioning import sample_noise
 from comfyui_glm_image.pipeline.errors import InputError
-from comfyui_glm_image.pipeline.glm_image import GlmImage
 from comfyui_glm_image.pipeline.layout import control as G
 from comfyui_glm_image.pipeline.layout import sketch
 from comfyui_glm_image.pipeline.layout.boxes import box_weights, inside_boxes
@@ -183,9 +180,6 @@ def test_a_plan_without_a_preview_has_none_to_guide(tokens):
         G.plan_controls(PlanControl("force", grids="preview"), LAYOUT, tokens, {"full": GRIDS["full"]}, 64)
 
 
-# Decoder ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def glyph_config(references):
     return GlyphConfig.from_json(references("plain")[0] / "text_encoder" / "config.json")
@@ -222,9 +216,6 @@ def test_a_string_the_encoder_does_not_get_is_named():
         G.regional_attention_mask(LAYOUT, ["OPEN"], (16, 20))
 
 
-# Latent -----------------------------------------------------------------------------------------------------------
-
-
 def test_boxes_follow_the_sketch_above_the_level_and_are_free_below_it():
     noise, clean, latents = (torch.randn(1, 16, 32, 40, generator=torch.Generator().manual_seed(k)) for k in range(3))
     hold = G.latent_holder(clean, noise, LAYOUT, 0.6)
@@ -240,42 +231,3 @@ def test_level_one_never_holds_and_other_levels_are_checked():
     assert G.latent_holder(noise, noise, LAYOUT, 1.0)(noise, 1.0) is noise
     with pytest.raises(InputError, match="noise level 1.5 is out of range"):
         G.latent_holder(noise, noise, LAYOUT, 1.5)
-
-
-# All of it in the pipeline ------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def model(references):
-    return GlmImage.from_pretrained(references("plain")[0], device="cpu", dtype="fp32")
-
-
-@pytest.fixture(scope="module")
-def drawn(model):
-    """(plan, glyph texts, which glyphs patches see, a function that draws the plan)."""
-    texts = LAYOUT.glyph_texts()
-    plan = model.plan("a sign", 192, 256, seed=3)
-    visible = G.regional_attention_mask(LAYOUT, texts, (12, 16))
-
-    def draw(**options):
-        return model.denoise(plan, steps=4, seed=5, glyph_texts=texts, **options)
-
-    return plan, visible, draw
-
-
-def test_attention_guides_the_first_steps_only(drawn):
-    _, visible, draw = drawn
-    plain, off, early, always = draw(), *(draw(glyph_visible=visible, glyph_visible_until=k) for k in (0.0, 0.5, 1.0))
-    assert torch.equal(plain, off)
-    assert not torch.equal(plain, early) and not torch.equal(early, always)
-
-
-def test_held_boxes_end_as_the_sketch_and_a_level_of_one_changes_nothing(model, drawn):
-    plan, _, draw = drawn
-    picture = torch.from_numpy(np.array(sketch.render(LAYOUT, 192, 256)))[None] / 255
-    clean, noise = model.encode(picture), sample_noise((len(plan), 16, plan.height // 8, plan.width // 8), 5)
-    inside = inside_boxes(LAYOUT, clean.shape[-2:]).any(0)
-    assert torch.equal(draw(hold=G.latent_holder(clean, noise, LAYOUT, 1.0)), draw())
-    held = draw(hold=G.latent_holder(clean, noise, LAYOUT, 0.0))
-    assert (held - clean)[..., inside].abs().mean() < 0.3 * (draw() - clean)[..., inside].abs().mean()
-    assert torch.isfinite(held).all()

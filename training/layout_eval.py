@@ -1,7 +1,7 @@
-"""Where words land: `python tools/layout_eval.py --model checkpoints/small --count 100`.
+"""Where words land: `python -m comfyui_glm_image.training.layout_eval --count 100`.
 
-Makes held-out layouts (words training never saw, on free rows and columns of the token grid), draws each with every
-switch of the layout guidance off and on, same seeds throughout, reads the pictures back by OCR, and writes the share
+Makes held-out layouts (words training never saw, on free rows and columns of the token grid), generates each with every
+switch of layout control off and on, same seeds throughout, reads the pictures back by OCR, and writes the share
 of words whose centre lies in their box, as a Markdown table and JSON. For checkpoints that `training/` makes: the
 layouts use its lettering.
 
@@ -9,54 +9,27 @@ layouts use its lettering.
 """
 
 import argparse
-import importlib.util
 import json
 import random
-import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
+from ..cli.arguments import SMALL
+from ..pipeline import GlmImage, Plan
+from ..pipeline.evaluation import ocr
+from ..pipeline.geometry import TOKEN
+from ..pipeline.images import to_pil
+from ..pipeline.layout.control import PlanControl
+from ..pipeline.layout.layout_control import LayoutControl
+from ..pipeline.layout.regions import Layout, TextRegion
+from . import data
 
-
-def _load_package() -> None:
-    """This tree as `comfyui_glm_image`, installed or not."""
-    spec = importlib.util.spec_from_file_location(
-        "comfyui_glm_image", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-    )
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["comfyui_glm_image"] = module
-    spec.loader.exec_module(module)
-
-
-if "comfyui_glm_image" not in sys.modules:
-    _load_package()
-
-from comfyui_glm_image.pipeline.denoising.conditioning import noise_shape, sample_noise  # noqa: E402
-from comfyui_glm_image.pipeline.evaluation import ocr  # noqa: E402
-from comfyui_glm_image.pipeline.geometry import TOKEN, preview_grid  # noqa: E402
-from comfyui_glm_image.pipeline.glm_image import GlmImage, to_pil  # noqa: E402
-from comfyui_glm_image.pipeline.layout import sketch  # noqa: E402
-from comfyui_glm_image.pipeline.layout.control import (  # noqa: E402
-    PlanControl,
-    latent_holder,
-    plan_controls,
-    regional_attention_mask,
-    sketch_tokens,
-)
-from comfyui_glm_image.pipeline.layout.regions import Layout, TextRegion  # noqa: E402
-from comfyui_glm_image.pipeline.plan import Plan  # noqa: E402
-from comfyui_glm_image.pipeline.planning.controls import GridControl  # noqa: E402
-from comfyui_glm_image.training import data  # noqa: E402
-
-GRID = (3, 6)  # tokens: pictures of 192x96 px, the small checkpoint's largest
-PREVIEW = preview_grid(*GRID)
+GRID = (3, 6)  # tokens: images of 192x96 px, the small checkpoint's default
+HEIGHT, WIDTH = (TOKEN * side for side in GRID)
 INKS, PAPER = ("black", "red"), "white"  # an ink a word, as training mostly has them
 FONT = "SketchMono"
 PLACES = ("at the top", "in the middle", "at the bottom")  # by row, in the words of the training prompts
@@ -144,84 +117,34 @@ def interval(shares: list[tuple[int, int]]) -> tuple[float, float, float]:
     return pooled(shares), samples[int(0.025 * RESAMPLES)], samples[int(0.975 * RESAMPLES)]
 
 
-class Planning:
-    """The planner's half: prompts and guidance -> plans, row k of all cases drawn with seed k."""
-
-    def __init__(self, model: GlmImage):
-        self.model = model
-
-    def plan(self, cases: list[Case], switches: Switches, pictures: list[Image.Image], seed: int) -> Plan:
-        controls = [self._controls(case, switches, picture) for case, picture in zip(cases, pictures)]
-        joined = {name: joined_controls([each[name] for each in controls]) for name in controls[0]}
-        prompts = [case.prompt(switches.prompt) for case in cases]
-        return self.model.plan(prompts, TOKEN * GRID[0], TOKEN * GRID[1], seed=seed, controls=joined)
-
-    def _controls(self, case: Case, switches: Switches, picture: Image.Image) -> dict[str, GridControl]:
-        if not switches.plan.active:
-            return {}
-        grids = {"preview": PREVIEW, "full": GRID}
-        tokens = sketch_tokens(self.model.planner, picture, grids, self.model.settings.processor)
-        return plan_controls(switches.plan, case.layout, tokens, grids, self.model.codebook_size)
+def planned(model: GlmImage, cases: list[Case], switches: Switches, seed: int) -> Plan:
+    """Plans of all cases, row k sampled with seed + k."""
+    prompts = [case.prompt(switches.prompt) for case in cases]
+    return model.plan(prompts, HEIGHT, WIDTH, seed=seed, layout=controls(cases, switches))
 
 
-def joined_controls(controls: list[GridControl]) -> GridControl:
-    """Controls of one grid for each image -> one control of the batch."""
-    if controls[0].forced is not None:
-        forced, masks = zip(*((control.forced, control.forced_mask) for control in controls))
-        return GridControl(forced=torch.stack(forced), forced_mask=torch.stack(masks))
-
-    def bias(position: int) -> torch.Tensor:
-        rows = [control.bias_at(position) for control in controls]
-        empty = torch.zeros(data.CODEBOOK)
-        return torch.stack([empty if row is None else row for row in rows])
-
-    return GridControl(logit_bias=bias)
+def controls(cases: list[Case], switches: Switches) -> list[LayoutControl]:
+    """What each image of a batch follows."""
+    settings = {"plan": switches.plan, "attention": switches.attention, "sketch_level": switches.level}
+    return [LayoutControl(case.layout, **settings) for case in cases]
 
 
 class Diffusion:
-    """The decoder's half: plans, texts and guidance -> pictures."""
+    """The decoder's half: plans, texts and layouts -> images."""
 
     def __init__(self, model: GlmImage, steps: int, guidance_scale: float):
         self.model, self.steps, self.guidance_scale = model, steps, guidance_scale
 
-    def draw(
-        self, cases: list[Case], plan: Plan, switches: Switches, pictures: list[Image.Image], seed: int
-    ) -> list[Image.Image]:
-        latents = self.model.denoise(
-            plan,
-            self.steps,
-            self.guidance_scale,
-            seed,
-            glyph_texts=[case.layout.glyph_texts() for case in cases],
-            glyph_visible=joined_visibility(cases) if switches.attention else None,
-            glyph_visible_until=switches.attention,
-            hold=self._hold(cases, plan, switches.level, pictures, seed) if switches.level < 1 else None,
-        )
+    def render(self, cases: list[Case], plan: Plan, switches: Switches, seed: int) -> list[Image.Image]:
+        layout = controls(cases, switches)
+        latents = self.model.denoise(plan, self.steps, self.guidance_scale, seed, layout=layout)
         return to_pil(self.model.decode(latents))
-
-    def _hold(self, cases: list[Case], plan: Plan, level: float, pictures: list[Image.Image], seed: int) -> Callable:
-        clean = self.model.encode(torch.stack([torch.from_numpy(np.array(picture)) for picture in pictures]) / 255)
-        noise = sample_noise(noise_shape(len(plan), plan.height, plan.width), seed)
-        holders = [latent_holder(clean[k, None], noise[k, None], case.layout, level) for k, case in enumerate(cases)]
-
-        def hold(latents: torch.Tensor, sigma: float) -> torch.Tensor:
-            return torch.cat([each(latents[k, None], sigma) for k, each in enumerate(holders)])
-
-        return hold
-
-
-def joined_visibility(cases: list[Case]) -> torch.Tensor:
-    """(B, patches, L), padded on the left as glyph embeddings are."""
-    patches = (2 * GRID[0], 2 * GRID[1])
-    masks = [regional_attention_mask(case.layout, case.layout.glyph_texts(), patches) for case in cases]
-    longest = max(mask.shape[-1] for mask in masks)
-    return torch.cat([torch.nn.functional.pad(mask, (longest - mask.shape[-1], 0)) for mask in masks])
 
 
 class Planted:
     """Stands in for the decoder: draws each lettered token by rule, taking the letters from the text of that length."""
 
-    def draw(self, cases: list[Case], plan: Plan, *_) -> list[Image.Image]:
+    def render(self, cases: list[Case], plan: Plan, *_) -> list[Image.Image]:
         return [self._picture(case, ids) for case, ids in zip(cases, plan.prior_token_ids_d32)]
 
     def _picture(self, case: Case, ids: torch.Tensor) -> Image.Image:
@@ -238,23 +161,21 @@ class Planted:
         return Image.fromarray(data.render(codes, chars)[0])
 
 
-def measure(cases: list[Case], planning: Planning, decoder, rows: dict[str, Switches], out: Path) -> list[dict]:
-    """Draw and read every case under every row of switches."""
-    results, planned = [], {}
-    pictures = [sketch.render(case.layout, TOKEN * GRID[0], TOKEN * GRID[1], PAPER) for case in cases]
+def measure(model: GlmImage, cases: list[Case], decoder, rows: dict[str, Switches], out: Path) -> list[dict]:
+    """Generate and read every case under every row of switches."""
+    results, plans = [], {}
     for name, switches in rows.items():
         started, scores = time.monotonic(), []
         folder = out / "".join(letter if letter.isalnum() else "_" for letter in name)
         folder.mkdir(parents=True, exist_ok=True)
         for seed in range(0, len(cases), BATCH):
-            chosen = slice(seed, seed + BATCH)
-            key = (switches.prompt, switches.plan, seed)
-            if key not in planned:
-                planned[key] = planning.plan(cases[chosen], switches, pictures[chosen], seed)
-            drawn = decoder.draw(cases[chosen], planned[key], switches, pictures[chosen], seed)
-            for number, (case, picture) in enumerate(zip(cases[chosen], drawn), start=seed):
-                picture.save(folder / f"{number:03d}.png")
-                scores.append(ocr.score_layout(case.layout, ocr.read_words(picture, "tesseract")))
+            chosen, key = cases[seed : seed + BATCH], (switches.prompt, switches.plan, seed)
+            if key not in plans:
+                plans[key] = planned(model, chosen, switches, seed)
+            images = decoder.render(chosen, plans[key], switches, seed)
+            for number, (case, image) in enumerate(zip(chosen, images), start=seed):
+                image.save(folder / f"{number:03d}.png")
+                scores.append(ocr.score_layout(case.layout, ocr.read_words(image, "tesseract")))
         results.append(summary(name, scores, time.monotonic() - started))
         print(markdown_row(results[-1]), flush=True)
     return results
@@ -283,9 +204,9 @@ def markdown_row(row: dict) -> str:
     return "| " + " | ".join(map(str, figures)) + f" | {row['ned']:.2f} |"
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=ROOT / "checkpoints" / "small", help="checkpoint folder")
+    parser.add_argument("--model", type=Path, default=SMALL, help="checkpoint folder")
     parser.add_argument("--count", type=int, default=100, help="layouts")
     parser.add_argument("--steps", type=int, default=20, help="of the decoder")
     parser.add_argument("--cfg", type=float, default=1.5, help="guidance scale of the decoder")
@@ -300,10 +221,9 @@ def main() -> int:
     rows = {name: row for name, row in ROWS.items() if not (planted and (row.attention or row.level < 1))}
     rows = {name: rows[name] for name in options.rows or rows}
     print(HEAD, flush=True)
-    results = measure(held_out_cases(options.count), Planning(model), decoder, rows, options.out)
+    results = measure(model, held_out_cases(options.count), decoder, rows, options.out)
     (options.out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
