@@ -5,7 +5,8 @@ from functools import cached_property
 import numpy as np
 import pytest
 import torch
-from comfyui_glm_image.cli import arguments, generate
+from comfyui_glm_image.cli import arguments as shared_arguments
+from comfyui_glm_image.cli import generate
 from comfyui_glm_image.cli.main import COMMANDS, main
 from comfyui_glm_image.pipeline import GlmImage, Plan
 from comfyui_glm_image.pipeline.denoising.cfg import CfgPasses
@@ -203,6 +204,6 @@ BAD_OPTIONS = [
 
 @pytest.mark.parametrize("given, message", BAD_OPTIONS)
 def test_wrong_options_are_refused_before_the_checkpoint_is_opened(run, monkeypatch, given, message):
-    monkeypatch.setattr(arguments, "open_model", lambda *_: pytest.fail("opened"))
+    monkeypatch.setattr(shared_arguments, "open_model", lambda *_: pytest.fail("opened"))
     code, _, err = run("generate", "x", *SIZE, *given)
     assert code == 1 and message in err and err.count("\n") == 1
