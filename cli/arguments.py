@@ -7,9 +7,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from ..pipeline.errors import InputError
-from ..pipeline.loading.checkpoint import HUB_ID
-
-SMALL = Path(__file__).resolve().parents[1] / "checkpoints" / "small"
+from ..pipeline.loading.checkpoint import BUNDLED, HUB_ID
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -123,7 +121,7 @@ def open_model(args: argparse.Namespace, bar, local_only: bool = False):
     from ..pipeline.loading.checkpoint import resolve
     from ..pipeline.loading.placement import choose
 
-    name = str(SMALL) if args.model == "small" else args.model
+    name = str(BUNDLED) if args.model == "small" else args.model
     checkpoint = resolve(name, args.revision, local_only)
     checkpoint.check()
     placement = choose(

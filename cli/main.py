@@ -20,7 +20,7 @@ COMMANDS = {  # name -> (module, help)
     "doctor": ("..pipeline.diagnostics.doctor", "versions, devices and memory, and what to mend"),
     "audit-npu": ("..pipeline.diagnostics.operator_audit", "every operator of the model, and how an NPU runs it"),
     "bench": ("..pipeline.benchmark.run", "time each stage against the device's limits"),
-    "eval": ("..pipeline.evaluation.evaluate", "score a checkpoint on text-rendering benchmarks by OCR"),
+    "eval": (".evaluate", "score a checkpoint on text-rendering benchmarks by OCR"),
 }
 
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 from comfyui_glm_image.cli import demo
-from comfyui_glm_image.cli.arguments import SMALL
 from comfyui_glm_image.pipeline import GlmImage
 from comfyui_glm_image.pipeline.errors import InputError
-from comfyui_glm_image.pipeline.evaluation import evaluate, ocr
+from comfyui_glm_image.pipeline.evaluation import generate, ocr, prompts
+from comfyui_glm_image.pipeline.loading.checkpoint import BUNDLED as SMALL
 
 LIMIT = 25 << 20  # bytes of the whole folder
 FLOOR = 0.5  # of words read, far below what docs/small_model.md measured: it tells a broken model, not a worse one
@@ -38,9 +38,9 @@ def test_the_folder_is_small_and_whole():
 
 
 def test_words_it_never_saw_are_read_back(model, reader):
-    cases = evaluate.load_cases("small", limit=8)
+    cases = prompts.load_cases("small", limit=8)
     cases = [case for case in cases if case.group == "1"]
-    pictures = evaluate.paint(model, cases, seed=0, steps=20, cfg=1.5)
+    pictures = generate.paint(model, cases, seed=0, steps=20, cfg=1.5)
     found = [ocr.read_words(picture, reader) for picture in pictures]
     scores = [ocr.score_texts(list(case.texts), words) for case, words in zip(cases, found)]
     read = [[word.text for word in words] for words in found]

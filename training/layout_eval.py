@@ -18,7 +18,6 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from ..cli.arguments import SMALL
 from ..pipeline import GlmImage, Plan
 from ..pipeline.evaluation import ocr
 from ..pipeline.geometry import TOKEN
@@ -26,6 +25,7 @@ from ..pipeline.images import to_pil
 from ..pipeline.layout.control import PlanControl
 from ..pipeline.layout.layout_control import LayoutControl
 from ..pipeline.layout.regions import Layout, TextRegion
+from ..pipeline.loading.checkpoint import BUNDLED as SMALL
 from . import data
 
 GRID = (3, 6)  # tokens: images of 192x96 px, the small checkpoint's default

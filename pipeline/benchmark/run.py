@@ -19,13 +19,13 @@ from datetime import datetime, timezone
 
 import torch
 
-from ...cli.arguments import SMALL
 from ..devices.capabilities import resolve_dtype
 from ..devices.device import current, resolve_device
 from ..devices.memory import empty_cache
 from ..errors import InputError
 from ..geometry import check_size, preview_grid, token_grid
 from ..glm_image import GlmImage
+from ..loading.checkpoint import BUNDLED as SMALL
 from ..loading.checkpoint import COMPONENTS
 from ..loading.placement import DECODER, PLANNER, Placement
 from . import growth as bench_growth

@@ -19,6 +19,7 @@ from safetensors import safe_open
 from ..errors import CheckpointError
 from ..models.config import read_json
 
+BUNDLED = Path(__file__).resolve().parents[2] / "checkpoints" / "small"  # comes with the package
 HUB_ID = "zai-org/GLM-Image"
 MODELSCOPE_ID = "ZhipuAI/GLM-Image"
 COMPONENTS = ("vision_language_encoder", "text_encoder", "transformer", "vae")

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from comfyui_glm_image.cli.arguments import SMALL
 from comfyui_glm_image.pipeline import GlmImage
 from comfyui_glm_image.pipeline.denoising import cfg
 from comfyui_glm_image.pipeline.denoising.approximations import EXACT, Approximations
@@ -10,6 +9,7 @@ from comfyui_glm_image.pipeline.denoising.cfg import CfgPasses
 from comfyui_glm_image.pipeline.errors import InputError
 from comfyui_glm_image.pipeline.layout.layout_control import LayoutControl
 from comfyui_glm_image.pipeline.layout.regions import Layout, TextRegion
+from comfyui_glm_image.pipeline.loading.checkpoint import BUNDLED as SMALL
 from PIL import Image
 from torch.testing import assert_close
 

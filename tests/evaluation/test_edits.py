@@ -5,10 +5,11 @@ import json
 
 import numpy as np
 import pytest
-from comfyui_glm_image.cli.arguments import SMALL
+from comfyui_glm_image.cli import evaluate
 from comfyui_glm_image.pipeline.errors import InputError
-from comfyui_glm_image.pipeline.evaluation import edits, evaluate, ocr
+from comfyui_glm_image.pipeline.evaluation import edits, ocr
 from comfyui_glm_image.pipeline.evaluation.ocr import Word
+from comfyui_glm_image.pipeline.loading.checkpoint import BUNDLED as SMALL
 from PIL import Image
 
 BUNDLED = SMALL / "benchmark" / "edit"

@@ -5,9 +5,10 @@ import json
 from dataclasses import replace
 
 import pytest
+from comfyui_glm_image.cli import evaluate
 from comfyui_glm_image.pipeline import GlmImage
 from comfyui_glm_image.pipeline.errors import InputError
-from comfyui_glm_image.pipeline.evaluation import evaluate, ocr
+from comfyui_glm_image.pipeline.evaluation import generate, ocr, prompts, read, report, scores
 from PIL import Image
 
 
@@ -63,7 +64,7 @@ def painter(words):
 
 
 def test_regions_files_give_their_quoted_texts_and_fall_back_to_the_sentence_list(cvtg):
-    cases = evaluate.load_cases("cvtg2k", cvtg)
+    cases = prompts.load_cases("cvtg2k", cvtg)
     assert [(c.name, c.group, c.texts) for c in cases] == [
         ("2_0", "2", ("Open Late", "Tea")),
         ("2_1", "2", ("Go", "Home")),
@@ -72,14 +73,14 @@ def test_regions_files_give_their_quoted_texts_and_fall_back_to_the_sentence_lis
 
 
 def test_limit_keeps_the_first_of_each_group(cvtg):
-    assert [c.name for c in evaluate.load_cases("cvtg2k", cvtg, limit=1)] == ["2_0", "3_7"]
+    assert [c.name for c in prompts.load_cases("cvtg2k", cvtg, limit=1)] == ["2_0", "3_7"]
 
 
 def test_longtext_reads_both_languages(tmp_path):
     line = {"prompt_id": 4, "prompt": "a page", "text": ["one", "two"], "length": "short", "category": "x"}
     (tmp_path / "text_prompts.jsonl").write_text(json.dumps(line) + "\n")
     (tmp_path / "text_prompts_zh.jsonl").write_text(json.dumps({**line, "text": ["你好"]}, ensure_ascii=False) + "\n")
-    cases = evaluate.load_cases("longtext", tmp_path)
+    cases = prompts.load_cases("longtext", tmp_path)
     assert [(c.name, c.texts) for c in cases] == [("en_4", ("one", "two")), ("zh_4", ("你好",))]
 
 
@@ -98,50 +99,50 @@ def test_a_wrong_benchmark_is_named(tmp_path, benchmark, content, message):
     for name, text in (content or {}).items():
         (tmp_path / name).write_text(text)
     with pytest.raises(InputError, match=message):
-        evaluate.load_cases(benchmark, tmp_path)
+        prompts.load_cases(benchmark, tmp_path)
 
 
 def test_a_benchmark_that_is_not_bundled_asks_for_its_folder():
     with pytest.raises(InputError, match="--data"):
-        evaluate.load_cases("cvtg2k")
+        prompts.load_cases("cvtg2k")
 
 
 def test_pictures_and_readings_are_not_made_twice(cvtg, tmp_path, fake_ocr):
-    cases, out = evaluate.load_cases("cvtg2k", cvtg), tmp_path / "out"
+    cases, out = prompts.load_cases("cvtg2k", cvtg), tmp_path / "out"
     make = painter({"2_0": "open late tea", "2_1": "go", "3_7": "one two it's three"})
-    evaluate.draw(cases, out, make)
-    first = evaluate.read(cases, out)
-    evaluate.draw(cases, out, lambda cases, index: pytest.fail("drawn again"))
-    assert evaluate.read(cases, out) == first
+    generate.draw(cases, out, make)
+    first = read.read(cases, out)
+    generate.draw(cases, out, lambda cases, index: pytest.fail("drawn again"))
+    assert read.read(cases, out) == first
     assert len(fake_ocr) == 3
 
 
 def test_a_picture_drawn_again_is_read_again(cvtg, tmp_path, fake_ocr):
-    cases, out = evaluate.load_cases("cvtg2k", cvtg, limit=1)[:1], tmp_path / "out"
-    evaluate.draw(cases, out, painter({"2_0": "nothing like it"}))
-    assert evaluate.read(cases, out)[0].correct == 0
+    cases, out = prompts.load_cases("cvtg2k", cvtg, limit=1)[:1], tmp_path / "out"
+    generate.draw(cases, out, painter({"2_0": "nothing like it"}))
+    assert read.read(cases, out)[0].correct == 0
     (out / "2_0.png").unlink()
-    evaluate.draw(cases, out, painter({"2_0": "open late tea"}))
-    assert evaluate.read(cases, out)[0].correct == 3
+    generate.draw(cases, out, painter({"2_0": "open late tea"}))
+    assert read.read(cases, out)[0].correct == 3
 
 
 def test_a_run_cut_off_within_a_line_goes_on(cvtg, tmp_path, fake_ocr):
-    cases, out = evaluate.load_cases("cvtg2k", cvtg), tmp_path / "out"
-    evaluate.draw(cases, out, painter({"2_0": "open", "2_1": "go", "3_7": "one"}))
-    evaluate.read(cases, out)
+    cases, out = prompts.load_cases("cvtg2k", cvtg), tmp_path / "out"
+    generate.draw(cases, out, painter({"2_0": "open", "2_1": "go", "3_7": "one"}))
+    read.read(cases, out)
     log = out / "readings.jsonl"
     log.write_text(log.read_text()[:-20])
-    assert [r.correct for r in evaluate.read(cases, out)] == [1, 1, 1]
+    assert [r.correct for r in read.read(cases, out)] == [1, 1, 1]
     assert len(fake_ocr) == 4
 
 
 def test_scores_are_pooled_over_words_and_lie_in_their_interval():
     readings = [
-        evaluate.Reading("a", "2", words=4, correct=4, similarity=4.0, read=("x",)),
-        evaluate.Reading("b", "2", words=1, correct=0, similarity=0.5, read=("y",)),
-        evaluate.Reading("c", "3", words=5, correct=1, similarity=2.5, read=("z",)),
+        read.Reading("a", "2", words=4, correct=4, similarity=4.0, read=("x",)),
+        read.Reading("b", "2", words=1, correct=0, similarity=0.5, read=("y",)),
+        read.Reading("c", "3", words=5, correct=1, similarity=2.5, read=("z",)),
     ]
-    two, three, total = evaluate.score_groups(readings)
+    two, three, total = scores.score_groups(readings)
     assert (two.accuracy, two.ned) == (pytest.approx(0.8), pytest.approx(0.9))
     assert (three.accuracy, total.accuracy, total.group) == (pytest.approx(0.2), pytest.approx(0.5), "all")
     assert two.accuracy_low == 0.0 and two.accuracy_high == 1.0
@@ -149,48 +150,48 @@ def test_scores_are_pooled_over_words_and_lie_in_their_interval():
 
 
 def test_intervals_narrow_with_more_pictures():
-    few = [evaluate.Reading(str(i), "1", 1, i % 2, i % 2, ("x",)) for i in range(10)]
-    one, many = evaluate.score_groups(few)[0], evaluate.score_groups(few * 20)[0]
+    few = [read.Reading(str(i), "1", 1, i % 2, i % 2, ("x",)) for i in range(10)]
+    one, many = scores.score_groups(few)[0], scores.score_groups(few * 20)[0]
     assert many.accuracy_high - many.accuracy_low < (one.accuracy_high - one.accuracy_low) / 2
 
 
 def test_a_reader_that_reads_nothing_at_all_gives_no_score():
-    blind = [evaluate.Reading(str(i), "1", 1, 0, 0.0, ()) for i in range(6)]
+    blind = [read.Reading(str(i), "1", 1, 0, 0.0, ()) for i in range(6)]
     with pytest.raises(InputError, match="OCR read nothing on any of 6 pictures"):
-        evaluate.check_reader(blind)
+        read.check_reader(blind)
 
 
 def test_one_word_read_anywhere_makes_zero_an_honest_score():
-    readings = [evaluate.Reading(str(i), "1", 1, 0, 0.0, ("?",) if i == 3 else ()) for i in range(6)]
-    evaluate.check_reader(readings)
+    readings = [read.Reading(str(i), "1", 1, 0, 0.0, ("?",) if i == 3 else ()) for i in range(6)]
+    read.check_reader(readings)
 
 
 def test_the_report_names_scores_and_shows_pictures(cvtg, tmp_path, fake_ocr):
-    cases, out = evaluate.load_cases("cvtg2k", cvtg), tmp_path / "out"
-    evaluate.draw(cases, out, painter({"2_0": "open late tea", "2_1": "no home", "3_7": "<b> two"}))
-    text = evaluate.write_report(out, "A & B", {"model": "<m>"}, cases, evaluate.read(cases, out))
+    cases, out = prompts.load_cases("cvtg2k", cvtg), tmp_path / "out"
+    generate.draw(cases, out, painter({"2_0": "open late tea", "2_1": "no home", "3_7": "<b> two"}))
+    text = report.write_report(out, "A & B", {"model": "<m>"}, cases, read.read(cases, out))
     assert "| 2 | 2 | 5 | 0.800 (" in text
     page = (out / "report.html").read_text()
     assert "A &amp; B" in page and "<m>" not in page
     assert json.loads((out / "report.json").read_text())["scores"][0]["words"] == 5
-    assert Image.open(out / "sheet.png").width == 4 * (evaluate.SHEET_WIDTH + 8)
+    assert Image.open(out / "sheet.png").width == 4 * (report.SHEET_WIDTH + 8)
 
 
 def test_a_missing_picture_is_named(cvtg, tmp_path, fake_ocr):
     out = tmp_path / "out"
     out.mkdir()
     with pytest.raises(InputError, match="2_0.png is missing"):
-        evaluate.read(evaluate.load_cases("cvtg2k", cvtg), out)
+        read.read(prompts.load_cases("cvtg2k", cvtg), out)
 
 
 def test_batches_are_of_one_size_and_cut_at_the_same_places_however_often_a_run_stops(cvtg, tmp_path):
     sizes = [32, 32, 32, 64, 64]
-    cases = [evaluate.Case(str(i), "2", "x", ("x",), side, side) for i, side in enumerate(sizes)]
+    cases = [prompts.Case(str(i), "2", "x", ("x",), side, side) for i, side in enumerate(sizes)]
     make = painter(dict.fromkeys("01234", "x"))
-    evaluate.draw(cases, tmp_path, make, batch=2)
+    generate.draw(cases, tmp_path, make, batch=2)
     assert make.batches == [(0, ["0", "1"]), (2, ["2"]), (3, ["3", "4"])]
     (tmp_path / "4.png").unlink()
-    evaluate.draw(cases, tmp_path, make, batch=2)
+    generate.draw(cases, tmp_path, make, batch=2)
     assert make.batches[3:] == [(3, ["3", "4"])]
     assert (tmp_path / "4.png").exists()
 
@@ -250,20 +251,20 @@ def test_pictures_from_elsewhere_are_scored_without_a_model(small, reads_word0):
 
 def test_each_ablation_leaves_its_part_out_and_nothing_else(references):
     model = GlmImage.from_pretrained(references("plain")[0], device="cpu")
-    cases = [evaluate.Case("a", "1", "a sign 'Open'", ("Open",), 64, 96)]
-    drawn = {name: paint(model, cases, name) for name in evaluate.ABLATIONS}
-    assert len(set(drawn.values())) == len(evaluate.ABLATIONS)
+    cases = [prompts.Case("a", "1", "a sign 'Open'", ("Open",), 64, 96)]
+    drawn = {name: paint(model, cases, name) for name in generate.ABLATIONS}
+    assert len(set(drawn.values())) == len(generate.ABLATIONS)
     assert paint(model, cases, "none") == drawn["none"]
     assert paint(model, [replace(cases[0], texts=())], "none") == drawn["no-glyphs"]
 
 
 def paint(model, cases, ablation):
-    return evaluate.paint(model, cases, seed=3, steps=2, cfg=1.5, ablation=ablation)[0].tobytes()
+    return generate.paint(model, cases, seed=3, steps=2, cfg=1.5, ablation=ablation)[0].tobytes()
 
 
 def test_without_a_plan_pictures_of_different_plans_are_equal(references):
     model = GlmImage.from_pretrained(references("plain")[0], device="cpu")
-    one, other = (evaluate.Case("a", "1", text, ("x",), 64, 96) for text in ("a sign", "another"))
+    one, other = (prompts.Case("a", "1", text, ("x",), 64, 96) for text in ("a sign", "another"))
     assert paint(model, [one], "none") != paint(model, [other], "none")
     assert paint(model, [one], "no-plan") == paint(model, [other], "no-plan")
 

@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
-from comfyui_glm_image.cli.arguments import SMALL
 from comfyui_glm_image.pipeline import GlmImage
 from comfyui_glm_image.pipeline.devices import kernels
 from comfyui_glm_image.pipeline.loading import placement as P
+from comfyui_glm_image.pipeline.loading.checkpoint import BUNDLED as SMALL
 from comfyui_glm_image.pipeline.models.int8 import QUANTISED, Int8Linear, quantise
 from comfyui_glm_image.pipeline.models.planner_cpu import CpuDecode
 from comfyui_glm_image.pipeline.planning.prefill import prefill
