@@ -1,5 +1,7 @@
 """The bundled checkpoint: it loads like any other, draws words that OCR reads, and the reference libraries agree."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from comfyui_glm_image.pipeline import GlmImage
 from comfyui_glm_image.pipeline.errors import InputError
 from comfyui_glm_image.pipeline.evaluation import generate, ocr, prompts
 from comfyui_glm_image.pipeline.loading.checkpoint import BUNDLED as SMALL
+from comfyui_glm_image.training import bundle
 
 LIMIT = 25 << 20  # bytes of the whole folder
 FLOOR = 0.5  # of words read, far below what docs/small_model.md measured: it tells a broken model, not a worse one
@@ -35,6 +38,16 @@ def test_the_folder_is_small_and_whole():
     files = [path for path in SMALL.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= LIMIT
     assert {path.name for path in files if path.parent == SMALL} == {"README.md", "model_index.json"}
+
+
+def test_the_index_names_classes_that_exist_and_is_the_one_the_recipe_writes(tmp_path):
+    """Serving engines look every class up in its library, and want the version of diffusers that wrote the folder."""
+    bundle.write_frame(tmp_path)
+    index = json.loads((SMALL / "model_index.json").read_text())
+    assert json.loads((tmp_path / "model_index.json").read_text()) == index
+    assert index.pop("_class_name") == "GlmImagePipeline" and index.pop("_diffusers_version")
+    for library, name in index.values():
+        assert hasattr(pytest.importorskip(library), name)
 
 
 def test_words_it_never_saw_are_read_back(model, reader):

@@ -21,13 +21,13 @@ TEMPLATE = (
 )
 NAMED = ("<|endoftext|>", "[gMASK]", "<sop>", "<eop>", "<|user|>", "<|assistant|>", "<|image|>")
 LIBRARIES = {
-    "processor": ["glm_image", "GlmImageProcessor"],
+    "processor": ["transformers", "GlmImageProcessor"],
     "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
     "text_encoder": ["transformers", "T5EncoderModel"],
     "tokenizer": ["transformers", "ByT5Tokenizer"],
     "transformer": ["diffusers", "GlmImageTransformer2DModel"],
     "vae": ["diffusers", "AutoencoderKL"],
-    "vision_language_encoder": ["glm_image", "GlmImageForConditionalGeneration"],
+    "vision_language_encoder": ["transformers", "GlmImageForConditionalGeneration"],
 }
 
 
@@ -38,7 +38,9 @@ def write_json(path: Path, content: dict) -> None:
 
 def write_frame(folder: Path) -> None:
     """Everything of the checkpoint but its weights."""
-    write_json(folder / "model_index.json", {"_class_name": "GlmImagePipeline", **LIBRARIES})
+    # SGLang takes a folder without a version of diffusers for a language model.
+    head = {"_class_name": "GlmImagePipeline", "_diffusers_version": "0.42.1"}
+    write_json(folder / "model_index.json", head | LIBRARIES)
     _write_processor(folder / "processor")
     _write_glyphs(folder)
     _write_planner(folder / "vision_language_encoder")
