@@ -2,9 +2,11 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 from ..pipeline.errors import InputError
-from ..pipeline.remote import AUTO, ENGINES, MAX_USD, Drawn, Job, draw
+from ..pipeline.loading.checkpoint import BUNDLED
+from ..pipeline.remote import AUTO, ENGINES, MAX_USD, Generated, Job, PlannerSampling, generate
 from . import arguments
 
 LOCAL_ONLY = (
@@ -38,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draw on `args.server` and save; what it costs is printed before anything is sent."""
+    """Generate on `args.server` and save; what it costs is printed before anything is sent."""
     from .generate import numbered, save_png
 
     if args.plan is not None:
@@ -47,12 +49,12 @@ def run(args: argparse.Namespace) -> int:
     if ignored:
         say(f"the server decides on {', '.join(ignored)}: ignored")
     job = job_of(args)
-    drawn = draw(job, say, lambda done, total: say(f"{done} of {total} done"))
-    paths = numbered(args.output, len(drawn.pictures))
-    for k, (path, picture) in enumerate(zip(paths, drawn.pictures)):
-        save_png(picture, path, about(job, drawn, k))
+    generated = generate(job, say, lambda done, total: say(f"{done} of {total} done"))
+    paths = numbered(args.output, len(generated.images))
+    for k, (path, image) in enumerate(zip(paths, generated.images)):
+        save_png(image, path, about(job, generated, k))
         print(path)
-    say(drawn.report)
+    say(generated.report)
     return 0
 
 
@@ -72,21 +74,31 @@ def job_of(args: argparse.Namespace) -> Job:
         parallel=args.parallel,
         seconds=args.timeout,
         max_usd=args.max_cost,
+        planner=planner_sampling(args.model),
     )
 
 
-def about(job: Job, drawn: Drawn, row: int) -> dict[str, str]:
+def planner_sampling(model: str) -> PlannerSampling:
+    """The planner's settings of a checkpoint in a folder here; of the release for any other name."""
+    folder = BUNDLED if model == "small" else Path(model).expanduser()
+    return PlannerSampling.of_checkpoint(folder) if folder.is_dir() else PlannerSampling()
+
+
+def about(job: Job, generated: Generated, row: int) -> dict[str, str]:
     """PNG text entries of one image; the server's address is not among them."""
-    picture = drawn.pictures[row]
-    return {
+    image = generated.images[row]
+    entries = {
         "prompt": job.prompt,
-        "seed": str(job.seed + row),
-        "size": f"{picture.width}x{picture.height}",
+        "seed": str(generated.seeds[row]),
+        "size": f"{image.width}x{image.height}",
         "steps": str(job.steps),
         "guidance_scale": str(job.guidance),
-        "engine": ", ".join(drawn.engines),
+        "engine": ", ".join(generated.engines),
         "software": "comfyui-glm-image",
     }
+    if generated.formats[row] != "PNG":
+        entries["received_as"] = generated.formats[row]
+    return entries
 
 
 def say(text: str) -> None:

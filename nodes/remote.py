@@ -1,4 +1,4 @@
-"""GLM-Image Remote: the same prompt, layout and references drawn on a serving engine or the hosted API."""
+"""GLM-Image Remote: the same prompt, layout and references on a serving engine or the hosted API."""
 
 import asyncio
 import logging
@@ -22,7 +22,7 @@ from ..pipeline.remote import (
     MAX_USD,
     CancelledError,
     Job,
-    draw,
+    generate,
 )
 from .comfyui.images import to_image, to_pil
 from .conditioning import lines
@@ -51,8 +51,8 @@ class GLMImageRemote(io.ComfyNode):
                     "engine",
                     options=[AUTO, *ENGINES],
                     default=AUTO,
-                    tooltip="Protocol of the server; auto asks it. vllm-omni uses its images form, vllm-omni-chat its "
-                    "chat form; zai-async asks for a task and then for its result.",
+                    tooltip="Protocol of the server; auto asks it. vllm-omni uses its images form, and its chat form "
+                    "for edits; vllm-omni-chat the chat form for both; zai-async a task, then its result.",
                 ),
                 io.String.Input(
                     "prompt",
@@ -67,7 +67,7 @@ class GLMImageRemote(io.ComfyNode):
                     default=50,
                     min=0,
                     max=MAX_STEPS,
-                    tooltip="Passes through the decoder; 0 leaves them to the server. The hosted API takes none.",
+                    tooltip="Passes through the decoder; 0 is the release's 50. The hosted API takes none.",
                 ),
                 io.Float.Input(
                     "guidance",
@@ -75,7 +75,7 @@ class GLMImageRemote(io.ComfyNode):
                     min=0.0,
                     max=MAX_GUIDANCE,
                     step=0.1,
-                    tooltip="Guidance scale; 0 leaves it to the server. The hosted API takes none.",
+                    tooltip="Guidance scale; 0 is the release's 1.5. The hosted API takes none.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -83,7 +83,7 @@ class GLMImageRemote(io.ComfyNode):
                     min=0,
                     max=MAX_SEED - MAX_COUNT,
                     control_after_generate=True,
-                    tooltip="Image k of a batch uses seed + k. The hosted API takes none.",
+                    tooltip="Image k of a batch uses seed + k. The hosted API has none.",
                 ),
                 io.Int.Input("count", default=1, min=1, max=MAX_COUNT, tooltip="Images to draw, one request each."),
                 io.Int.Input("parallel", default=4, min=1, max=MAX_PARALLEL, tooltip="Requests at once."),
@@ -121,7 +121,8 @@ class GLMImageRemote(io.ComfyNode):
                     io.Image.Input(
                         f"reference_{i + 1}",
                         optional=True,
-                        tooltip="Image to edit or to take subjects from. A batch is several. Not on the hosted API.",
+                        tooltip="Image to edit or to take subjects from. vLLM-Omni takes one and shows it to its "
+                        "planner only; SGLang 0.5.22 and 0.5.23 fail on edits; the hosted API takes none.",
                     )
                     for i in range(REFERENCES)
                 ),
@@ -171,12 +172,12 @@ class GLMImageRemote(io.ComfyNode):
             max_usd=max_cost,
             keep_going=on_error == KEEP,
         )
-        drawn = await _in_thread(job, cls.hidden.unique_id)
-        return io.NodeOutput(to_batch(drawn.pictures), drawn.report)
+        generated = await _in_thread(job, cls.hidden.unique_id)
+        return io.NodeOutput(to_batch(generated.images), generated.report)
 
 
 async def _in_thread(job: Job, node_id: str):
-    """Draw beside ComfyUI's loop; an interruption, or the end of the prompt by another node's error, ends it too."""
+    """Run the job beside ComfyUI's loop; an interruption, or another node's error that ends the prompt, ends it too."""
     ended = threading.Event()
     bar = comfy.utils.ProgressBar(job.count, node_id)
 
@@ -188,17 +189,17 @@ async def _in_thread(job: Job, node_id: str):
         return ended.is_set() or comfy.model_management.processing_interrupted()
 
     try:
-        drawn = await asyncio.to_thread(draw, job, tell, bar.update_absolute, cancelled)
+        generated = await asyncio.to_thread(generate, job, tell, bar.update_absolute, cancelled)
     except CancelledError:
         comfy.model_management.throw_exception_if_processing_interrupted()
         raise comfy.model_management.InterruptProcessingException() from None
     finally:
         ended.set()
-    tell(drawn.report)
-    return drawn
+    tell(generated.report)
+    return generated
 
 
-def to_batch(pictures: list[Image.Image]) -> torch.Tensor:
-    """(B, H, W, 3) in 0..1, all in the first picture's size; the report names the sizes that were drawn."""
-    size = pictures[0].size
-    return torch.cat([to_image(p if p.size == size else p.resize(size, Image.Resampling.LANCZOS)) for p in pictures])
+def to_batch(images: list[Image.Image]) -> torch.Tensor:
+    """(B, H, W, 3) in 0..1, all in the first image's size; the report names the sizes that came."""
+    size = images[0].size
+    return torch.cat([to_image(p if p.size == size else p.resize(size, Image.Resampling.LANCZOS)) for p in images])

@@ -96,3 +96,9 @@ def test_the_packs_requirements_are_the_packages_without_torch():
     needed = re.findall(r'"(.+?)"', listed)
     required = (ROOT / "requirements.txt").read_text(encoding="utf-8").split()
     assert sorted(required) == sorted(name for name in needed if not name.startswith("torch"))
+
+
+def test_the_remote_client_needs_no_torch():
+    """Who only asks servers need not load it, which takes seconds."""
+    code = LOAD + "import pack.pipeline.remote\nprint(sorted({'torch', 'jinja2', 'tokenizers'} & set(sys.modules)))"
+    assert run(code).splitlines()[2:] == ["[]"]

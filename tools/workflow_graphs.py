@@ -406,10 +406,10 @@ WORKFLOWS = {
     "decoder are loaded one after the other.",
     remote_vllm_omni: "The layout's prompt, texts and size go to a **vLLM-Omni** server instead of this machine:\n\n"
     "`vllm serve zai-org/GLM-Image --omni --port 8091`\n\nSeveral servers share the work: write their addresses with "
-    "commas between them. Reference images plug into *reference_1* to *4*.",
+    "commas between them. One reference image plugs into *reference_1*.",
     remote_sglang: "Edits a picture on an **SGLang** server:\n\n`sglang serve --model-path zai-org/GLM-Image --port "
-    "30000`\n\nConnect *Load Image* in place of the blue page. A server whose planner runs apart "
-    "(`--srt-encoder-url`) draws from prompts only.",
+    "30000`\n\nConnect *Load Image* in place of the blue page. Releases 0.5.22 and 0.5.23 fail on every edit: serve "
+    "with 0.5.20 or older. A server whose planner runs apart (`--srt-encoder-url`) takes no references.",
     remote_zai: "Draws on the **hosted API** of z.ai, about $0.015 a picture; a batch that would cost more than "
     "**max_cost** is not sent.\n\nSet `ZAI_API_KEY` in the environment before ComfyUI starts: there is no place for a "
     "key in the graph. For China's service write `https://open.bigmodel.cn` and set `ZHIPUAI_API_KEY`. Steps, "

@@ -1,13 +1,14 @@
-"""GLM-Image on a serving engine or the hosted API instead of this machine: prompt in, pictures out.
+"""GLM-Image on a serving engine or the hosted API instead of this machine: prompt in, images out.
 
-`draw(Job(...))` is the way in; `job.py` shows the whole path, `engines.py` the protocols, `docs/serving.md` the use.
+`generate(Job(...))` is the way in; `job.py` shows the whole path, `engines.py` the protocols, `docs/serving.md`
+the use.
 """
 
-from .engines import AUTO, ENGINES
+from .catalog import AUTO, ENGINES
 from .errors import CancelledError, RemoteError
-from .job import MAX_COUNT, MAX_USD, Drawn, Job, draw
+from .job import MAX_COUNT, MAX_USD, Generated, Job, generate
 from .pool import MAX_PARALLEL
-from .request import MAX_GUIDANCE, MAX_SEED, MAX_STEPS
+from .request import MAX_GUIDANCE, MAX_SEED, MAX_STEPS, PlannerSampling
 
 __all__ = [
     "AUTO",
@@ -19,8 +20,9 @@ __all__ = [
     "MAX_STEPS",
     "MAX_USD",
     "CancelledError",
-    "Drawn",
+    "Generated",
     "Job",
+    "PlannerSampling",
     "RemoteError",
-    "draw",
+    "generate",
 ]

@@ -1,6 +1,6 @@
 """Which addresses may be talked to: checked after name resolution, on the very address that is then connected to.
 
-Plain http is for loopback and private networks; link-local and cloud metadata addresses are never used; a picture's
+Plain http is for loopback and private networks; link-local and cloud metadata addresses are never used; an image's
 address is either on the server that drew it or public https. See `docs/serving.md`.
 """
 
@@ -68,8 +68,8 @@ def parse_server(url: str) -> Endpoint:
     return endpoint
 
 
-def parse_picture(url: str, server: Endpoint) -> tuple[Endpoint, str, bool]:
-    """A picture's address from an answer -> (endpoint, path with query, whether it is the server's own).
+def parse_image_url(url: str, server: Endpoint) -> tuple[Endpoint, str, bool]:
+    """An image's address from an answer -> (endpoint, path with query, whether it is the server's own).
 
     A foreign host must be https; that it is public is checked when its name is resolved.
     """
@@ -81,7 +81,7 @@ def parse_picture(url: str, server: Endpoint) -> tuple[Endpoint, str, bool]:
     if endpoint.origin == server.origin:
         return root, path, True
     if endpoint.scheme != "https":
-        raise UnsafeAddressError(f"{server} answered with a picture at {endpoint}; only https is followed elsewhere")
+        raise UnsafeAddressError(f"{server} answered with an image at {endpoint}; only https is followed elsewhere")
     return endpoint.below(""), path, False
 
 

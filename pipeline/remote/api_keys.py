@@ -40,7 +40,7 @@ class Key:
     def header(self) -> str:
         return f"Bearer {self._value}"
 
-    def scrub(self, text: str) -> str:
+    def redact(self, text: str) -> str:
         """`text` without the key, for messages that quote a server."""
         return text.replace(self._value, "(key)")
 

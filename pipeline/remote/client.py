@@ -1,46 +1,54 @@
-"""The way of one request to one server: JSON and forms out, JSON objects and picture files back."""
+"""The way of one request to one server: JSON and forms out, JSON objects and image files back."""
 
 import json
 import time
 import uuid
 from collections.abc import Sequence
 
-from .addresses import Endpoint, parse_picture
+from .addresses import Endpoint, parse_image_url
 from .api_keys import Key
 from .errors import RemoteError
-from .http import TICK, Call, Watch, exchange
-from .responses import failure, read_json
+from .http import TICK, Deadline, Request, exchange
+from .responses import failure, health_failure, read_json
 
-FETCHES = 3  # a picture that is made, and maybe paid, is worth asking for again
+FETCHES = 3  # an image that is made, and maybe paid, is worth asking for again
 
 
-class Wire:
+class Client:
     """`limit`: bytes an answer may have."""
 
-    def __init__(self, endpoint: Endpoint, key: Key | None, watch: Watch, limit: int):
-        self.endpoint, self.key, self.watch, self.limit = endpoint, key, watch, limit
+    def __init__(self, endpoint: Endpoint, key: Key | None, deadline: Deadline, limit: int):
+        self.endpoint, self.key, self.deadline, self.limit = endpoint, key, deadline, limit
 
-    def reach(self, path: str) -> None:
+    def check_health(self, path: str) -> None:
         """Raise unless the server answers `path` well; a server without such a page is well."""
-        answer = exchange(self.endpoint, Call("GET", path), self.watch, self.limit, self.key)
-        if not 200 <= answer.status < 300 and answer.status not in (404, 405):
-            raise failure(answer, self.endpoint, self.key)
+        response = exchange(self.endpoint, Request("GET", path), self.deadline, self.limit, self.key)
+        if not 200 <= response.status < 300 and response.status not in (404, 405):
+            raise health_failure(response, self.endpoint, self.key)
+
+    def get_text(self, path: str) -> str:
+        """The page as text; empty where there is none."""
+        response = exchange(self.endpoint, Request("GET", path), self.deadline, self.limit, self.key)
+        return response.body.decode("utf-8", "replace") if response.status == 200 else ""
 
     def get(self, path: str) -> dict:
-        return self._json(Call("GET", path, {"Accept": "application/json"}))
+        return self._json(Request("GET", path, {"Accept": "application/json"}))
 
     def post(self, path: str, body: dict) -> dict:
         data = json.dumps(body).encode()
-        return self._json(Call("POST", path, {"Accept": "application/json", "Content-Type": "application/json"}, data))
+        return self._post(path, "application/json", data)
 
-    def post_form(self, path: str, fields: dict, pictures: Sequence[bytes]) -> dict:
+    def post_form(self, path: str, fields: dict, images: Sequence[bytes]) -> dict:
         """`fields` and PNG files, all named `image`, as multipart/form-data."""
-        kind, data = multipart(fields, pictures)
-        return self._json(Call("POST", path, {"Accept": "application/json", "Content-Type": kind}, data))
+        kind, data = multipart(fields, images)
+        return self._post(path, kind, data)
+
+    def _post(self, path: str, kind: str, data: bytes) -> dict:
+        return self._json(Request("POST", path, {"Accept": "application/json", "Content-Type": kind}, data))
 
     def fetch(self, url: str) -> bytes:
         """The file at the address a server gave, which is on that server or at a public https host."""
-        endpoint, path, own = parse_picture(url, self.endpoint)
+        endpoint, path, own = parse_image_url(url, self.endpoint)
         for left in reversed(range(FETCHES)):
             try:
                 return self._fetch(endpoint, path, own)
@@ -52,32 +60,32 @@ class Wire:
 
     def _fetch(self, endpoint: Endpoint, path: str, own: bool) -> bytes:
         key = self.key if own else None
-        call = Call("GET", path, {"Accept": "image/*"})
-        answer = exchange(endpoint, call, self.watch, self.limit, key, public_only=not own)
-        if not 200 <= answer.status < 300:
-            raise failure(answer, endpoint, key)
-        return answer.body
+        request = Request("GET", path, {"Accept": "image/*"})
+        response = exchange(endpoint, request, self.deadline, self.limit, key, public_only=not own)
+        if not 200 <= response.status < 300:
+            raise failure(response, endpoint, key)
+        return response.body
 
     def pause(self, seconds: float) -> None:
         """Wait without missing a cancellation."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
-            self.watch()
+            self.deadline.check()
             time.sleep(min(TICK, left))
 
-    def _json(self, call: Call) -> dict:
-        answer = exchange(self.endpoint, call, self.watch, self.limit, self.key)
-        return read_json(answer, self.endpoint, self.key)
+    def _json(self, request: Request) -> dict:
+        response = exchange(self.endpoint, request, self.deadline, self.limit, self.key)
+        return read_json(response, self.endpoint, self.key)
 
 
-def multipart(fields: dict, pictures: Sequence[bytes]) -> tuple[str, bytes]:
+def multipart(fields: dict, images: Sequence[bytes]) -> tuple[str, bytes]:
     """-> (content type, body)"""
     boundary = uuid.uuid4().hex
     parts = [
         f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
         for name, value in fields.items()
     ]
-    for i, data in enumerate(pictures):
+    for i, data in enumerate(images):
         head = f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="reference_{i + 1}.png"\r\n'
         parts += [head.encode(), b"Content-Type: image/png\r\n\r\n", data, b"\r\n"]
     return f"multipart/form-data; boundary={boundary}", b"".join(parts) + f"--{boundary}--\r\n".encode()

@@ -1,35 +1,38 @@
-"""The protocols, each as its engine documents it: how to ask for a picture and where it stands in the answer.
+"""The protocols of serving engines: how to ask for an image and where it stands in the response.
 
-Sources: the serving pages and API sources of vLLM-Omni (chat completions, image generation, image edit) and SGLang
-(diffusion's OpenAI API), docs.z.ai (Generate Image, its asynchronous form, errors). None of them takes or returns a
-plan.
+Sources: the API sources of vLLM-Omni 0.30 and SGLang 0.5.23 (diffusion), and what both do when run. None of the forms
+takes or returns a plan. The hosted API is in `hosted.py`.
 """
 
 import base64
 import re
 
-from PIL import Image
-
 from ..errors import InputError
-from .addresses import Endpoint
-from .client import Wire
-from .errors import AccountError, BrokenAnswerError, ContentFilteredError, RefusedError, RemoteError
-from .images import decode, picture_bytes
-from .request import PictureRequest
-from .responses import scrub
+from .client import Client
+from .errors import (
+    AccountError,
+    BrokenResponseError,
+    ContentFilteredError,
+    RefusedError,
+    RemoteError,
+    RepeatableFailureError,
+    ServerFailedError,
+    ServerTimeoutError,
+)
+from .images import ASKED_FORMAT, ReceivedImage, decode, image_bytes
+from .request import ImageRequest
+from .responses import redact
 
 MODEL = "zai-org/GLM-Image"
-GENERATIONS, EDITS = "/v1/images/generations", "/v1/images/edits"
-POLL_SECONDS = 2.0
-POLL_FAILURES = 5  # in a row
+GENERATIONS, EDITS, CHAT = "/v1/images/generations", "/v1/images/edits", "/v1/chat/completions"
 
 
 class Engine:
     """One protocol. `model` is the name the server gives its model, where that is known.
 
-    hosted: every picture costs `usd` dollars, and a request that failed midway may have cost it. needs_key: nothing is
-    sent without a key. exact: a picture of another size than asked for is no answer. ignores: settings of a request
-    that have no effect.
+    hosted: every image costs `usd` dollars, and a request that failed midway may have cost it. needs_key: nothing is
+    sent without a key. exact: an image of another size than asked for is no answer. ignores: settings of a request
+    that have no effect. note: what the report says of every run.
     """
 
     name = ""
@@ -39,45 +42,130 @@ class Engine:
     exact = True
     usd = 0.0
     ignores: tuple[str, ...] = ()
-    note = ""
+    edit_note = ""
 
     def __init__(self, model: str | None = None):
         self.model = model
 
-    def check(self, request: PictureRequest) -> None:
-        """Raise `InputError` for what this protocol cannot ask for."""
+    def identify(self, client: Client) -> None:
+        """Ask the server for what decides what it can do."""
 
-    def draw(self, wire: Wire, request: PictureRequest) -> Image.Image:
-        return decode(self.fetch(wire, request), request, wire.endpoint, self.exact)
+    def check(self, request: ImageRequest) -> None:
+        """Raise `InputError` for what this protocol or this server cannot do."""
 
-    def fetch(self, wire: Wire, request: PictureRequest) -> bytes:
-        """Ask and wait for the picture's file."""
+    def generate(self, client: Client, request: ImageRequest) -> ReceivedImage:
+        try:
+            return decode(self.fetch(client, request), request, client.endpoint, self.exact)
+        except ServerFailedError as error:
+            raise self.explain(error, request) from None
+
+    def fetch(self, client: Client, request: ImageRequest) -> bytes:
+        """Ask and wait for the image's file."""
         raise NotImplementedError
 
+    def explain(self, error: ServerFailedError, request: ImageRequest) -> RemoteError:
+        """The error to raise for a failure inside the engine."""
+        return error
 
-class VllmOmniChat(Engine):
-    """vLLM-Omni's chat form, the older one. What it leaves out was read in release 0.30."""
+    def is_busy(self, client: Client) -> bool | None:
+        """Whether the server works on an image; None where it does not say."""
+        return None
 
-    name = "vllm-omni-chat"
-    note = "the seed sets the plan; the decoder's seed and guidance may stay those of the server's deploy file"
 
-    def check(self, request: PictureRequest) -> None:
+class ImagesForm(Engine):
+    """OpenAI's images form, which vLLM-Omni and SGLang share."""
+
+    def fields(self, request: ImageRequest) -> dict:
+        fields = {"prompt": request.prompt, "n": 1, "size": request.size, "response_format": "b64_json"}
+        fields["output_format"] = ASKED_FORMAT.lower()  # SGLang sends a lossy JPEG otherwise
+        return fields | request.settings()
+
+    def fetch(self, client: Client, request: ImageRequest) -> bytes:
+        return _image_in(client.post(GENERATIONS, self.fields(request)), client)
+
+
+def _image_in(response: dict, client: Client) -> bytes:
+    """data[0].b64_json, or the file at data[0].url"""
+    match response:
+        case {"data": [{"b64_json": str(text)}, *_]} if text:
+            return image_bytes(text, client.endpoint)
+        case {"data": [{"url": str(url)}, *_]} if url:
+            return client.fetch(url)
+    raise BrokenResponseError(f"{client.endpoint} answered without an image")
+
+
+class VllmOmni(ImagesForm):
+    """Text to image by the images form; an edit by the chat form, which alone takes a reference of this model.
+
+    A model's name would have to match the server's, so none is sent.
+    """
+
+    name = "vllm-omni"
+    plan_limit = 4353  # `max_tokens` of its deploy file: a plan of 2048x2048
+    edit_note = "the reference is shown to the planner only; the decoder never sees it"
+
+    def check(self, request: ImageRequest) -> None:
         if len(request.references) > 1:
             raise InputError(
-                f"vLLM-Omni's chat form reads one reference image, not {len(request.references)}; "
-                "choose the engine vllm-omni, which uses its images form"
+                f"vLLM-Omni edits from exactly one reference image, {len(request.references)} were given; "
+                "leave one, or edit on this machine"
+            )
+        if request.plan_length() > self.plan_limit:
+            raise InputError(
+                f"{request.size} needs a plan of {request.plan_length()} tokens and vLLM-Omni stops at "
+                f"{self.plan_limit}; use a smaller size, at most 2048x2048"
             )
 
-    def fetch(self, wire: Wire, request: PictureRequest) -> bytes:
-        settings = request.settings()
-        body = {"messages": [{"role": "user", "content": _chat_content(request)}]}
-        if "seed" in settings:
-            body["seed"] = settings.pop("seed")  # chat's own field; given twice, it is an error
-        body["extra_body"] = {"height": request.height, "width": request.width} | settings
-        return _inline(_chat_picture(wire.post("/v1/chat/completions", body), wire), wire)
+    def fetch(self, client: Client, request: ImageRequest) -> bytes:
+        return self.chat(client, request) if request.references else super().fetch(client, request)
+
+    def chat(self, client: Client, request: ImageRequest) -> bytes:
+        body = {
+            "messages": [{"role": "user", "content": _chat_content(request)}],
+            "sampling_params_list": [_planner_settings(request), request.settings()],
+            "extra_body": {"height": request.height, "width": request.width},
+        }
+        return _inline(_chat_image(client.post(CHAT, body), client), client)
+
+    def explain(self, error: ServerFailedError, request: ImageRequest) -> RemoteError:
+        if PLAN_FAILURE.search(str(error)):
+            return RepeatableFailureError(
+                f"{error}: the plan of seed {request.seed} ended early or passed the server's max_tokens, as it does "
+                "every time; use another seed or a smaller size"
+            )
+        return error
 
 
-def _chat_content(request: PictureRequest) -> str | list[dict]:
+PLAN_FAILURE = re.compile(r"produced no valid inputs for diffusion|prior_token_ids seq_len")
+
+
+class VllmOmniChat(VllmOmni):
+    """vLLM-Omni's chat form for everything."""
+
+    name = "vllm-omni-chat"
+
+    def fetch(self, client: Client, request: ImageRequest) -> bytes:
+        return self.chat(client, request)
+
+
+def _planner_settings(request: ImageRequest) -> dict:
+    """The planner's entry of `sampling_params_list`, which replaces the deploy file's whole.
+
+    The engine cuts an edit's plan at the wrong place if it is longer than the grid, so its length is set exactly.
+    """
+    planner = request.planner
+    return {
+        "temperature": planner.temperature,
+        "top_p": planner.top_p,
+        "top_k": planner.top_k,
+        "stop_token_ids": [planner.end_token],
+        "max_tokens": request.plan_length(),
+        "seed": request.seed,
+        "detokenize": False,
+    }
+
+
+def _chat_content(request: ImageRequest) -> str | list[dict]:
     """References before the text; text alone is a plain string."""
     if not request.references:
         return request.prompt
@@ -86,189 +174,89 @@ def _chat_content(request: PictureRequest) -> str | list[dict]:
     return [*parts, {"type": "text", "text": request.prompt}]
 
 
-def _chat_picture(answer: dict, wire: Wire) -> str:
+def _chat_image(response: dict, client: Client) -> str:
     """choices[0].message.content[i].image_url.url"""
-    match answer:
+    match response:
         case {"choices": [{"finish_reason": "content_filter"}, *_]}:
-            raise ContentFilteredError(f"{wire.endpoint} withheld the picture: its content filter stopped it")
+            raise ContentFilteredError(f"{client.endpoint} withheld the image: its content filter stopped it")
         case {"choices": [{"message": {"content": str(text)}}, *_]}:
-            raise BrokenAnswerError(
-                f"{wire.endpoint} answered with words instead of a picture: {scrub(text, wire.key)}"
+            raise BrokenResponseError(
+                f"{client.endpoint} answered with words instead of an image: {redact(text, client.key)}"
             )
         case {"choices": [{"message": {"content": [*parts]}}, *_]}:
             for part in parts:
                 match part:
                     case {"image_url": {"url": str(url)}}:
                         return url
-    raise BrokenAnswerError(f"{wire.endpoint} answered without a picture")
+    raise BrokenResponseError(f"{client.endpoint} answered without an image")
 
 
-def _inline(url: str, wire: Wire) -> bytes:
+def _inline(url: str, client: Client) -> bytes:
     """The file in a data URL, or at the address of any other."""
     if not url.startswith("data:"):
-        return wire.fetch(url)
+        return client.fetch(url)
     kind, comma, text = url.partition(",")
     if not comma or not kind.startswith("data:image/") or not kind.endswith(";base64"):
-        raise BrokenAnswerError(f"{wire.endpoint} sent a data URL of '{scrub(kind[5:60], wire.key)}', not of an image")
-    return picture_bytes(text, wire.endpoint)
+        raise BrokenResponseError(
+            f"{client.endpoint} sent a data URL of '{redact(kind[5:60], client.key)}', not of an image"
+        )
+    return image_bytes(text, client.endpoint)
 
 
-class ImagesForm(Engine):
-    """OpenAI's images form, which vLLM-Omni and SGLang share."""
+class Sglang(ImagesForm):
+    """SGLang's diffusion server: the images form, references as a form of files."""
 
-    def fetch(self, wire: Wire, request: PictureRequest) -> bytes:
-        fields = {"prompt": request.prompt, "n": 1, "size": request.size, "response_format": "b64_json"}
-        fields |= request.settings()
-        if self.model:
-            fields["model"] = self.model
-        if request.references:
-            answer = wire.post_form(EDITS, fields, request.references)
-        else:
-            answer = wire.post(GENERATIONS, fields)
-        return _images_picture(answer, wire)
-
-
-def _images_picture(answer: dict, wire: Wire) -> bytes:
-    """data[0].b64_json, or the file at data[0].url"""
-    match answer:
-        case {"data": [{"b64_json": str(text)}, *_]} if text:
-            return picture_bytes(text, wire.endpoint)
-        case {"data": [{"url": str(url)}, *_]} if url:
-            return wire.fetch(url)
-    raise BrokenAnswerError(f"{wire.endpoint} answered without a picture")
-
-
-class VllmOmni(ImagesForm):
-    """The images form, whose requests reach both stages whole; a model's name would have to match, so none is sent."""
-
-    name = "vllm-omni"
-
-    def __init__(self, model: str | None = None):
-        super().__init__(None)
-
-
-class SglangDiffusion(ImagesForm):
     name = "sglang"
+    broken_edits = ((0, 5, 22), (0, 5, 23))  # first and last release seen to fail on every edit
 
     def __init__(self, model: str | None = None):
         super().__init__(model or MODEL)
+        self.version = ""
 
+    def identify(self, client: Client) -> None:
+        try:
+            self.version = str(client.get("/server_info").get("version", ""))
+        except AccountError:
+            raise
+        except RefusedError:
+            self.version = ""  # a release that does not say
 
-class Zai(Engine):
-    """z.ai and open.bigmodel.cn: text to image in set sizes; the server chooses steps, guidance and seed."""
+    def check(self, request: ImageRequest) -> None:
+        first, last = self.broken_edits
+        if request.references and first <= _numbers(self.version) <= last:
+            raise InputError(f"SGLang {self.version} {EDIT_FAILURE}")
 
-    name = "zai"
-    base = "/api/paas/v4"
-    health = ""
-    hosted = needs_key = True
-    exact = False  # what was paid for is taken
-    usd = 0.015
-    ignores = ("steps", "guidance", "seed")
-    sizes = ("1280x1280", "1568x1056", "1056x1568", "1472x1088", "1088x1472", "1728x960", "960x1728")
+    def fields(self, request: ImageRequest) -> dict:
+        return super().fields(request) | {"model": self.model}
 
-    def check(self, request: PictureRequest) -> None:
+    def fetch(self, client: Client, request: ImageRequest) -> bytes:
+        if not request.references:
+            return super().fetch(client, request)
+        return _image_in(client.post_form(EDITS, self.fields(request), request.references), client)
+
+    def explain(self, error: ServerFailedError, request: ImageRequest) -> RemoteError:
         if request.references:
-            raise InputError("the hosted API takes no reference images; edit on vLLM-Omni, SGLang or this machine")
-        if request.size not in self.sizes and not all(1024 <= side <= 2048 for side in (request.width, request.height)):
-            raise InputError(
-                f"the hosted API draws no {request.size}; use {', '.join(self.sizes)} or sides of 1024 to 2048"
-            )
+            return RepeatableFailureError(f"{error}. SGLang {self.version or 'from 0.5.22'} {EDIT_FAILURE}")
+        return error
 
-    def body(self, request: PictureRequest) -> dict:
-        return {"model": "glm-image", "prompt": request.prompt, "size": request.size, "quality": "hd"}
-
-    def fetch(self, wire: Wire, request: PictureRequest) -> bytes:
-        answer = wire.post("/images/generations", self.body(request))
-        return self.download(answer, answer.get("data"), wire)
-
-    def download(self, answer: dict, pictures: object, wire: Wire) -> bytes:
-        """The file at the first picture's address, or the reason why there is none."""
-        match pictures:
-            case [{"url": str(url)}, *_] if url:
-                return wire.fetch(url)
-        if answer.get("content_filter"):
-            where = ", ".join(_filtered(answer["content_filter"]))
-            raise ContentFilteredError(
-                f"{wire.endpoint} withheld the picture: its content filter objects to the {where}"
-            )
-        raise BrokenAnswerError(f"{wire.endpoint} answered without a picture")
+    def is_busy(self, client: Client) -> bool | None:
+        """Its scheduler answers /stats between two images, so no answer is one too."""
+        try:
+            client.get("/stats")
+        except ServerTimeoutError:
+            return True
+        except RefusedError:
+            return None
+        return False
 
 
-def _filtered(entries: object) -> list[str]:
-    """Roles of a content_filter list in words."""
-    words = {"assistant": "picture", "user": "prompt", "history": "earlier messages"}
-    roles = [entry.get("role") for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
-    return [words[role] for role in roles if role in words] or ["request"]
+EDIT_FAILURE = (
+    "fails on every edit: its transformers (5.19) gives the features of references one by one, and they are joined "
+    "wrongly. Serve with 0.5.20 or older, or a release after 0.5.23 that mends it, or edit on vLLM-Omni or this machine"
+)
 
 
-class ZaiAsync(Zai):
-    """The same in two steps, so that a dropped connection loses no picture: a task, then its result."""
-
-    name = "zai-async"
-
-    def fetch(self, wire: Wire, request: PictureRequest) -> bytes:
-        task = wire.post("/async/images/generations", self.body(request)).get("id")
-        if not isinstance(task, str) or not re.fullmatch(r"[\w-]{1,128}", task, re.ASCII):
-            raise BrokenAnswerError(f"{wire.endpoint} gave the task no usable number")
-        failures = 0
-        while True:
-            wire.pause(POLL_SECONDS)
-            try:
-                answer = wire.get(f"/async-result/{task}")
-                failures = 0
-            except RemoteError as error:
-                failures += 1
-                if not error.retry or failures == POLL_FAILURES:
-                    error.maybe_done = True  # the task runs on without us
-                    raise
-                continue
-            if answer.get("task_status") == "SUCCESS":
-                return self.download(answer, answer.get("image_result"), wire)
-            if answer.get("task_status") != "PROCESSING":
-                raise self.failed(answer, wire)
-
-    def failed(self, answer: dict, wire: Wire) -> RemoteError:
-        if answer.get("content_filter"):
-            return ContentFilteredError(f"{wire.endpoint} withheld the picture: its content filter stopped the task")
-        return RefusedError(f"{wire.endpoint} ended the task as {scrub(str(answer.get('task_status')), wire.key)}")
-
-
-ENGINES = {engine.name: engine for engine in (VllmOmni, VllmOmniChat, SglangDiffusion, Zai, ZaiAsync)}
-AUTO = "auto"
-HOSTED = ("https://api.z.ai", "https://open.bigmodel.cn")
-
-
-def known_engine(name: str, endpoint: Endpoint) -> Engine | None:
-    """The engine chosen by name or told by a hosted address; None if the server has to be asked."""
-    if name == AUTO:
-        return Zai() if endpoint.origin in HOSTED else None
-    if name not in ENGINES:
-        raise InputError(f"engine {name!r} is not known; use {AUTO}, {', '.join(ENGINES)}")
-    return ENGINES[name]()
-
-
-def detect(wire: Wire) -> Engine:
-    """Tell the engine from GET /v1/models, which both kinds of server answer with their name."""
-    try:
-        answer = wire.get("/v1/models")
-    except AccountError:
-        raise
-    except RefusedError as error:
-        answer = _old_sglang(wire, error)
-    match answer:
-        case {"data": [{"owned_by": str(owner), "id": str(model)}, *_]} if owner in OWNERS:
-            return OWNERS[owner](model)
-        case {"model_path": str(model)}:
-            return SglangDiffusion(model)
-    raise RefusedError(f"{wire.endpoint} does not say which engine it is; choose it: {', '.join(ENGINES)}")
-
-
-OWNERS = {"vllm": VllmOmni, "vllm-omni": VllmOmni, "sglang": SglangDiffusion}
-
-
-def _old_sglang(wire: Wire, error: RefusedError) -> dict:
-    """Releases of SGLang before /v1/models describe themselves under /models."""
-    try:
-        return wire.get("/models")
-    except RefusedError:
-        raise error from None
+def _numbers(version: str) -> tuple[int, ...]:
+    """'0.5.23.post1' -> (0, 5, 23)"""
+    found = re.match(r"(\d+)\.(\d+)\.(\d+)", version)
+    return tuple(map(int, found.groups())) if found else ()

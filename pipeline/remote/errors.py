@@ -7,12 +7,14 @@ class RemoteError(GlmImageError):
     """A request failed. The message never holds a key.
 
     retry: asking again, here or at another server, may help. maybe_done: the server may have made (and, if hosted,
-    charged) the picture already. stops_batch: every further request would fail the same way.
+    charged) the image already. stops_batch: every further request would fail the same way. begun: the server had the
+    whole request, and may go on with it.
     """
 
     retry = False
     maybe_done = False
     stops_batch = False
+    begun = False
     retry_after = 0.0  # seconds the server asks to be left alone
 
 
@@ -35,21 +37,21 @@ class UnreachableError(RemoteError):
 
 
 class ServerTimeoutError(RemoteError):
-    """The time for one picture is over."""
+    """The time for one image is over."""
 
     retry = True
     maybe_done = True
 
 
-class BrokenAnswerError(RemoteError):
-    """An answer came that is no valid picture: cut short, not JSON, too large, not decodable."""
+class BrokenResponseError(RemoteError):
+    """An answer came that is no valid image: cut short, not JSON, too large, not decodable."""
 
     retry = True
     maybe_done = True
 
 
 class UnavailableError(RemoteError):
-    """The server cannot draw now and has not begun: 503."""
+    """The server cannot work now, or its engine died: 503. What it had in hand is lost."""
 
     retry = True
 
@@ -58,11 +60,19 @@ class BusyError(UnavailableError):
     """The server asks for patience: 429, or 503 with a time to come back. Waiting for one's turn is no failed try."""
 
 
+class WarmingUpError(BusyError):
+    """The server is up and its engine not ready yet: 503 of the health page, without a word."""
+
+
 class ServerFailedError(RemoteError):
     """The server broke while it worked: 5xx."""
 
     retry = True
     maybe_done = True
+
+
+class RepeatableFailureError(RemoteError):
+    """The engine fails on this very request, seed included: asking again gives the same error."""
 
 
 class RefusedError(RemoteError):
@@ -76,7 +86,7 @@ class AccountError(RefusedError):
 
 
 class ContentFilteredError(RefusedError):
-    """The hosted service's content filter withheld the picture."""
+    """The hosted service's content filter withheld the image."""
 
 
 class CancelledError(RemoteError):

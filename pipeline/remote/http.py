@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from .addresses import Endpoint, refusal
 from .api_keys import Key
 from .errors import (
-    BrokenAnswerError,
+    BrokenResponseError,
     CancelledError,
     RemoteError,
     ServerTimeoutError,
@@ -27,29 +27,38 @@ from .errors import (
     UnsafeAddressError,
 )
 
-TICK = 0.1  # seconds between two looks at `cancelled`
+TICK = 0.1  # seconds between two looks at the deadline
 CONNECT_SECONDS = 5.0
 CHUNK = 1 << 16
 
 
-class Watch:
-    """Called during every wait; raises once the caller cancels or `seconds` are over."""
+class Deadline:
+    """Checked during every wait; raises once the caller cancels, `failed` gives an error or `seconds` are over."""
 
-    def __init__(self, seconds: float, cancelled: Callable[[], bool] | None = None, complaint: str = "no answer"):
+    def __init__(
+        self,
+        seconds: float,
+        cancelled: Callable[[], bool] | None = None,
+        complaint: str = "no answer",
+        failed: Callable[[], RemoteError | None] | None = None,
+    ):
         self.end = time.monotonic() + seconds
         self.seconds = seconds
         self.cancelled = cancelled or (lambda: False)
+        self.failed = failed or (lambda: None)
         self.complaint = complaint
 
-    def __call__(self) -> None:
+    def check(self) -> None:
         if self.cancelled():
             raise CancelledError("cancelled")
+        if error := self.failed():
+            raise error
         if time.monotonic() > self.end:
             raise ServerTimeoutError(f"{self.complaint} within {self.seconds:g} s")
 
 
 @dataclass(frozen=True)
-class Call:
+class Request:
     """What to send. `path` starts with a slash and comes after the endpoint's own path."""
 
     method: str
@@ -59,42 +68,55 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     status: int
     headers: http.client.HTTPMessage
     body: bytes = field(repr=False)
 
 
 def exchange(
-    endpoint: Endpoint, call: Call, watch: Watch, limit: int, key: Key | None = None, public_only: bool = False
-) -> Answer:
-    """Send `call` and return the answer, whose body may have `limit` bytes at most."""
-    addresses = _resolve(endpoint, watch, public_only)
-    with closing(_connect(endpoint, addresses, watch)) as sock:
+    endpoint: Endpoint,
+    request: Request,
+    deadline: Deadline,
+    limit: int,
+    key: Key | None = None,
+    public_only: bool = False,
+) -> Response:
+    """Send `request` and return the answer, whose body may have `limit` bytes at most."""
+    addresses = _resolve(endpoint, deadline, public_only)
+    with closing(_connect(endpoint, addresses, deadline)) as sock:
         try:
-            return _talk(_Socket(sock, watch), endpoint, call, key, limit)
+            return _talk(_Socket(sock, deadline), endpoint, request, key, limit)
         except http.client.IncompleteRead:
-            raise BrokenAnswerError(f"{endpoint} closed the connection in the middle of its answer") from None
+            raise BrokenResponseError(f"{endpoint} closed the connection in the middle of its answer") from None
         except (http.client.HTTPException, OSError, ValueError) as error:
             # Only the kind of error is told: http.client's texts can quote what was sent.
-            raise BrokenAnswerError(f"{endpoint} broke the connection off ({type(error).__name__})") from None
+            raise BrokenResponseError(f"{endpoint} broke the connection off ({type(error).__name__})") from None
 
 
-def _talk(sock: "_Socket", endpoint: Endpoint, call: Call, key: Key | None, limit: int) -> Answer:
+def _talk(sock: "_Socket", endpoint: Endpoint, request: Request, key: Key | None, limit: int) -> Response:
     connection = http.client.HTTPConnection(endpoint.host, endpoint.port)
     if endpoint.scheme == "https":
         connection.default_port = 443  # for the Host header; `sock` already speaks TLS
     connection.sock = sock
-    headers = {"User-Agent": "comfyui-glm-image", "Connection": "close", **call.headers}
+    headers = {"User-Agent": "comfyui-glm-image", "Connection": "close", **request.headers}
     if key:
         headers["Authorization"] = key.header()
-    connection.request(call.method, endpoint.path + call.path, call.body or None, headers)
+    connection.request(request.method, endpoint.path + request.path, request.body or None, headers)
+    try:
+        return _receive(connection, endpoint, limit)
+    except RemoteError as error:
+        error.begun = True
+        raise
+
+
+def _receive(connection: http.client.HTTPConnection, endpoint: Endpoint, limit: int) -> Response:
     response = connection.getresponse()
     if 300 <= response.status < 400:
         raise UnsafeAddressError(f"{endpoint} redirects{_target(response)}; redirects are not followed")
     if response.getheader("Content-Encoding", "identity") != "identity":
-        raise BrokenAnswerError(f"{endpoint} sent a compressed answer that was not asked for")
-    return Answer(response.status, response.headers, _read(response, endpoint, limit))
+        raise BrokenResponseError(f"{endpoint} sent a compressed answer that was not asked for")
+    return Response(response.status, response.headers, _read(response, endpoint, limit))
 
 
 def _target(response: http.client.HTTPResponse) -> str:
@@ -107,18 +129,18 @@ def _read(response: http.client.HTTPResponse, endpoint: Endpoint, limit: int) ->
     """The body, given up as soon as it is known to be larger than `limit`."""
     expected = response.length
     if expected is not None and expected > limit:
-        raise BrokenAnswerError(f"{endpoint} announces {expected:,} bytes; at most {limit:,} are taken")
+        raise BrokenResponseError(f"{endpoint} announces {expected:,} bytes; at most {limit:,} are taken")
     body = bytearray()
     while chunk := response.read(CHUNK):
         body += chunk
         if len(body) > limit:
-            raise BrokenAnswerError(f"{endpoint} sends more than {limit:,} bytes; given up")
+            raise BrokenResponseError(f"{endpoint} sends more than {limit:,} bytes; given up")
     if expected is not None and len(body) < expected:
-        raise BrokenAnswerError(f"{endpoint} sent {len(body):,} of {expected:,} bytes and closed the connection")
+        raise BrokenResponseError(f"{endpoint} sent {len(body):,} of {expected:,} bytes and closed the connection")
     return bytes(body)
 
 
-def _resolve(endpoint: Endpoint, watch: Watch, public_only: bool) -> list[tuple]:
+def _resolve(endpoint: Endpoint, deadline: Deadline, public_only: bool) -> list[tuple]:
     """Checked (family, socket address) pairs; name resolution cannot be interrupted, so it gets a thread."""
     found: queue.SimpleQueue = queue.SimpleQueue()
 
@@ -129,7 +151,7 @@ def _resolve(endpoint: Endpoint, watch: Watch, public_only: bool) -> list[tuple]
             found.put([])
 
     threading.Thread(target=look_up, daemon=True).start()
-    answers = _wait(found, watch)
+    answers = _wait(found, deadline)
     if not answers:
         raise UnreachableError(f"{endpoint}: the name {endpoint.host} is not known")
     reasons = [refusal(answer[4][0], endpoint, public_only) for answer in answers]
@@ -138,22 +160,22 @@ def _resolve(endpoint: Endpoint, watch: Watch, public_only: bool) -> list[tuple]
     return [(answer[0], answer[4]) for answer, reason in zip(answers, reasons) if reason is None]
 
 
-def _wait(found: queue.SimpleQueue, watch: Watch):
+def _wait(found: queue.SimpleQueue, deadline: Deadline):
     while True:
-        watch()
+        deadline.check()
         try:
             return found.get(timeout=TICK)
         except queue.Empty:
             continue
 
 
-def _connect(endpoint: Endpoint, addresses: list[tuple], watch: Watch) -> socket.socket:
+def _connect(endpoint: Endpoint, addresses: list[tuple], deadline: Deadline) -> socket.socket:
     for family, address in addresses:
         sock = socket.socket(family, socket.SOCK_STREAM)
         try:
-            if _reach(sock, address, watch):
+            if _reach(sock, address, deadline):
                 sock.settimeout(TICK)
-                return _start_tls(sock, endpoint, watch) if endpoint.scheme == "https" else sock
+                return _start_tls(sock, endpoint, deadline) if endpoint.scheme == "https" else sock
         except BaseException:
             sock.close()
             raise
@@ -161,7 +183,7 @@ def _connect(endpoint: Endpoint, addresses: list[tuple], watch: Watch) -> socket
     raise UnreachableError(f"{endpoint} does not answer; is the server running and the port right?")
 
 
-def _reach(sock: socket.socket, address: tuple, watch: Watch) -> bool:
+def _reach(sock: socket.socket, address: tuple, deadline: Deadline) -> bool:
     """Connect without ever blocking; False if refused or silent for `CONNECT_SECONDS`."""
     sock.setblocking(False)
     sock.connect_ex(address)
@@ -169,18 +191,18 @@ def _reach(sock: socket.socket, address: tuple, watch: Watch) -> bool:
     with selectors.DefaultSelector() as selector:
         selector.register(sock, selectors.EVENT_WRITE)
         while time.monotonic() < end:
-            watch()
+            deadline.check()
             if selector.select(TICK):
                 return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
     return False
 
 
-def _start_tls(sock: socket.socket, endpoint: Endpoint, watch: Watch) -> ssl.SSLSocket:
+def _start_tls(sock: socket.socket, endpoint: Endpoint, deadline: Deadline) -> ssl.SSLSocket:
     context = ssl.create_default_context()  # verifies the chain and the name; SSL_CERT_FILE adds an own authority
     wrapped = context.wrap_socket(sock, server_hostname=endpoint.host, do_handshake_on_connect=False)
     try:
         while True:
-            watch()
+            deadline.check()
             try:
                 wrapped.do_handshake()
                 return wrapped
@@ -198,18 +220,18 @@ def _start_tls(sock: socket.socket, endpoint: Endpoint, watch: Watch) -> ssl.SSL
 
 
 class _Socket:
-    """The part of a socket that `http.client` uses, looking at `watch` at least every `TICK`."""
+    """The part of a socket that `http.client` uses, looking at `deadline` at least every `TICK`."""
 
-    def __init__(self, sock: socket.socket, watch: Watch):
-        self._sock, self._watch = sock, watch
+    def __init__(self, sock: socket.socket, deadline: Deadline):
+        self._sock, self._deadline = sock, deadline
 
     def makefile(self, mode: str) -> io.BufferedReader:
-        return io.BufferedReader(_Reader(self._sock, self._watch), CHUNK)
+        return io.BufferedReader(_Reader(self._sock, self._deadline), CHUNK)
 
     def sendall(self, data: bytes) -> None:
         view = memoryview(data)
         while view:
-            self._watch()
+            self._deadline.check()
             try:
                 view = view[self._sock.send(view) :]
             except TimeoutError:
@@ -220,15 +242,15 @@ class _Socket:
 
 
 class _Reader(io.RawIOBase):
-    def __init__(self, sock: socket.socket, watch: Watch):
-        self._sock, self._watch = sock, watch
+    def __init__(self, sock: socket.socket, deadline: Deadline):
+        self._sock, self._deadline = sock, deadline
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer) -> int:
         while True:
-            self._watch()
+            self._deadline.check()
             try:
                 return self._sock.recv_into(buffer)
             except TimeoutError:

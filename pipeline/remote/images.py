@@ -1,69 +1,79 @@
-"""Pictures from servers: nothing of an answer is used before it is known to be a picture of a bearable size."""
+"""Images from servers: nothing of a response is used before it is known to be an image of a supported size."""
 
 import base64
 import io
+from dataclasses import dataclass
 
 from PIL import Image
 
 from ..images import BROKEN, to_rgb
 from .addresses import Endpoint
-from .errors import BrokenAnswerError
-from .request import PictureRequest
+from .errors import BrokenResponseError
+from .request import ImageRequest
 
 FORMATS = ("PNG", "JPEG", "WEBP")
+ASKED_FORMAT = "PNG"
 SIDE_LIMIT = 4096  # px
 REFERENCE_SIDE = 4096  # px; the model's own limit is half of that
-ANSWER_ROOM = 1 << 20
+RESPONSE_ROOM = 1 << 20
 LEAST_PIXELS = 2048 * 2048  # a server may draw larger than asked
 
 
-def answer_limit(request: PictureRequest) -> int:
-    """Bytes an answer may have: an incompressible PNG of the size asked for, or of 2048x2048, in base64."""
-    return ANSWER_ROOM + max(request.width * request.height, LEAST_PIXELS) * 3 * 3 // 2
+@dataclass(frozen=True)
+class ReceivedImage:
+    """An RGB image and the format its file had, "PNG" unless the server lost something."""
+
+    image: Image.Image
+    format: str
 
 
-def picture_bytes(text: object, endpoint: Endpoint) -> bytes:
+def response_limit(request: ImageRequest) -> int:
+    """Bytes a response may have: an incompressible PNG of the size asked for, or of 2048x2048, in base64."""
+    return RESPONSE_ROOM + max(request.width * request.height, LEAST_PIXELS) * 3 * 3 // 2
+
+
+def image_bytes(text: object, endpoint: Endpoint) -> bytes:
     """Base64 -> the file in it."""
     if not isinstance(text, str):
-        raise BrokenAnswerError(f"{endpoint} sent {type(text).__name__} where base64 was promised")
+        raise BrokenResponseError(f"{endpoint} sent {type(text).__name__} where base64 was promised")
     try:
         return base64.b64decode(text, validate=True)
     except ValueError:
-        raise BrokenAnswerError(f"{endpoint} sent a picture whose base64 is broken") from None
+        raise BrokenResponseError(f"{endpoint} sent an image whose base64 is broken") from None
 
 
-def decode(data: bytes, request: PictureRequest, endpoint: Endpoint, exact: bool) -> Image.Image:
-    """PNG, JPEG or WebP file -> RGB picture; its header is judged before its pixels are unpacked.
+def decode(data: bytes, request: ImageRequest, endpoint: Endpoint, exact: bool) -> ReceivedImage:
+    """PNG, JPEG or WebP file -> RGB image; its header is judged before its pixels are unpacked.
 
     `exact`: no other size than the one asked for is taken.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-            if max(picture.size) > SIDE_LIMIT:
-                raise _wrong_size(picture, request, endpoint)
-            picture.load()
-            found = to_rgb(picture)
+        with Image.open(io.BytesIO(data), formats=FORMATS) as file:
+            if max(file.size) > SIDE_LIMIT:
+                raise _wrong_size(file, request, endpoint)
+            file.load()
+            received = ReceivedImage(to_rgb(file), file.format)
     except Image.DecompressionBombError:
-        raise BrokenAnswerError(f"{endpoint} sent a picture that is too large to unpack") from None
+        raise BrokenResponseError(f"{endpoint} sent an image that is too large to unpack") from None
     except BROKEN as error:
-        raise BrokenAnswerError(
-            f"{endpoint} sent {len(data):,} bytes that are no readable {', '.join(FORMATS)} picture "
+        raise BrokenResponseError(
+            f"{endpoint} sent {len(data):,} bytes that are no readable {', '.join(FORMATS)} image "
             f"({type(error).__name__})"
         ) from None
-    if exact and found.size != (request.width, request.height):
-        raise _wrong_size(found, request, endpoint)
-    return found
+    if exact and received.image.size != (request.width, request.height):
+        raise _wrong_size(received.image, request, endpoint)
+    return received
 
 
-def _wrong_size(picture: Image.Image, request: PictureRequest, endpoint: Endpoint) -> BrokenAnswerError:
-    width, height = picture.size
-    return BrokenAnswerError(f"{endpoint} sent a picture of {width}x{height} px where {request.size} was asked for")
+def _wrong_size(image: Image.Image, request: ImageRequest, endpoint: Endpoint) -> BrokenResponseError:
+    width, height = image.size
+    return BrokenResponseError(f"{endpoint} sent an image of {width}x{height} px where {request.size} was asked for")
 
 
-def to_png(picture: Image.Image) -> bytes:
+def to_png(image: Image.Image) -> bytes:
     """A reference as it is sent: RGB, without metadata, and no larger than is of use."""
     buffer = io.BytesIO()
-    plain = to_rgb(picture)
+    plain = to_rgb(image)
     plain.info.clear()
     plain.thumbnail((REFERENCE_SIDE, REFERENCE_SIDE), Image.Resampling.LANCZOS)
     plain.save(buffer, "PNG", compress_level=1)

@@ -1,4 +1,4 @@
-"""Many pictures over several servers: the least loaded first, failures tried again elsewhere, every picture once."""
+"""Many images over several servers: the least loaded first, failures tried again elsewhere, every image once."""
 
 import threading
 import time
@@ -6,82 +6,35 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
-from PIL import Image
-
 from ..errors import InputError
-from .addresses import Endpoint, parse_engine
-from .api_keys import find_key, how_to_set
-from .client import Wire
-from .engines import AUTO, Engine, detect, known_engine
-from .errors import BusyError, CancelledError, KeyMissingError, RemoteError, ServerTimeoutError
-from .http import TICK, Watch
-from .images import answer_limit
-from .request import PictureRequest
+from .errors import BusyError, CancelledError, RemoteError, ServerTimeoutError, WarmingUpError
+from .http import TICK
+from .images import ReceivedImage
+from .request import ImageRequest
+from .server import Server
 
-HEALTH_SECONDS = 10.0
-HEALTH_BYTES = 1 << 20
-REST, LONGEST_REST = 0.5, 30.0  # seconds a failing server is left alone, doubled with every failure
+BACK_OFF, LONGEST_BACK_OFF = 0.5, 30.0  # seconds a failing server is left alone, doubled with every failure
+HEALTH_INTERVAL = 1.0  # seconds between two looks at a server that works for us
+WARM_UP_INTERVAL = 2.0
 MAX_PARALLEL = 64
 MAX_SECONDS = 7200
 
 
-class Server:
-    """A server and what we know of it. Its counters belong to the pool, which changes them under its lock."""
-
-    def __init__(self, url: str, engine: str = AUTO):
-        self.endpoint: Endpoint = parse_engine(url)
-        self.engine: Engine | None = known_engine(engine, self.endpoint)
-        self.key = None
-        self.busy = self.failures = self.drawn = 0
-        self.rest_until = 0.0
-
-    def __str__(self) -> str:
-        return f"{self.endpoint} ({self.engine.name})" if self.engine else str(self.endpoint)
-
-    def connect(self, watch: Watch) -> None:
-        """Find key and engine, and whether the server is well."""
-        self.key = find_key(self.endpoint)
-        wire = self._wire(watch, HEALTH_BYTES)
-        if self.engine is None:
-            self.engine = detect(wire)
-        elif self.engine.needs_key and self.key is None:
-            raise KeyMissingError(f"{self.endpoint} needs a key; {how_to_set(self.endpoint)}")
-        elif self.engine.health:
-            wire.reach(self.engine.health)
-
-    def draw(self, request: PictureRequest, watch: Watch) -> Image.Image:
-        self.engine.check(request)
-        return self.engine.draw(self._wire(watch, answer_limit(request)), request)
-
-    def watch(self, thing: str, seconds: float, cancelled: Callable[[], bool] | None) -> Watch:
-        return Watch(seconds, cancelled, f"{self.endpoint} gave no {thing}")
-
-    def may_retry(self, error: RemoteError) -> bool:
-        """What may have been drawn and charged is not asked for a second time."""
-        return error.retry and not (error.maybe_done and (self.engine is None or self.engine.hosted))
-
-    def _wire(self, watch: Watch, limit: int) -> Wire:
-        endpoint = self.endpoint
-        if self.engine and not endpoint.path:
-            endpoint = endpoint.below(self.engine.base)
-        return Wire(endpoint, self.key, watch, limit)
-
-
 @dataclass
 class Batch:
-    """What came back: pictures and errors by the request's place; `retries` is how many attempts failed first."""
+    """What came back: images and errors by the request's place; `retries` is how many attempts failed first."""
 
-    pictures: dict[int, Image.Image] = field(default_factory=dict)
+    images: dict[int, ReceivedImage] = field(default_factory=dict)
     errors: dict[int, RemoteError] = field(default_factory=dict)
     retries: int = 0
     seconds: float = 0.0
 
-    def in_order(self) -> list[Image.Image]:
-        return [self.pictures[place] for place in sorted(self.pictures)]
+    def in_order(self) -> list[ReceivedImage]:
+        return [self.images[place] for place in sorted(self.images)]
 
 
 class Pool:
-    """Servers that draw together. `seconds` is the limit for one attempt at one picture."""
+    """Servers that work together. `seconds` is the limit for one attempt at one image."""
 
     def __init__(self, servers: Sequence[Server], parallel: int = 4, seconds: float = 600.0, retries: int = 2):
         if not servers:
@@ -95,43 +48,80 @@ class Pool:
         self.failed_attempts = 0
         self._lock = threading.Condition()
 
-    def connect(self, cancelled: Callable[[], bool] | None = None) -> None:
-        """Detect engines and look for life, everywhere at once; raise if no server is of use."""
-        with ThreadPoolExecutor(len(self.servers)) as executor:
-            watches = [server.watch("answer", HEALTH_SECONDS, cancelled) for server in self.servers]
-            errors = list(executor.map(_error_of_connecting, self.servers, watches))
+    def connect(
+        self, cancelled: Callable[[], bool] = lambda: False, tell: Callable[[str], None] = lambda text: None
+    ) -> None:
+        """Detect engines and look for life, everywhere at once; raise if no server is of use.
+
+        Where none is ready but some warm up, those are waited for, `seconds` at most.
+        """
+        begin = time.monotonic()
+        while all(errors := self._connect_all(cancelled)):
+            warming = [error for error in errors if isinstance(error, WarmingUpError)]
+            waited = time.monotonic() - begin
+            if not warming or waited > self.seconds:
+                raise type(errors[0])("; ".join(str(error) for error in errors))
+            tell(f"{'; '.join(map(str, warming))}, {waited:.0f} s so far")
+            _pause(WARM_UP_INTERVAL, cancelled)
         for server, error in zip(self.servers, errors):
+            if error is not None:
+                self._back_off(server, error)
+
+    def _connect_all(self, cancelled: Callable[[], bool]) -> list[RemoteError | None]:
+        with ThreadPoolExecutor(len(self.servers)) as executor:
+            errors = list(executor.map(lambda server: _error_of_connecting(server, cancelled), self.servers))
+        for error in errors:
             if error is not None and not error.retry:
                 raise error
-            if error is not None:
-                self._rest(server, error)
-        if all(errors):
-            raise type(errors[0])("; ".join(str(error) for error in errors))
+        return errors
 
     def run(
         self,
-        requests: Sequence[PictureRequest],
+        requests: Sequence[ImageRequest],
         cancelled: Callable[[], bool] = lambda: False,
         progress: Callable[[int, int], None] = lambda done, total: None,
         keep_going: bool = False,
     ) -> Batch:
-        """Draw all requests. An error ends the rest unless `keep_going`; `progress` is called in this thread."""
-        for engine in filter(None, (server.engine for server in self.servers)):
-            for request in requests:
-                engine.check(request)
+        """Send all requests. An error ends the rest unless `keep_going`; `progress` is called in this thread."""
+        self._leave_out_unfit(requests)
         begin, batch, stop = time.monotonic(), Batch(), threading.Event()
+        monitors = [threading.Thread(target=self._monitor, args=(server, stop)) for server in self.servers]
+        for monitor in monitors:
+            monitor.start()
         with ThreadPoolExecutor(max(1, min(self.parallel, len(requests)))) as executor:
             try:
                 places = {
-                    executor.submit(self._draw, request, lambda: stop.is_set() or cancelled()): place
+                    executor.submit(self._generate, request, lambda: stop.is_set() or cancelled()): place
                     for place, request in enumerate(requests)
                 }
                 self._collect(places, batch, cancelled, progress, keep_going)
             finally:
                 stop.set()
                 executor.shutdown(wait=True, cancel_futures=True)
+                for monitor in monitors:
+                    monitor.join()
         batch.retries, batch.seconds = self.failed_attempts, time.monotonic() - begin
         return batch
+
+    def _leave_out_unfit(self, requests: Sequence[ImageRequest]) -> None:
+        """Note which servers cannot do what is asked for; raise, before anything is sent, if none can."""
+        for server in self.servers:
+            try:
+                for request in requests if server.engine else ():
+                    server.engine.check(request)
+            except InputError as error:
+                server.unfit = error
+        if all(server.unfit for server in self.servers):
+            raise self.servers[0].unfit
+
+    def _monitor(self, server: Server, stop: threading.Event) -> None:
+        while True:
+            if server.occupied:
+                server.watch_abandoned(self.seconds, stop.is_set)
+            if server.in_flight:
+                server.watch_health(stop.is_set)
+            if stop.wait(HEALTH_INTERVAL):
+                return
 
     def _collect(self, places: dict[Future, int], batch: Batch, cancelled, progress, keep_going: bool) -> None:
         pending = set(places)
@@ -141,100 +131,112 @@ class Pool:
                 raise CancelledError("cancelled")
             for future in done:
                 try:
-                    batch.pictures[places[future]] = future.result()
+                    batch.images[places[future]] = future.result()
                 except RemoteError as error:
                     if not keep_going:
-                        raise _with_count(error, len(batch.pictures), len(places)) from None
+                        raise _with_count(error, len(batch.images), len(places)) from None
                     batch.errors[places[future]] = error
                     if error.stops_batch:  # what is under way may still arrive; what is not would fail alike
                         unsent = {other for other in pending if other.cancel()}
                         pending -= unsent
                         batch.errors |= dict.fromkeys((places[other] for other in unsent), error)
             if done:
-                progress(len(batch.pictures) + len(batch.errors), len(places))
+                progress(len(batch.images) + len(batch.errors), len(places))
 
-    def _draw(self, request: PictureRequest, cancelled: Callable[[], bool]) -> Image.Image:
-        """One picture from whichever server gives it; a server that let it time out is not asked for it again."""
+    def _generate(self, request: ImageRequest, cancelled: Callable[[], bool]) -> ReceivedImage:
+        """One image from whichever server gives it; a server that let it time out is not asked for it again."""
         slow: set[Server] = set()
-        last: RemoteError | None = None
+        last: RemoteError | InputError | None = None
         failed, end = 0, time.monotonic() + self.seconds
-        while failed < self.attempts and (server := self._take(slow, cancelled)):
+        while failed < self.attempts and (server := self._acquire(slow, cancelled)):
             try:
                 if server.failures:
-                    server.connect(server.watch("answer", HEALTH_SECONDS, cancelled))
-                picture = server.draw(request, server.watch("picture", self.seconds, cancelled))
+                    server.connect(cancelled)
+                image = server.generate(request, self.seconds, cancelled)
+            except InputError as error:  # of an engine that was not known when the batch began
+                last = server.unfit = error
             except RemoteError as error:
                 last = error
                 if not server.may_retry(error):
                     raise
                 if isinstance(error, ServerTimeoutError):
                     slow.add(server)
-                self._rest(server, error)
+                self._back_off(server, error)
                 if not isinstance(error, BusyError) or time.monotonic() > end:
                     failed += 1
             else:
-                self._praise(server)
-                return picture
+                self._mark_success(server)
+                return image
             finally:
-                self._give_back(server)
+                self._release(server)
         raise last
 
-    def _take(self, slow: set[Server], cancelled: Callable[[], bool]) -> Server | None:
-        """The least loaded server that is not resting, once there is one; None if all were too slow already.
+    def _acquire(self, slow: set[Server], cancelled: Callable[[], bool]) -> Server | None:
+        """The least loaded server that is ready, once there is one; None if none is left for this image.
 
-        A server that failed is tried by one request at a time.
+        A server that failed is tried by one request at a time. One that still works on an image which was given up
+        would only let the next one wait in its queue, so it is waited for here, where another may be ready first.
         """
         with self._lock:
             while True:
                 if cancelled():
                     raise CancelledError("cancelled")
-                usable = [server for server in self.servers if server not in slow]
+                usable = [server for server in self.servers if server not in slow and not server.unfit]
                 if not usable:
                     return None
                 now = time.monotonic()
-                ready = [s for s in usable if s.rest_until <= now and not (s.failures and s.busy)]
+                ready = [
+                    server
+                    for server in usable
+                    if server.back_off_until <= now
+                    and not (server.failures and server.in_flight)
+                    and not server.occupied
+                ]
                 if ready:
-                    server = min(ready, key=lambda s: (s.busy, s.failures, s.drawn))
-                    server.busy += 1
+                    server = min(ready, key=lambda s: (s.in_flight, s.failures, s.completed))
+                    server.in_flight += 1
                     return server
                 self._lock.wait(TICK)
 
-    def _give_back(self, server: Server) -> None:
+    def _release(self, server: Server) -> None:
         with self._lock:
-            server.busy -= 1
+            server.in_flight -= 1
             self._lock.notify_all()
 
-    def _praise(self, server: Server) -> None:
+    def _mark_success(self, server: Server) -> None:
         with self._lock:
-            server.drawn += 1
-            server.failures, server.rest_until = 0, 0.0
+            server.completed += 1
+            server.failures, server.back_off_until = 0, 0.0
 
-    def _rest(self, server: Server, error: RemoteError) -> None:
+    def _back_off(self, server: Server, error: RemoteError) -> None:
         with self._lock:
             self.failed_attempts += 1
             now = time.monotonic()
-            if server.rest_until > now and server.failures:
+            if server.back_off_until > now and server.failures:
                 return  # one breakdown, however many requests it took with it
-            server.rest_until = now + (error.retry_after or min(REST * 2**server.failures, LONGEST_REST))
+            pause = error.retry_after or min(BACK_OFF * 2**server.failures, LONGEST_BACK_OFF)
+            server.back_off_until = now + pause
             server.failures += 1
 
 
-def _error_of_connecting(server: Server, watch: Watch) -> RemoteError | None:
+def _error_of_connecting(server: Server, cancelled: Callable[[], bool]) -> RemoteError | None:
     try:
-        server.connect(watch)
+        server.connect(cancelled)
     except RemoteError as error:
         return error
     return None
 
 
+def _pause(seconds: float, cancelled: Callable[[], bool]) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if cancelled():
+            raise CancelledError("cancelled")
+        time.sleep(TICK)
+
+
 def _with_count(error: RemoteError, done: int, total: int) -> RemoteError:
     """The error, saying what had arrived before it."""
     if done:
-        error.args = (f"{error} ({done} of {total} pictures had arrived)",)
+        error.args = (f"{error} ({done} of {total} images had arrived)",)
     return error
-
-
-def read_servers(text: str, engine: str = AUTO) -> list[Server]:
-    """Addresses separated by commas, blanks or line ends -> servers, each once."""
-    servers = {server.endpoint: server for server in (Server(url, engine) for url in text.replace(",", " ").split())}
-    return list(servers.values())

@@ -1,29 +1,62 @@
-"""What is asked of an engine: one picture, checked before anything is sent."""
+"""What is asked of an engine: one image, checked before anything is sent."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from ..errors import InputError
-from ..geometry import check_size
+from ..errors import CheckpointError, InputError
+from ..geometry import check_size, preview_grid, token_grid
 from ..text import enclosed, quoted_texts, utf8
 
 MAX_REFERENCES = 8
 MAX_SEED = 2**32 - 1  # every engine takes this much
 MAX_STEPS, MAX_GUIDANCE = 200, 20.0  # limits of the images form of vLLM-Omni
+RELEASE_STEPS, RELEASE_GUIDANCE = 50, 1.5  # sent where nothing is asked for: the engines' own defaults differ
 QUOTES = ('""', "“”", "「」")  # the engines find texts between these, whatever stands in them
 
 
 @dataclass(frozen=True)
-class PictureRequest:
-    """`references` are PNG files. None leaves a setting to the server."""
+class PlannerSampling:
+    """How the planner draws tokens, for a form that has to be told; as the release's deploy files set it.
+
+    `end_token` is the token that ends a plan.
+    """
+
+    temperature: float = 0.9
+    top_p: float = 0.75
+    top_k: int = 16512
+    end_token: int = 16385
+
+    @classmethod
+    def of_checkpoint(cls, folder: Path) -> "PlannerSampling":
+        """The settings in a checkpoint's `vision_language_encoder/generation_config.json`.
+
+        A key that is missing there keeps the release's value.
+        """
+        path = folder / "vision_language_encoder" / "generation_config.json"
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            names = {"temperature": float, "top_p": float, "top_k": int}
+            found = {name: kind(values[name]) for name, kind in names.items() if name in values}
+            end = values.get("eos_token_id", cls.end_token)
+            return cls(**found, end_token=int(end[0] if isinstance(end, list) else end))
+        except (OSError, ValueError, TypeError, IndexError) as error:
+            raise CheckpointError(f"{path} cannot be used: {error}") from None
+
+
+@dataclass(frozen=True)
+class ImageRequest:
+    """`references` are PNG files."""
 
     prompt: str
     width: int
     height: int
-    seed: int | None = None
-    steps: int | None = None
-    guidance: float | None = None
+    seed: int = 0
+    steps: int = RELEASE_STEPS
+    guidance: float = RELEASE_GUIDANCE
     references: tuple[bytes, ...] = field(default=(), repr=False)
+    planner: PlannerSampling = PlannerSampling()
 
     def __post_init__(self):
         _check_prompt(self.prompt)
@@ -39,19 +72,24 @@ class PictureRequest:
         return f"{self.width}x{self.height}"
 
     def settings(self) -> dict:
-        """Steps, guidance and seed under the names that all engines share, without those left to the server."""
-        values = {"num_inference_steps": self.steps, "guidance_scale": self.guidance, "seed": self.seed}
-        return {name: value for name, value in values.items() if value is not None}
+        """Steps, guidance and seed under the names that all engines share."""
+        return {"num_inference_steps": self.steps, "guidance_scale": self.guidance, "seed": self.seed}
+
+    def plan_length(self) -> int:
+        """Tokens of a whole plan: the preview grid unless references are edited, the full grid and the end token."""
+        h, w = token_grid(self.height, self.width)
+        ph, pw = (0, 0) if self.references else preview_grid(h, w)
+        return ph * pw + h * w + 1
 
 
 def _check_prompt(prompt: str) -> None:
     if not prompt.strip():
-        raise InputError("the prompt is empty; describe the picture, with the texts to draw in quotes")
+        raise InputError("the prompt is empty; describe the image, with the texts to draw in quotes")
     utf8(prompt)
 
 
-def _check_range(name: str, value: float | None, low: float, high: float) -> None:
-    if value is not None and not low <= value <= high:
+def _check_range(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
         raise InputError(f"{name} {value} is out of range; use {low} to {high}")
 
 

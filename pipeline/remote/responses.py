@@ -10,76 +10,89 @@ from .addresses import Endpoint
 from .api_keys import Key, how_to_set
 from .errors import (
     AccountError,
-    BrokenAnswerError,
+    BrokenResponseError,
     BusyError,
     ContentFilteredError,
     RefusedError,
     RemoteError,
     ServerFailedError,
     UnavailableError,
+    WarmingUpError,
 )
-from .http import Answer
+from .http import Response
 
 REASON_LENGTH = 300
+WARM_UP_PAUSE = 2.0  # seconds between two looks at a server that warms up
 MAX_WAIT = 60.0  # seconds of a Retry-After that are honoured
 FILTER_CODES = {"1301", "content_filter", "content_policy_violation", "moderation_blocked"}
 BUSY_CODES = {"1302", "1303", "1305"}  # z.ai's other codes under 429 are about balance, quota and plan
 
 
-def read_json(answer: Answer, endpoint: Endpoint, key: Key | None) -> dict:
+def read_json(response: Response, endpoint: Endpoint, key: Key | None) -> dict:
     """The object in an answer whose status is fine; any other answer is raised."""
-    if not 200 <= answer.status < 300:
-        raise failure(answer, endpoint, key)
+    if not 200 <= response.status < 300:
+        raise failure(response, endpoint, key)
     try:
-        found = json.loads(answer.body)
+        found = json.loads(response.body)
     except (ValueError, RecursionError):
-        kind = scrub(answer.headers.get("Content-Type") or "something", key)
-        raise BrokenAnswerError(
+        kind = redact(response.headers.get("Content-Type") or "something", key)
+        raise BrokenResponseError(
             f"{endpoint} answered with {kind} that is not JSON; is this the address of an engine's API?"
         ) from None
     if not isinstance(found, dict):
-        raise BrokenAnswerError(f"{endpoint} answered with JSON that is no object")
+        raise BrokenResponseError(f"{endpoint} answered with JSON that is no object")
     if found.get("error") or found.get("object") == "error":  # some gateways report errors under status 200
-        raise _refusal(answer, endpoint, *_reason(found, key))
+        raise _refusal(response, endpoint, *_reason(found, key))
     return found
 
 
-def failure(answer: Answer, endpoint: Endpoint, key: Key | None) -> RemoteError:
+def failure(response: Response, endpoint: Endpoint, key: Key | None) -> RemoteError:
     """The error for a status other than 2xx."""
     try:
-        code, reason = _reason(json.loads(answer.body), key)
+        code, reason = _reason(json.loads(response.body), key)
     except (ValueError, RecursionError):
-        code, reason = "", _plain(answer, key)
-    said = f"{endpoint} answered {answer.status}" + (f": {reason}" if reason else "")
+        code, reason = "", _plain(response, key)
+    said = f"{endpoint} answered {response.status}" + (f": {reason}" if reason else "")
     if code in FILTER_CODES:
-        return ContentFilteredError(f"{endpoint} withheld the picture, its content filter says: {reason}")
-    if answer.status in (401, 403):
+        return ContentFilteredError(f"{endpoint} withheld the image, its content filter says: {reason}")
+    if response.status in (401, 403):
         return AccountError(f"{said}; check the key: {how_to_set(endpoint)}")
-    wait = retry_after(answer)
-    if (answer.status == 429 and (not code.startswith("1") or code in BUSY_CODES)) or (answer.status == 503 and wait):
+    wait = retry_after(response)
+    if (response.status == 429 and (not code.startswith("1") or code in BUSY_CODES)) or (
+        response.status == 503 and wait
+    ):
         error = BusyError(said)
         error.retry_after = wait
         return error
-    if answer.status == 429:
+    if response.status == 429:
         return AccountError(said)
-    if answer.status == 503:
+    if response.status == 503:
         return UnavailableError(said)
-    if answer.status >= 500 or answer.status == 408:
+    if response.status >= 500 or response.status == 408:
         return ServerFailedError(said)
     return RefusedError(said)
 
 
-def _plain(answer: Answer, key: Key | None) -> str:
+def health_failure(response: Response, endpoint: Endpoint, key: Key | None) -> RemoteError:
+    """The error for a health page that is not well: SGLang's 503 is empty while it warms up, a dead engine's is not."""
+    if response.status == 503 and not response.body.strip():
+        error = WarmingUpError(f"{endpoint} is warming up")
+        error.retry_after = WARM_UP_PAUSE
+        return error
+    return failure(response, endpoint, key)
+
+
+def _plain(response: Response, key: Key | None) -> str:
     """The reason of a server that gives it as plain text."""
-    if not (answer.headers.get("Content-Type") or "").startswith("text/plain"):
+    if not (response.headers.get("Content-Type") or "").startswith("text/plain"):
         return ""
-    return scrub(answer.body.decode("utf-8", "replace"), key)
+    return redact(response.body.decode("utf-8", "replace"), key)
 
 
-def _refusal(answer: Answer, endpoint: Endpoint, code: str, reason: str) -> RemoteError:
+def _refusal(response: Response, endpoint: Endpoint, code: str, reason: str) -> RemoteError:
     if code in FILTER_CODES:
-        return ContentFilteredError(f"{endpoint} withheld the picture, its content filter says: {reason}")
-    return RefusedError(f"{endpoint} answered {answer.status} with an error: {reason}")
+        return ContentFilteredError(f"{endpoint} withheld the image, its content filter says: {reason}")
+    return RefusedError(f"{endpoint} answered {response.status} with an error: {reason}")
 
 
 def _reason(found: object, key: Key | None) -> tuple[str, str]:
@@ -94,19 +107,19 @@ def _reason(found: object, key: Key | None) -> tuple[str, str]:
         said = error or found.get("message") or found.get("detail")
     if isinstance(said, list):
         said = "; ".join(str(item.get("msg")) for item in said if isinstance(item, dict))
-    return code, scrub(str(said or ""), key)
+    return code, redact(str(said or ""), key)
 
 
-def scrub(text: str, key: Key | None) -> str:
+def redact(text: str, key: Key | None) -> str:
     """A server's words as they may be shown: one line of bounded length, without the key."""
-    text = key.scrub(text) if key else text
+    text = key.redact(text) if key else text
     text = re.sub(r"\s+", " ", "".join(c if c.isprintable() else " " for c in text)).strip()
     return text if len(text) <= REASON_LENGTH else text[:REASON_LENGTH] + "..."
 
 
-def retry_after(answer: Answer) -> float:
+def retry_after(response: Response) -> float:
     """Seconds to wait, from the header's number or date; 0 without one."""
-    value = (answer.headers.get("Retry-After") or "").strip()
+    value = (response.headers.get("Retry-After") or "").strip()
     try:
         seconds = float(value) if value[:1].isdigit() else _until(value)
     except (ValueError, TypeError):

@@ -10,8 +10,8 @@ from PIL import Image
 def serve(monkeypatch):
     running = []
 
-    def start(engine, fault=None):
-        running.append(Contract(engine, fault))
+    def start(engine, fault=None, **options):
+        running.append(Contract(engine, fault, **options))
         monkeypatch.setenv("GLM_IMAGE_API_KEY", KEY)
         monkeypatch.setenv("GLM_IMAGE_API_KEY_SERVERS", running[-1].url)
         return running[-1]
@@ -26,26 +26,43 @@ def generate(server, output, *more):
     return cli.main(["generate", "a sign 'OPEN'", "-o", str(output), "--server", server.url, *size, *more])
 
 
-def test_pictures_are_saved_with_their_settings_and_without_server_or_key(serve, tmp_path, capsys):
+def test_images_are_saved_with_their_settings_and_without_server_or_key(serve, tmp_path, capsys):
     server = serve("vllm-omni")
     assert generate(server, tmp_path / "a.png", "--count", "2", "--seed", "5", "--steps", "7", "--text", "24h") == 0
     output = capsys.readouterr()
     assert output.out.split() == [str(tmp_path / f"a_{k}.png") for k in range(2)]
     assert "2 of 96x64 at" in output.err and "added to the prompt, which did not quote them: 24h" in output.err
     for k in range(2):
-        with Image.open(tmp_path / f"a_{k}.png") as picture:
-            assert picture.getpixel((0, 0)) == colour(5 + k)
-            assert (picture.text["seed"], picture.text["engine"]) == (str(5 + k), "vllm-omni")
-            assert server.url not in str(picture.text)
+        with Image.open(tmp_path / f"a_{k}.png") as image:
+            assert "received_as" not in image.text
+            assert image.getpixel((0, 0)) == colour(5 + k)
+            assert (image.text["seed"], image.text["engine"]) == (str(5 + k), "vllm-omni")
+            assert server.url not in str(image.text)
     assert KEY not in output.out + output.err
     assert server.requests[0][1]["num_inference_steps"] == 7
 
 
+def test_a_lossy_file_is_noted_in_the_image_that_is_saved(serve, tmp_path):
+    assert generate(serve("sglang", "jpeg"), tmp_path / "a.png") == 0
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.text["received_as"] == "JPEG"
+
+
+def test_the_planner_of_the_checkpoint_at_hand_is_asked_for(serve, tmp_path):
+    """The chat form has to be told the planner's settings, which are not the release's for the small checkpoint."""
+    server = serve("vllm-omni")
+    assert generate(server, tmp_path / "a.png", "--engine", "vllm-omni-chat", "--model", "small", "--seed", "3") == 0
+    ((_, fields, _),) = server.requests
+    planner, decoder = fields["sampling_params_list"]
+    assert (planner["top_k"], planner["stop_token_ids"], planner["seed"]) == (640, [641], 3)
+    assert decoder == {"num_inference_steps": 50, "guidance_scale": 1.5, "seed": 3}
+
+
 def test_references_of_the_command_line_are_sent(serve, tmp_path):
-    server = serve("sglang")
+    server = serve("sglang", version="0.5.20")
     Image.new("RGB", (40, 30), (1, 2, 3)).save(tmp_path / "in.png")
     assert generate(server, tmp_path / "a.png", "--image", str(tmp_path / "in.png")) == 0
-    assert [picture.size for picture in server.requests[0][2]] == [(40, 30)]
+    assert [image.size for image in server.requests[0][2]] == [(40, 30)]
 
 
 def test_settings_without_effect_are_named(serve, tmp_path, capsys):

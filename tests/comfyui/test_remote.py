@@ -1,4 +1,4 @@
-"""GLM-Image Remote in a real ComfyUI, drawing on contract servers: pictures, errors at the node, interruption, keys.
+"""GLM-Image Remote in a real ComfyUI, drawing on contract servers: images, errors at the node, interruption, keys.
 
 This file starts a ComfyUI of its own, because keys come from its environment.
 """
@@ -19,7 +19,8 @@ from PIL import Image
 @pytest.fixture(scope="module")
 def engines():
     """name -> a contract server whose `fault` a test may set; all faults are gone before the next."""
-    running = {name: Contract(name) for name in ("vllm-omni", "sglang", "zai")}
+    running = {name: Contract(name) for name in ("vllm-omni", "zai")}
+    running["sglang"] = Contract("sglang", version="0.5.20")  # one that edits
     yield running
     for server in running.values():
         server.die()
@@ -40,7 +41,7 @@ def fresh(engines):
     yield
     for server in engines.values():
         server.fault, server.seconds, server.on_draw = None, 0.0, lambda count: None
-        for record in (server.requests, server.authorizations, server.closed):
+        for record in (server.requests, server.effects, server.authorizations, server.closed):
             record.clear()
 
 
@@ -73,17 +74,17 @@ def graph(contract, **changes):
 @pytest.mark.parametrize("engine", ["vllm-omni", "sglang"])
 def test_a_batch_is_drawn_in_the_order_of_its_seeds(comfyui, engines, engine):
     outputs = comfyui.run(graph(engines[engine], seed=300, count=3))
-    pictures = [Image.open(path) for path in comfyui.files(outputs, "save")]
-    assert [picture.size for picture in pictures] == [(96, 64)] * 3
-    assert [picture.getpixel((5, 5)) for picture in pictures] == [colour(300 + k) for k in range(3)]
+    images = [Image.open(path) for path in comfyui.files(outputs, "save")]
+    assert [image.size for image in images] == [(96, 64)] * 3
+    assert [image.getpixel((5, 5)) for image in images] == [colour(300 + k) for k in range(3)]
     (report,) = outputs["report"]["text"]
-    assert "3 of 3 pictures in" in report and f"{engines[engine].url} ({engine}): 3" in report
+    assert "3 of 3 images in" in report and f"{engines[engine].url} ({engine}): 3" in report
 
 
 def test_the_layout_s_outputs_and_references_plug_in(comfyui, engines):
     page = {"scene": "A shop", "width": 128, "height": 96, "language": "english", "positions": "words"}
     nodes = graph(
-        engines["vllm-omni"],
+        engines["sglang"],
         prompt=["page", 0],
         glyph_texts=["page", 1],
         width=["page", 4],
@@ -94,8 +95,8 @@ def test_the_layout_s_outputs_and_references_plug_in(comfyui, engines):
     nodes["page"] = node("GLMImageTextLayout", max_overlap=0.35, layout="", source="title: OPEN 24h @ top 25%", **page)
     nodes["red"] = node("EmptyImage", width=48, height=32, batch_size=2, color=0xFF0000)
     outputs = comfyui.run(nodes)
-    ((_, fields, references),) = engines["vllm-omni"].requests
-    assert [picture.size for picture in references] == [(48, 32), (48, 32), (128, 96)]
+    ((_, fields, references),) = engines["sglang"].requests
+    assert [image.size for image in references] == [(48, 32), (48, 32), (128, 96)]
     assert fields["prompt"].startswith("A shop.") and '"OPEN 24h"' in fields["prompt"]
     assert "added to the prompt" not in outputs["report"]["text"][0]
     assert Image.open(comfyui.files(outputs, "save")[0]).size == (128, 96)
@@ -106,14 +107,14 @@ FAULTS = [
     ("vllm-omni", "500", {}, "answered 500: CUDA out of memory"),
     ("vllm-omni", "half", {}, "and closed the connection"),
     ("vllm-omni", "html", {}, "answered with text/html that is not JSON"),
-    ("vllm-omni", "bad base64", {}, "a picture whose base64 is broken"),
-    ("vllm-omni", "bomb", {}, "sent a picture"),
+    ("vllm-omni", "bad base64", {}, "an image whose base64 is broken"),
+    ("vllm-omni", "bomb", {}, "sent an image"),
     ("vllm-omni", "announced gigabyte", {}, "announces 1,073,741,824 bytes"),
     ("sglang", "streamed gigabyte", {}, "given up"),
-    ("sglang", "hang", {"timeout": 1.0}, "no picture within 1 s"),
+    ("sglang", "hang", {"timeout": 1.0}, "no image within 1 s"),
     ("sglang", "redirect", {}, "redirects to http://127.0.0.1:9; redirects are not followed"),
     ("zai", "withheld", {}, FILTER_REASON),
-    ("zai", "withheld quietly", {}, "content filter objects to the picture"),
+    ("zai", "withheld quietly", {}, "content filter objects to the image"),
     ("zai", "broke", {}, "Insufficient balance"),
     ("zai", None, {"max_cost": 0.01}, "more than the limit of $0.010"),
     ("zai", None, {"width": 96}, "the hosted API draws no 96x1280"),
@@ -192,7 +193,7 @@ def test_what_arrived_is_kept_when_asked(comfyui, engines):
     server.on_draw = lambda count: setattr(server, "fault", "400" if count == 2 else None)
     outputs = comfyui.run(graph(server, count=3, parallel=1, on_error="keep what arrived"))
     assert len(outputs["save"]["images"]) == 2
-    assert "picture 2 failed: " in outputs["report"]["text"][0]
+    assert "image 2 failed: " in outputs["report"]["text"][0]
 
 
 def test_the_cost_is_shown_at_the_node_before_the_batch_is_sent(comfyui, engines):
@@ -221,8 +222,8 @@ def test_the_workflow_of_each_engine_runs(comfyui, engines, name):
     (drawing,) = [entry["inputs"] for entry in nodes.values() if entry["class_type"] == "GLMImageRemote"]
     (saving,) = [number for number, entry in nodes.items() if entry["class_type"] == "SaveImage"]
     drawing |= {"server": server.url, "engine": "zai" if name == "zai" else drawing["engine"]}
-    pictures = comfyui.files(comfyui.run(nodes), saving)
-    assert len(pictures) == drawing["count"] == len(server.requests)
+    images = comfyui.files(comfyui.run(nodes), saving)
+    assert len(images) == drawing["count"] == len(server.requests)
     references = server.requests[0][2]
     assert len(references) == (1 if name == "sglang" else 0)
 

@@ -12,12 +12,12 @@ import traceback
 
 import pytest
 from comfyui_glm_image.pipeline.errors import GlmImageError
-from comfyui_glm_image.pipeline.remote import Job, draw, pool
+from comfyui_glm_image.pipeline.remote import Job, generate, pool
 from comfyui_glm_image.pipeline.remote import api_keys as keys
-from comfyui_glm_image.pipeline.remote.addresses import parse_picture, parse_server, refusal
+from comfyui_glm_image.pipeline.remote.addresses import parse_image_url, parse_server, refusal
 from comfyui_glm_image.pipeline.remote.api_keys import Key, find_key
 from comfyui_glm_image.pipeline.remote.errors import KeyMissingError, UnsafeAddressError
-from comfyui_glm_image.pipeline.remote.http import Call, Watch, exchange
+from comfyui_glm_image.pipeline.remote.http import Deadline, Request, exchange
 from comfyui_glm_image.tests.remote.contract import FAULTS, KEY, Contract
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -32,7 +32,7 @@ def no_keys(monkeypatch, tmp_path):
     for name in ("ZAI_API_KEY", "ZHIPUAI_API_KEY", "BIGMODEL_API_KEY", "GLM_IMAGE_API_KEY", "GLM_IMAGE_KEY_FILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(keys, "DEFAULT_FILE", tmp_path / "none.json")
-    monkeypatch.setattr(pool, "REST", 0.02)
+    monkeypatch.setattr(pool, "BACK_OFF", 0.02)
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_addresses_are_judged_by_what_they_are(address, http, https):
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "10.0.0.1", "192.168.1.1", "100.64.0.1", "::1", "fd12::1"])
-def test_a_picture_elsewhere_is_never_fetched_from_a_private_address(address):
+def test_a_image_elsewhere_is_never_fetched_from_a_private_address(address):
     assert "is not public" in refusal(address, parse_server("https://cdn.example"), public_only=True)
 
 
@@ -126,34 +126,34 @@ def test_a_name_that_leads_to_a_metadata_address_is_never_connected_to(monkeypat
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: answer)
     monkeypatch.setattr(socket.socket, "connect_ex", lambda *args: pytest.fail("connected"))
     with pytest.raises(UnsafeAddressError, match="169.254.169.254 is a link-local or metadata address"):
-        draw(Job("x", name, **SIZE))
+        generate(Job("x", name, **SIZE))
 
 
-def test_a_picture_s_address_is_its_server_s_own_or_https():
+def test_a_image_s_address_is_its_server_s_own_or_https():
     server = parse_server("http://127.0.0.1:8091/api")
-    assert parse_picture("/v1/images/1/content?variant=0", server)[1:] == ("/v1/images/1/content?variant=0", True)
-    assert parse_picture("http://127.0.0.1:8091/a", server)[2] is True
-    assert parse_picture("https://cdn.example/a?b=c", server)[1:] == ("/a?b=c", False)
+    assert parse_image_url("/v1/images/1/content?variant=0", server)[1:] == ("/v1/images/1/content?variant=0", True)
+    assert parse_image_url("http://127.0.0.1:8091/a", server)[2] is True
+    assert parse_image_url("https://cdn.example/a?b=c", server)[1:] == ("/a?b=c", False)
     for url in ("http://127.0.0.1:8092/a", "http://cdn.example/a", "file:///etc/passwd", "//cdn.example/a", "a.png"):
         with pytest.raises(UnsafeAddressError):
-            parse_picture(url, server)
+            parse_image_url(url, server)
 
 
 def test_a_redirect_is_not_followed_and_its_target_hears_nothing(serve):
     server, target = serve(fault="redirect"), serve()
     server.elsewhere = target.url
     with pytest.raises(UnsafeAddressError, match=f"redirects to {target.url}; redirects are not followed"):
-        draw(Job("x", server.url, **SIZE))
+        generate(Job("x", server.url, **SIZE))
     assert not target.requests
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_a_picture_at_another_private_server_is_not_fetched(serve, monkeypatch, scheme):
+def test_a_image_at_another_private_server_is_not_fetched(serve, monkeypatch, scheme):
     server, target = serve("zai"), serve("zai")
     give_key(monkeypatch, server)
     server.elsewhere = target.url.replace("http", scheme, 1)
     with pytest.raises(UnsafeAddressError, match="only https is followed elsewhere|127.0.0.1 is not public"):
-        draw(Job("x", server.url, **HOSTED))
+        generate(Job("x", server.url, **HOSTED))
     assert len(server.requests) == 1
     assert not target.authorizations
 
@@ -162,7 +162,7 @@ def test_proxies_of_the_environment_are_not_used(serve, monkeypatch):
     server, proxy = serve(), serve()
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
         monkeypatch.setenv(name, proxy.url)
-    draw(Job("x", server.url, **SIZE))
+    generate(Job("x", server.url, **SIZE))
     assert server.requests and not proxy.requests
 
 
@@ -172,7 +172,7 @@ def test_proxies_of_the_environment_are_not_used(serve, monkeypatch):
 def test_the_hosted_api_without_a_key_says_how_to_set_one_and_sends_nothing(serve):
     server = serve("zai")
     with pytest.raises(KeyMissingError, match="needs a key; set GLM_IMAGE_API_KEY and GLM_IMAGE_API_KEY_SERVERS="):
-        draw(Job("x", server.url, **HOSTED))
+        generate(Job("x", server.url, **HOSTED))
     assert not server.authorizations
     assert "set ZAI_API_KEY in the environment" in keys.how_to_set(parse_server("https://api.z.ai"))
 
@@ -195,14 +195,14 @@ def test_a_key_belongs_to_one_origin(monkeypatch, name, server):
 def test_another_server_gets_no_key(serve, monkeypatch):
     owner, stranger = serve("zai"), serve()
     give_key(monkeypatch, owner)
-    draw(Job("x", stranger.url, **SIZE))
+    generate(Job("x", stranger.url, **SIZE))
     assert stranger.authorizations == [None]
 
 
-def test_an_own_server_gets_its_key_for_pictures_and_requests(serve, monkeypatch):
+def test_an_own_server_gets_its_key_for_images_and_requests(serve, monkeypatch):
     server = serve("zai")
     give_key(monkeypatch, server)
-    draw(Job("x", server.url, **HOSTED))
+    generate(Job("x", server.url, **HOSTED))
     assert server.authorizations == [f"Bearer {KEY}"] * 2
 
 
@@ -249,22 +249,22 @@ def test_a_server_that_repeats_a_wrong_key_does_not_get_it_shown(serve, monkeypa
     server = serve("zai")
     give_key(monkeypatch, server, "sk-wrong-99887766")
     with pytest.raises(GlmImageError, match="answered 401: Bearer \\(key\\) is not valid; check the key") as error:
-        draw(Job("x", server.url, **HOSTED))
+        generate(Job("x", server.url, **HOSTED))
     assert "99887766" not in "".join(traceback.format_exception(error.value))
 
 
 @pytest.mark.parametrize("fault", [None, *sorted(FAULTS.keys() - {"hang", "drip", "poll_fails_once", "task_fails"})])
-def test_no_key_is_found_in_reports_logs_pictures_or_tracebacks(serve, monkeypatch, caplog, capfd, tmp_path, fault):
+def test_no_key_is_found_in_reports_logs_images_or_tracebacks(serve, monkeypatch, caplog, capfd, tmp_path, fault):
     server = serve("zai", fault)
     server.elsewhere = server.url if fault != "redirect" else "http://127.0.0.1:9"
     give_key(monkeypatch, server)
     caplog.set_level(logging.DEBUG)
     traces = []
     try:
-        drawn = draw(Job("x", server.url, count=2, **HOSTED), traces.append)
+        generated = generate(Job("x", server.url, count=2, **HOSTED), traces.append)
         info = PngInfo()
-        info.add_text("report", drawn.report)
-        drawn.pictures[0].save(tmp_path / "picture.png", pnginfo=info)
+        info.add_text("report", generated.report)
+        generated.images[0].save(tmp_path / "image.png", pnginfo=info)
     except (GlmImageError, KeyError) as error:
         traces.append("".join(traceback.format_exception(error)))
     written = b"".join(path.read_bytes() for path in tmp_path.rglob("*"))
@@ -274,9 +274,9 @@ def test_no_key_is_found_in_reports_logs_pictures_or_tracebacks(serve, monkeypat
     assert KEY not in everything
 
 
-def test_metadata_of_a_server_s_picture_is_not_passed_on(serve):
-    (picture,) = draw(Job("x", serve().url, **SIZE)).pictures
-    assert not picture.info and not Image.Image.getexif(picture)
+def test_metadata_of_a_server_s_image_is_not_passed_on(serve):
+    (image,) = generate(Job("x", serve().url, **SIZE)).images
+    assert not image.info and not Image.Image.getexif(image)
 
 
 # TLS -----------------------------------------------------------------------------------------------------------------
@@ -303,26 +303,26 @@ def test_a_self_signed_certificate_is_refused_before_anything_is_sent(serve, tmp
     server = serve("zai", context=context)
     give_key(monkeypatch, server)
     with pytest.raises(UnsafeAddressError, match="its certificate is not trusted .self-signed certificate"):
-        draw(Job("x", server.url, **HOSTED))
+        generate(Job("x", server.url, **HOSTED))
     assert not server.authorizations
 
 
 def test_an_authority_of_one_s_own_is_accepted(serve, tmp_path, monkeypatch):
     cert, context = certificate(tmp_path, "IP:127.0.0.1")
     monkeypatch.setenv("SSL_CERT_FILE", str(cert))
-    assert draw(Job("x", serve(context=context).url, **SIZE)).pictures
+    assert generate(Job("x", serve(context=context).url, **SIZE)).images
 
 
 def test_a_trusted_certificate_for_another_name_is_refused(serve, tmp_path, monkeypatch):
     cert, context = certificate(tmp_path, "DNS:api.z.ai")
     monkeypatch.setenv("SSL_CERT_FILE", str(cert))
     with pytest.raises(UnsafeAddressError, match="its certificate is not trusted .*IP address mismatch"):
-        draw(Job("x", serve(context=context).url, **SIZE))
+        generate(Job("x", serve(context=context).url, **SIZE))
 
 
 def test_a_server_without_tls_is_no_https_server(serve):
     with pytest.raises(GlmImageError, match="no TLS connection"):
-        draw(Job("x", serve().url.replace("http", "https"), **SIZE))
+        generate(Job("x", serve().url.replace("http", "https"), **SIZE))
 
 
 def test_a_compressed_answer_is_refused(serve):
@@ -335,4 +335,4 @@ def test_a_compressed_answer_is_refused(serve):
 
     server.RequestHandlerClass = Compressing
     with pytest.raises(GlmImageError, match="compressed answer that was not asked for"):
-        exchange(parse_server(server.url), Call("GET", "/health"), Watch(5), 1000)
+        exchange(parse_server(server.url), Request("GET", "/health"), Deadline(5), 1000)

@@ -1,13 +1,15 @@
-"""Several servers: health, choice, retries, and a server that dies in the middle of two hundred pictures."""
+"""Several servers: health, choice, retries, and a server that dies in the middle of two hundred images."""
 
 import statistics
 import time
 
 import pytest
 from comfyui_glm_image.pipeline.errors import GlmImageError
-from comfyui_glm_image.pipeline.remote import Job, draw, pool
+from comfyui_glm_image.pipeline.remote import Job, generate, pool
 from comfyui_glm_image.pipeline.remote.errors import BusyError, ServerFailedError, UnreachableError
-from comfyui_glm_image.pipeline.remote.pool import Pool, Server, read_servers
+from comfyui_glm_image.pipeline.remote.pool import Pool
+from comfyui_glm_image.pipeline.remote.request import ImageRequest
+from comfyui_glm_image.pipeline.remote.server import Server, read_servers
 from comfyui_glm_image.tests.remote.contract import Contract, colour
 
 SIZE = {"width": 64, "height": 64}
@@ -15,7 +17,7 @@ SIZE = {"width": 64, "height": 64}
 
 @pytest.fixture
 def serve(monkeypatch):
-    monkeypatch.setattr(pool, "REST", 0.05)
+    monkeypatch.setattr(pool, "BACK_OFF", 0.05)
     running = []
 
     def start(engine="vllm-omni", fault=None, **options):
@@ -31,63 +33,63 @@ def seeds_of(server):
     return [fields["seed"] for _, fields, _ in server.requests]
 
 
-def of(picture):
-    ((_, value),) = picture.getcolors()
+def of(image):
+    ((_, value),) = image.getcolors()
     return value
 
 
 def run(servers, count, **options):
-    requests = [pool.PictureRequest("x", 64, 64, seed=k) for k in range(count)]
+    requests = [ImageRequest("x", 64, 64, seed=k) for k in range(count)]
     crowd = Pool([Server(server.url) for server in servers], **options)
     crowd.connect()
     return crowd, crowd.run(requests)
 
 
-def test_two_hundred_pictures_arrive_once_each_though_one_of_three_servers_dies(serve):
+def test_two_hundred_images_arrive_once_each_though_one_of_three_servers_dies(serve):
     """The dying server cuts what it had in hand; others draw that again; nothing is lost, doubled or mixed up."""
     servers = [serve(seconds=0.01) for _ in range(3)]
     dying = servers[1]
     dying.on_draw = lambda count: dying.die() if count == 30 else None
     crowd, batch = run(servers, 200, parallel=12)
-    assert [of(picture) for picture in batch.in_order()] == [colour(k) for k in range(200)]
+    assert [of(received.image) for received in batch.in_order()] == [colour(k) for k in range(200)]
     assert not batch.errors
-    drawn = [server.drawn for server in crowd.servers]
-    assert sum(drawn) == 200
-    assert drawn[1] < 30 <= min(drawn[0], drawn[2])
+    completed = [server.completed for server in crowd.servers]
+    assert sum(completed) == 200
+    assert completed[1] < 30 <= min(completed[0], completed[2])
     cut = set(range(200)) - set(seeds_of(servers[0])) - set(seeds_of(servers[2]))
-    assert len(cut) == drawn[1]
+    assert len(cut) == completed[1]
     assert 1 <= batch.retries <= 60
     print(
-        f"200 pictures, 3 servers of 10 ms, one dead after 30 requests: {batch.seconds:.2f} s, "
-        f"{200 / batch.seconds:.0f} pictures/s, shares {drawn}, {batch.retries} failed attempts"
+        f"200 images, 3 servers of 10 ms, one dead after 30 requests: {batch.seconds:.2f} s, "
+        f"{200 / batch.seconds:.0f} images/s, shares {completed}, {batch.retries} failed attempts"
     )
 
 
 def test_the_load_is_spread_by_speed(serve):
     fast, slow = serve(seconds=0.01), serve(seconds=0.2)
     crowd, _ = run([fast, slow], 24, parallel=4)
-    assert crowd.servers[0].drawn > 2 * crowd.servers[1].drawn > 0
+    assert crowd.servers[0].completed > 2 * crowd.servers[1].completed > 0
 
 
 def test_equal_servers_get_equal_shares(serve):
     crowd, _ = run([serve(seconds=0.02) for _ in range(3)], 30, parallel=6)
-    assert statistics.pstdev([server.drawn for server in crowd.servers]) <= 2
+    assert statistics.pstdev([server.completed for server in crowd.servers]) <= 2
 
 
 def test_a_server_that_is_down_from_the_start_is_left_out(serve):
     dead, well = serve(), serve()
     dead.die()
     crowd, batch = run([dead, well], 4)
-    assert len(batch.pictures) == 4
-    assert [server.drawn for server in crowd.servers] == [0, 4]
+    assert len(batch.images) == 4
+    assert [server.completed for server in crowd.servers] == [0, 4]
 
 
 def test_a_server_that_comes_back_is_used_again(serve):
     flaky, steady = serve(seconds=0.01), serve(seconds=0.05)
     flaky.on_draw = lambda count: setattr(flaky, "fault", "500" if count <= 2 else None)
     crowd, batch = run([flaky, steady], 40, parallel=4)
-    assert len(batch.pictures) == 40
-    assert crowd.servers[0].drawn > 5
+    assert len(batch.images) == 40
+    assert crowd.servers[0].completed > 5
 
 
 def test_all_servers_down_names_every_one(serve):
@@ -95,48 +97,48 @@ def test_all_servers_down_names_every_one(serve):
     for server in servers:
         server.die()
     with pytest.raises(UnreachableError) as error:
-        draw(Job("x", " ".join(server.url for server in servers), **SIZE))
+        generate(Job("x", " ".join(server.url for server in servers), **SIZE))
     assert all(server.url in str(error.value) for server in servers)
 
 
-def test_a_failing_picture_is_tried_a_bounded_number_of_times(serve):
+def test_a_failing_image_is_tried_a_bounded_number_of_times(serve):
     server = serve(fault="500")
     with pytest.raises(ServerFailedError):
-        draw(Job("x", server.url, **SIZE))
+        generate(Job("x", server.url, **SIZE))
     assert len(server.requests) == 3
 
 
-def test_a_refused_picture_is_tried_once(serve):
+def test_a_refused_image_is_tried_once(serve):
     server = serve(fault="400")
     with pytest.raises(GlmImageError):
-        draw(Job("x", f"{server.url}, {serve().url}", count=1, **SIZE))
+        generate(Job("x", f"{server.url}, {serve().url}", count=1, **SIZE))
     assert len(server.requests) == 1
 
 
-def test_a_picture_that_hangs_on_one_server_is_drawn_by_the_other(serve):
+def test_a_image_that_hangs_on_one_server_is_drawn_by_the_other(serve):
     hanging, well = serve(fault="hang"), serve()
-    drawn = draw(Job("x", f"{hanging.url}\n{well.url}", seconds=0.5, count=2, **SIZE))
-    assert len(drawn.pictures) == 2
+    generated = generate(Job("x", f"{hanging.url}\n{well.url}", seconds=0.5, count=2, **SIZE))
+    assert len(generated.images) == 2
     assert len(hanging.requests) == 1
     assert len(well.requests) == 2
-    assert "1 failed attempts were repeated" in drawn.report
+    assert "1 failed attempts were repeated" in generated.report
 
 
-def test_a_picture_that_times_out_everywhere_is_not_asked_for_twice(serve):
+def test_a_image_that_times_out_everywhere_is_not_asked_for_twice(serve):
     servers = [serve(fault="hang"), serve(fault="hang")]
     begin = time.monotonic()
-    with pytest.raises(GlmImageError, match="no picture within 0.3 s"):
-        draw(Job("x", ",".join(server.url for server in servers), seconds=0.3, **SIZE))
+    with pytest.raises(GlmImageError, match="no image within 0.3 s"):
+        generate(Job("x", ",".join(server.url for server in servers), seconds=0.3, **SIZE))
     assert [len(server.requests) for server in servers] == [1, 1]
     assert time.monotonic() - begin < 5
 
 
 def test_servers_of_two_engines_work_together(serve):
     servers = [serve("vllm-omni", seconds=0.02), serve("sglang", seconds=0.02)]
-    drawn = draw(Job("x", " ".join(server.url for server in servers), count=8, seed=0, **SIZE))
-    assert [of(picture) for picture in drawn.pictures] == [colour(k) for k in range(8)]
+    generated = generate(Job("x", " ".join(server.url for server in servers), count=8, seed=0, **SIZE))
+    assert [of(image) for image in generated.images] == [colour(k) for k in range(8)]
     assert all(server.requests for server in servers)
-    assert "(vllm-omni): " in drawn.report and "(sglang): " in drawn.report
+    assert "(vllm-omni): " in generated.report and "(sglang): " in generated.report
 
 
 def test_an_address_given_twice_is_one_server():
@@ -146,12 +148,12 @@ def test_an_address_given_twice_is_one_server():
 def test_a_busy_server_rests_for_the_time_it_asks(monkeypatch):
     crowd, error = Pool([Server("http://127.0.0.1:1")]), BusyError("busy")
     error.retry_after = 7.0
-    crowd._rest(crowd.servers[0], error)
-    assert 6 < crowd.servers[0].rest_until - time.monotonic() <= 7
+    crowd._back_off(crowd.servers[0], error)
+    assert 6 < crowd.servers[0].back_off_until - time.monotonic() <= 7
 
 
 def test_one_breakdown_counts_once_however_many_requests_it_cut():
     crowd = Pool([Server("http://127.0.0.1:1")])
     for _ in range(10):
-        crowd._rest(crowd.servers[0], ServerFailedError("x"))
+        crowd._back_off(crowd.servers[0], ServerFailedError("x"))
     assert crowd.servers[0].failures == 1
