@@ -16,7 +16,7 @@ from ..pipeline.devices.device import assert_on, current
 from ..pipeline.errors import InputError
 from ..pipeline.plan import Plan
 from . import sockets
-from .comfyui.loading import GlyphEncoderPart
+from .comfyui.planner import GlyphEncoderPart
 
 LIST = "list"
 MODES = ["reference", "prompt_order", LIST]

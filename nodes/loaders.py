@@ -10,8 +10,9 @@ from comfy_execution.graph_utils import GraphBuilder
 from ..pipeline.devices.device import available_devices
 from . import sockets
 from .comfyui import model_folders as folders
-from .comfyui.loading import DTYPES, Devices, GlyphEncoderPart, PlannerPart
+from .comfyui.loading import DTYPES, Devices
 from .comfyui.model import open_decoder
+from .comfyui.planner import GlyphEncoderPart, PlannerPart
 from .comfyui.vae import open_vae
 
 CATEGORY = "GLM-Image/loaders"

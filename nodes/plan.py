@@ -12,7 +12,8 @@ from ..pipeline.errors import InputError
 from ..pipeline.geometry import MAX_SIDE, TOKEN
 from ..pipeline.plan import Plan
 from . import sockets
-from .comfyui.planning import MAX_COUNT, make_plan, plan_pictures, remember
+from .comfyui.plan_preview import plan_images
+from .comfyui.planning import MAX_COUNT, make_plan, remember
 
 CATEGORY = "GLM-Image"
 REFERENCES = 4
@@ -123,7 +124,7 @@ class GLMImagePlanPreview(io.ComfyNode):
     @classmethod
     def execute(cls, planner, plan) -> io.NodeOutput:
         check_same_codebook(planner, plan)
-        images = plan_pictures(planner, plan)
+        images = plan_images(plan, planner.codebook_colours)
         return io.NodeOutput(images, ui=ui.PreviewImage(images, cls=cls))
 
 

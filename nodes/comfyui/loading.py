@@ -17,12 +17,6 @@ import torch
 from ...pipeline.devices.capabilities import resolve_dtype
 from ...pipeline.devices.device import resolve_device
 from ...pipeline.loading.checkpoint import Weights, compare
-from ...pipeline.models.config import GenerationConfig, GlyphConfig, ProcessorConfig, VisionLanguageConfig
-from ...pipeline.models.glyph_encoder import GlyphEncoder
-from ...pipeline.models.kv_cache import KVCache
-from ...pipeline.models.planner import Planner
-from ...pipeline.planning.make_plan import PlannerSettings
-from ...pipeline.planning.prompt import PromptEncoder
 from .ops import computing_in
 
 DTYPES = {
@@ -154,87 +148,3 @@ def open_part(build: Callable, config, path: Path, dtype: str, device: str):
     with torch.device("meta"):
         module = build(config, operations=dtypes.operations, dtype=dtypes.storage)
     return manage(fill(module, weights, dtypes, lambda: build(config)), load_device), dtypes
-
-
-class ManagedPlanner(Planner):
-    """A planner whose layers may be elsewhere or in another dtype than its computation."""
-
-    compute_dtype: torch.dtype
-
-    def new_cache(self, batch: int, capacity: int, device: torch.device) -> KVCache:
-        return KVCache(self.config.text_config, batch, capacity, dtype=self.compute_dtype, device=device)
-
-
-class PlannerPart:
-    """Socket value: the planner with its tokenizer and settings.
-
-    `guide(part, grids)`, if a layout node has set it on a copy, gives controls for each grid of a plan. `plans`: the
-    latest ones by the settings they were made with.
-    """
-
-    guide: Callable | None = None
-
-    def __init__(self, folder: Path, dtype: str = "auto", device: str = "auto"):
-        self.folder = folder
-        home = folder / "vision_language_encoder"
-        self.config = VisionLanguageConfig.from_json(home / "config.json")
-        self.patcher, dtypes = open_part(ManagedPlanner, self.config, home, dtype, device)
-        self.module.compute_dtype = dtypes.compute
-        self.plans: dict = {}
-
-    @property
-    def module(self) -> ManagedPlanner:
-        return self.patcher.model
-
-    @property
-    def codebook_size(self) -> int:
-        return self.config.vq_config.num_embeddings
-
-    @cached_property
-    def codebook_colours(self) -> torch.Tensor:
-        """(V, 3) uint8, a colour for every token. The planner must be loaded."""
-        ids = torch.arange(self.codebook_size, device=self.patcher.load_device)
-        with torch.no_grad():
-            return codebook_colours(self.module.model.vqmodel.quantize.embedding(ids))
-
-    @cached_property
-    def settings(self) -> PlannerSettings:
-        """The small files that planning needs besides the weights."""
-        processor = self.folder / "processor"
-        return PlannerSettings(
-            self.config,
-            GenerationConfig.from_json(self.folder / "vision_language_encoder" / "generation_config.json"),
-            ProcessorConfig.from_folder(processor),
-            PromptEncoder(processor, self.config),
-        )
-
-
-def codebook_colours(codebook: torch.Tensor) -> torch.Tensor:
-    """(V, D) codebook -> (V, 3) uint8: its first three principal components as red, green and blue."""
-    entries = codebook.float().cpu()
-    _, directions = torch.linalg.eigh(torch.cov(entries.T))  # ascending
-    parts = (entries - entries.mean(0)) @ directions[:, -3:].flip(1)
-    low, high = torch.quantile(parts, torch.tensor([0.02, 0.98]), dim=0)
-    return ((parts - low) / (high - low).clamp_min(1e-8) * 255).clamp(0, 255).to(torch.uint8)
-
-
-class ManagedGlyphEncoder(GlyphEncoder):
-    """A glyph encoder whose weights may wait on another device than it computes on."""
-
-    compute_device: torch.device
-
-    def where(self) -> torch.device:
-        return self.compute_device
-
-
-class GlyphEncoderPart:
-    """Socket value: the encoder of the texts to draw."""
-
-    def __init__(self, folder: Path, weights: Path, dtype: str = "auto", device: str = "auto"):
-        config = GlyphConfig.from_json(folder / "text_encoder" / "config.json")
-        self.patcher, _ = open_part(ManagedGlyphEncoder, config, weights, dtype, device)
-        self.module.compute_device = self.patcher.load_device
-
-    @property
-    def module(self) -> ManagedGlyphEncoder:
-        return self.patcher.model

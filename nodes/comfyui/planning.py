@@ -7,9 +7,7 @@ from collections.abc import Callable, Sequence
 
 import comfy.model_management
 import comfy.utils
-import numpy as np
 import torch
-from PIL import Image
 
 from ...pipeline.devices.device import current
 from ...pipeline.layout.control import merge_controls
@@ -19,12 +17,11 @@ from ...pipeline.planning import make_plan as pipeline_plan
 from ...pipeline.planning.controls import GridControl
 from ...pipeline.planning.make_plan import PlanRequest
 from .images import to_pil
-from .loading import PlannerPart
+from .plan_preview import PREVIEW_SIDE, draw_tokens
+from .planner import PlannerPart
 
 PLANS = 4  # of a planner that are remembered, some kilobytes each and the pixels of references
 PREVIEW_EVERY = 8  # tokens between two pictures of the plan
-PREVIEW_SIDE = 512  # px of the longer side
-UNPLANNED = (40, 40, 40)
 
 
 def make_plan(
@@ -102,19 +99,3 @@ class Watch:
             start = self.skipped if grid == "full" else 0
             picture = ("JPEG", draw_tokens(tokens[:, start:], self.grids[grid], self.colours), PREVIEW_SIDE)
         self.bar.update_absolute(done, self.total, picture)
-
-
-def draw_tokens(tokens: torch.Tensor, grid: tuple[int, int], colours: torch.Tensor) -> Image.Image:
-    """(B, n) ids of the first n tokens of a grid -> the B grids side by side, one colour a codebook entry."""
-    rows, done = tokens.shape
-    canvas = torch.tensor(UNPLANNED, dtype=torch.uint8).expand(rows, grid[0] * grid[1], 3).clone()
-    canvas[:, :done] = colours[tokens]
-    joined = canvas.unflatten(1, grid).movedim(0, 1).flatten(1, 2)
-    scale = max(1, PREVIEW_SIDE // max(joined.shape[:2]))
-    return Image.fromarray(np.kron(joined.numpy(), np.ones((scale, scale, 1), np.uint8)))
-
-
-def plan_pictures(part: PlannerPart, plan: Plan) -> torch.Tensor:
-    """(B, H, W, 3) pictures of a plan's full grids in 0..1, about 512 px."""
-    pictures = [draw_tokens(row[None], plan.grid, part.codebook_colours) for row in plan.prior_token_ids_d32]
-    return torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).float() / 255

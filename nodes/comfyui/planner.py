@@ -1,0 +1,91 @@
+"""The planner and the glyph encoder under ComfyUI's memory management, as their sockets carry them."""
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from ...pipeline.models.config import GenerationConfig, GlyphConfig, ProcessorConfig, VisionLanguageConfig
+from ...pipeline.models.glyph_encoder import GlyphEncoder
+from ...pipeline.models.kv_cache import KVCache
+from ...pipeline.models.planner import Planner
+from ...pipeline.planning.make_plan import PlannerSettings
+from ...pipeline.planning.prompt import PromptEncoder
+from .loading import open_part
+from .plan_preview import codebook_colours
+
+
+class ManagedPlanner(Planner):
+    """A planner whose layers may be elsewhere or in another dtype than its computation."""
+
+    compute_dtype: torch.dtype
+
+    def new_cache(self, batch: int, capacity: int, device: torch.device) -> KVCache:
+        return KVCache(self.config.text_config, batch, capacity, dtype=self.compute_dtype, device=device)
+
+
+class PlannerPart:
+    """Socket value: the planner with its tokenizer and settings.
+
+    `guide(part, grids)`, if a layout node has set it on a copy, gives controls for each grid of a plan. `plans`: the
+    latest ones by the settings they were made with.
+    """
+
+    guide: Callable | None = None
+
+    def __init__(self, folder: Path, dtype: str = "auto", device: str = "auto"):
+        self.folder = folder
+        home = folder / "vision_language_encoder"
+        self.config = VisionLanguageConfig.from_json(home / "config.json")
+        self.patcher, dtypes = open_part(ManagedPlanner, self.config, home, dtype, device)
+        self.module.compute_dtype = dtypes.compute
+        self.plans: dict = {}
+
+    @property
+    def module(self) -> ManagedPlanner:
+        return self.patcher.model
+
+    @property
+    def codebook_size(self) -> int:
+        return self.config.vq_config.num_embeddings
+
+    @cached_property
+    def codebook_colours(self) -> torch.Tensor:
+        """(V, 3) uint8, a colour for every token. The planner must be loaded."""
+        ids = torch.arange(self.codebook_size, device=self.patcher.load_device)
+        with torch.no_grad():
+            return codebook_colours(self.module.model.vqmodel.quantize.embedding(ids))
+
+    @cached_property
+    def settings(self) -> PlannerSettings:
+        """The small files that planning needs besides the weights."""
+        processor = self.folder / "processor"
+        return PlannerSettings(
+            self.config,
+            GenerationConfig.from_json(self.folder / "vision_language_encoder" / "generation_config.json"),
+            ProcessorConfig.from_folder(processor),
+            PromptEncoder(processor, self.config),
+        )
+
+
+class ManagedGlyphEncoder(GlyphEncoder):
+    """A glyph encoder whose weights may wait on another device than it computes on."""
+
+    compute_device: torch.device
+
+    def where(self) -> torch.device:
+        return self.compute_device
+
+
+class GlyphEncoderPart:
+    """Socket value: the encoder of the texts to draw."""
+
+    def __init__(self, folder: Path, weights: Path, dtype: str = "auto", device: str = "auto"):
+        config = GlyphConfig.from_json(folder / "text_encoder" / "config.json")
+        self.patcher, _ = open_part(ManagedGlyphEncoder, config, weights, dtype, device)
+        self.module.compute_device = self.patcher.load_device
+
+    @property
+    def module(self) -> ManagedGlyphEncoder:
+        return self.patcher.model
