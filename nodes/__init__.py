@@ -4,12 +4,8 @@ from comfy_api.latest import ComfyExtension
 
 from .conditioning import GLMImageConditioning
 from .devices import GLMImageDevices
-from .layout import (
-    GLMImageLayoutDecoderGuidance,
-    GLMImageLayoutGuidance,
-    GLMImageReplanRegion,
-    GLMImageTextLayout,
-)
+from .layout import GLMImageTextLayout
+from .layout_guidance import GLMImageLayoutDecoderGuidance, GLMImageLayoutGuidance, GLMImageReplanRegion
 from .loaders import (
     GLMImageDecoderLoader,
     GLMImageGlyphEncoderLoader,

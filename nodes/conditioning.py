@@ -17,6 +17,7 @@ from ..pipeline.errors import InputError
 from ..pipeline.plan import Plan
 from . import sockets
 from .comfyui.planner import GlyphEncoderPart
+from .inputs import MENU, lines
 
 LIST = "list"
 MODES = ["reference", "prompt_order", LIST]
@@ -56,11 +57,6 @@ def texts_of(plan: Plan, mode: str, listed: str) -> list[list[str]]:
     return glyph_rows(plan.prompts, lines(listed), mode) if mode == LIST else glyph_rows(plan.prompts, None, mode)
 
 
-def lines(text: str) -> list[str]:
-    """One text a line; empty lines are none."""
-    return [line for line in text.splitlines() if line.strip()]
-
-
 def encode_references(vae, plan: Plan) -> list[torch.Tensor]:
     """The VAE's latents (1, 16, 4h, 4w) of a plan's references."""
     if plan.references and vae is None:
@@ -77,7 +73,7 @@ class GLMImageConditioning(io.ComfyNode):
         return io.Schema(
             node_id="GLMImageConditioning",
             display_name="GLM-Image Conditioning",
-            category="GLM-Image",
+            category=MENU,
             description="Turns a plan and the texts to draw into conditioning for any sampler.",
             inputs=[
                 sockets.GlyphEncoder.Input("glyph_encoder", tooltip="The text encoder of Load GLM-Image."),

@@ -9,6 +9,7 @@ from comfy_api.latest import io, ui
 from server import PromptServer
 
 from ..pipeline.errors import InputError
+from .inputs import MENU
 from .sampling import glm_model
 
 # How trainers call the decoder, before the names of its layers. ComfyUI's is diffusion_model.
@@ -57,7 +58,7 @@ class GLMImageLoRA(io.ComfyNode):
         return io.Schema(
             node_id="GLMImageLoRA",
             display_name="GLM-Image LoRA",
-            category="GLM-Image",
+            category=MENU,
             description="Applies a LoRA to the decoder, whichever trainer wrote it; keys that fit nothing are listed.",
             inputs=[
                 io.Model.Input("model", tooltip="The decoder."),

@@ -13,9 +13,7 @@ from ..pipeline.evaluation.ocr import ENGINES, Score, Word, read_words, score_la
 from ..pipeline.layout.regions import Layout
 from . import sockets
 from .comfyui.images import to_image, to_pil
-from .conditioning import lines
-
-CATEGORY = "GLM-Image/layout"
+from .inputs import LAYOUT, lines
 
 
 def reading_inputs() -> list:
@@ -67,7 +65,7 @@ class GLMImageReadText(io.ComfyNode):
         return io.Schema(
             node_id="GLMImageReadText",
             display_name="GLM-Image Read Text",
-            category=CATEGORY,
+            category=LAYOUT,
             description="Reads words and their boxes from images by OCR and scores them against a layout or texts.",
             inputs=[io.Image.Input("images"), *reading_inputs()],
             outputs=[
@@ -111,7 +109,7 @@ class GLMImageBestOfN(io.ComfyNode):
         return io.Schema(
             node_id="GLMImageBestOfN",
             display_name="GLM-Image Best of N",
-            category=CATEGORY,
+            category=LAYOUT,
             description="Ranks a batch by how well its texts can be read, and gives the best images first.",
             inputs=[
                 io.Image.Input("images"),

@@ -9,24 +9,11 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..pipeline.errors import InputError
-from ..pipeline.geometry import MAX_SIDE, TOKEN
 from ..pipeline.plan import Plan
 from . import sockets
 from .comfyui.plan_preview import plan_images
-from .comfyui.planning import MAX_COUNT, make_plan, remember
-
-CATEGORY = "GLM-Image"
-REFERENCES = 4
-MAX_SEED = 0xFFFFFFFFFFFFFFFF
-
-
-def size_inputs(default: int = 1024) -> list[io.Int.Input]:
-    return [
-        io.Int.Input(
-            side, default=default, min=TOKEN, max=MAX_SIDE, step=TOKEN, tooltip=f"{side.capitalize()} in pixels."
-        )
-        for side in ("width", "height")
-    ]
+from .comfyui.planning import make_plan, remember
+from .inputs import MAX_COUNT, MENU, reference_images, reference_inputs, seed_input, size_inputs, token_sampling_inputs
 
 
 class GLMImagePlan(io.ComfyNode):
@@ -35,7 +22,7 @@ class GLMImagePlan(io.ComfyNode):
         return io.Schema(
             node_id="GLMImagePlan",
             display_name="GLM-Image Plan",
-            category=CATEGORY,
+            category=MENU,
             description="Lays images out as tokens of 32 px with the language model. Quote the texts to draw.",
             inputs=[
                 sockets.Planner.Input("planner", tooltip="The planner of Load GLM-Image, guided by a layout or not."),
@@ -46,41 +33,12 @@ class GLMImagePlan(io.ComfyNode):
                     tooltip="What to draw; put texts that must appear in quotes.",
                 ),
                 *size_inputs(),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=MAX_SEED - MAX_COUNT,
-                    control_after_generate=True,
-                    tooltip="Seed of the layout; image k of a batch uses seed + k.",
-                ),
-                io.Float.Input(
-                    "temperature",
-                    default=0.9,
-                    min=0.0,
-                    max=2.0,
-                    step=0.05,
-                    tooltip="Spread of the choice; 0 always takes the likeliest token, which this model does badly.",
-                ),
-                io.Float.Input(
-                    "top_p",
-                    default=0.75,
-                    min=0.01,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Only the likeliest tokens whose probabilities add up to this are drawn.",
-                ),
+                seed_input("Seed of the plan; image k of a batch uses seed + k."),
+                *token_sampling_inputs(),
                 io.Int.Input(
                     "count", default=1, min=1, max=MAX_COUNT, tooltip="Plans to make at once, each with its own seed."
                 ),
-                *(
-                    io.Image.Input(
-                        f"reference_{i + 1}",
-                        optional=True,
-                        tooltip="Image to edit or to take subjects from; any size up to 4:1. A batch is several.",
-                    )
-                    for i in range(REFERENCES)
-                ),
+                *reference_inputs("Image to edit or to take subjects from; any size up to 4:1. A batch is several."),
             ],
             outputs=[sockets.Plan.Output(display_name="plan")],
         )
@@ -99,19 +57,13 @@ def digest(image: torch.Tensor) -> tuple[torch.Size, bytes]:
     return image.shape, hashlib.sha256(image.cpu().contiguous().numpy().tobytes()).digest()
 
 
-def reference_images(inputs: dict) -> list:
-    """Connected `reference_N` inputs in order -> (H, W, 3) images, every one of each batch."""
-    batches = [inputs[name] for name in sorted(inputs) if inputs[name] is not None]
-    return [image[..., :3] for batch in batches for image in batch]
-
-
 class GLMImagePlanPreview(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
             node_id="GLMImagePlanPreview",
             display_name="GLM-Image Plan Preview",
-            category=CATEGORY,
+            category=MENU,
             description="Draws a plan's tokens: one square of 32 px a token, coloured by its place in the codebook.",
             inputs=[
                 sockets.Planner.Input("planner", tooltip="The planner that made the plan; its codebook gives colours."),
@@ -134,7 +86,7 @@ class GLMImageSavePlan(io.ComfyNode):
         return io.Schema(
             node_id="GLMImageSavePlan",
             display_name="Save GLM-Image Plan",
-            category=CATEGORY,
+            category=MENU,
             description="Writes a plan to the output folder, to decode it later or elsewhere.",
             inputs=[
                 sockets.Plan.Input("plan", tooltip="The plan to keep."),
@@ -161,7 +113,7 @@ class GLMImageLoadPlan(io.ComfyNode):
         return io.Schema(
             node_id="GLMImageLoadPlan",
             display_name="Load GLM-Image Plan",
-            category=CATEGORY,
+            category=MENU,
             description="Reads a plan from the input or the output folder.",
             inputs=[
                 io.Combo.Input(

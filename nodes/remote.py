@@ -25,8 +25,7 @@ from ..pipeline.remote import (
     generate,
 )
 from .comfyui.images import to_image, to_pil
-from .conditioning import lines
-from .plan import REFERENCES, reference_images, size_inputs
+from .inputs import REFERENCES, lines, reference_images, size_inputs
 
 STOP, KEEP = "stop", "keep what arrived"
 

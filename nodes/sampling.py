@@ -13,12 +13,10 @@ from ..pipeline.errors import InputError
 from ..pipeline.geometry import check_size, latent_size
 from . import sockets
 from .comfyui.model import GlmImageModel, has_own_sampling, shift_times, with_shift
-from .comfyui.planning import MAX_COUNT
 from .comfyui.validation import CHANNELS
-from .plan import MAX_SEED, size_inputs
+from .inputs import MAX_COUNT, MENU, SAMPLING, seed_input, size_inputs, steps_input
 
 MAX_IMAGES = MAX_COUNT * MAX_COUNT
-CATEGORY = "GLM-Image/sampling"
 
 
 def glm_model(model) -> GlmImageModel:
@@ -50,14 +48,14 @@ class GLMImageDecode(io.ComfyNode):
         return io.Schema(
             node_id="GLMImageDecode",
             display_name="GLM-Image Decode",
-            category="GLM-Image",
+            category=MENU,
             description="Runs the diffusion decoder on a plan, on the model's own schedule. Follow with VAE Decode.",
             inputs=[
                 io.Model.Input("model", tooltip="The decoder, with any LoRA or patch."),
                 sockets.Plan.Input("plan", tooltip="The plan that positive was made from; gives size and batch."),
                 io.Conditioning.Input("positive", tooltip="What GLM-Image Conditioning made of the plan."),
                 io.Conditioning.Input("negative", tooltip="The same node's negative; read when cfg is above 1."),
-                io.Int.Input("steps", default=50, min=1, max=1000, tooltip="Passes through the decoder."),
+                steps_input(),
                 io.Float.Input(
                     "cfg",
                     default=1.5,
@@ -66,14 +64,10 @@ class GLMImageDecode(io.ComfyNode):
                     step=0.1,
                     tooltip="Guidance scale; 1 leaves the negative out and takes half the time.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=MAX_SEED - MAX_IMAGES,
-                    control_after_generate=True,
-                    tooltip="Seed of the noise; the same plan with another seed keeps its layout. Image k of a batch "
-                    "uses seed + k.",
+                seed_input(
+                    "Seed of the noise; the same plan with another seed keeps its composition. Image k of a batch uses "
+                    "seed + k.",
+                    images=MAX_IMAGES,
                 ),
                 io.Int.Input(
                     "images_per_plan",
@@ -119,7 +113,7 @@ class ModelSamplingGLMImage(io.ComfyNode):
         return io.Schema(
             node_id="ModelSamplingGLMImage",
             display_name="ModelSampling GLM-Image",
-            category=CATEGORY,
+            category=SAMPLING,
             description="Fixes the noise schedule's shift. Without this node it follows the latent's size by itself.",
             inputs=[
                 io.Model.Input("model", tooltip="The decoder."),
@@ -149,13 +143,13 @@ class GLMImageSigmas(io.ComfyNode):
         return io.Schema(
             node_id="GLMImageSigmas",
             display_name="GLM-Image Sigmas",
-            category=CATEGORY,
+            category=SAMPLING,
             description="The original code's noise schedule, exactly, for SamplerCustom and SamplerCustomAdvanced.",
             inputs=[
                 io.Model.Input(
                     "model", tooltip="The model that will sample, after its ModelSampling node if it has one."
                 ),
-                io.Int.Input("steps", default=50, min=1, max=1000, tooltip="Passes through the decoder."),
+                steps_input(),
                 io.Float.Input(
                     "denoise",
                     default=1.0,
@@ -179,7 +173,7 @@ class EmptyGLMImageLatent(io.ComfyNode):
         return io.Schema(
             node_id="EmptyGLMImageLatent",
             display_name="Empty GLM-Image Latent",
-            category="GLM-Image",
+            category=MENU,
             description="An empty latent for KSampler, of the plan's size or of a size in steps of 32 px.",
             inputs=[
                 *size_inputs(),

@@ -1,5 +1,6 @@
 """The planner and the glyph encoder under ComfyUI's memory management, as their sockets carry them."""
 
+import copy
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -28,11 +29,9 @@ class ManagedPlanner(Planner):
 class PlannerPart:
     """Socket value: the planner with its tokenizer and settings.
 
-    `guide(part, grids)`, if a layout node has set it on a copy, gives controls for each grid of a plan. `plans`: the
-    latest ones by the settings they were made with.
+    `guide(part, grids)` gives controls for each grid of a plan, if a layout steers it. `plans`: the latest ones by the
+    settings they were made with.
     """
-
-    guide: Callable | None = None
 
     def __init__(self, folder: Path, dtype: str = "auto", device: str = "auto"):
         self.folder = folder
@@ -40,7 +39,14 @@ class PlannerPart:
         self.config = VisionLanguageConfig.from_json(home / "config.json")
         self.patcher, dtypes = open_part(ManagedPlanner, self.config, home, dtype, device)
         self.module.compute_dtype = dtypes.compute
+        self.guide: Callable | None = None
         self.plans: dict = {}
+
+    def with_controls(self, guide: Callable) -> "PlannerPart":
+        """The same planner, weights and all, whose plans `guide` steers."""
+        guided = copy.copy(self)
+        guided.guide = guide
+        return guided
 
     @property
     def module(self) -> ManagedPlanner:

@@ -84,7 +84,7 @@ def two_steps(model) -> torch.Tensor:
 
 def partly_loaded(folder: str) -> dict:
     """Plan with everything loaded, then with a third of the planner: the same tokens?"""
-    parts, planning = pack("nodes.comfyui.loading"), pack("nodes.comfyui.planning")
+    parts, planning = pack("nodes.comfyui.planner"), pack("nodes.comfyui.planning")
     part = parts.PlannerPart(Path(folder))
     whole = planning.make_plan(part, "a red sign that says 'OPEN'", 64, 96, seed=3)
     size = part.patcher.model_size()
@@ -98,7 +98,7 @@ def partly_loaded(folder: str) -> dict:
 
 def device_norms(folder: str) -> dict:
     """Plan with the device's own norm kernel, fully loaded and then with weights that are cast: how often it ran."""
-    kernels, part, calls = pack("pipeline.devices.kernels"), pack("nodes.comfyui.loading").PlannerPart(Path(folder)), []
+    kernels, part, calls = pack("pipeline.devices.kernels"), pack("nodes.comfyui.planner").PlannerPart(Path(folder)), []
 
     def counted(x, weight, eps):
         calls.append(x.shape)
@@ -118,7 +118,7 @@ def device_norms(folder: str) -> dict:
 def late_weights(folder: str) -> dict:
     """Open every part while ComfyUI's layers have no weights before they are loaded, as with its dynamic memory."""
     memory = importlib.import_module("comfy.memory_management")
-    home, parts = Path(folder), pack("nodes.comfyui.loading")
+    home, parts = Path(folder), pack("nodes.comfyui.planner")
     memory.aimdo_enabled = True
     modules = [
         parts.PlannerPart(home).module,
@@ -200,24 +200,24 @@ class Held:
 
 def placements() -> dict:
     """The release on a card of 18 free GiB where ComfyUI holds 6, by ComfyUI's options; and where parts wait then."""
-    memory, devices, P = comfy.model_management, pack("nodes.devices"), pack("pipeline.loading.placement")
+    memory, fitting, P = comfy.model_management, pack("nodes.comfyui.memory"), pack("pipeline.loading.placement")
     first, second = torch.device("cuda", 0), torch.device("cuda", 1)
     P.available = {first: 18 << 30, torch.device("cpu"): 64 << 30}.__getitem__
     memory.current_loaded_models[:] = [Held(first, 6 << 30), Held(second, 3 << 30)]
     memory.get_torch_device = lambda: first
     model, bf16 = P.Model.released(), dict.fromkeys(P.COMPONENTS, torch.bfloat16)
     wanted = P.Placement(dict.fromkeys(P.COMPONENTS, first), bf16, parked=True)
-    needs, found = P.measure(model, bf16), {"room": devices.room(first) >> 30}
+    needs, found = P.measure(model, bf16), {"room": fitting.room(first) >> 30}
     for state in ("NORMAL_VRAM", "HIGH_VRAM", "NO_VRAM"):
         memory.vram_state = memory.VRAMState[state]
-        found[state] = devices.as_comfyui_loads(wanted, needs).name
+        found[state] = fitting.as_comfyui_loads(wanted, needs).name
         found[f"{state} waits on"] = str(
             pack("nodes.comfyui.loading").manage(torch.nn.Linear(1, 1), second).offload_device
         )
     memory.current_loaded_models.clear()
     for state in ("NORMAL_VRAM", "DISABLED"):
         memory.vram_state = memory.VRAMState[state]
-        found[f"{state}, short"] = devices.as_comfyui_loads(wanted, needs).name
+        found[f"{state}, short"] = fitting.as_comfyui_loads(wanted, needs).name
     return found
 
 

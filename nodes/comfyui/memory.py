@@ -1,0 +1,124 @@
+"""Whether a checkpoint fits its devices, as ComfyUI will load it.
+
+ComfyUI moves components by itself: it unloads one for another on the same device, and loads in part what does not fit
+beside its work. The estimate assumes just that.
+"""
+
+import logging
+from dataclasses import replace
+from functools import cache
+
+import comfy.model_management
+import torch
+from comfy.model_management import VRAMState
+
+from ...pipeline.devices.capabilities import resolve_dtype
+from ...pipeline.devices.device import available_devices
+from ...pipeline.loading import placement
+from ...pipeline.loading.checkpoint import COMPONENTS
+from ...pipeline.loading.placement import DECODER, GLYPH, PLANNER, VAE, Model, Needs, Placement, gib, title
+from . import model_folders
+from .loading import Devices, Dtypes, choose_device, dtypes_for
+
+IN_PIECES = (VRAMState.NORMAL_VRAM, VRAMState.LOW_VRAM)
+
+
+def choose_all(
+    model: str, where: Devices, planner_dtype: str, decoder_dtype: str, height: int, width: int, count: int
+) -> tuple[Placement, Needs]:
+    """What the loaders will do with these choices, and what that takes."""
+    sizes = read_sizes(model)
+    devices = {
+        PLANNER: choose_device(where.planner),
+        GLYPH: choose_device(where.glyph_encoder),
+        DECODER: choose_device(where.decoder),
+        VAE: choose_device(where.vae, comfy.model_management.vae_device),
+    }
+    dtypes = choose_all_dtypes(sizes, devices, {PLANNER: planner_dtype, DECODER: decoder_dtype, GLYPH: "auto"})
+    wanted = Placement(
+        devices,
+        {name: dtype.compute for name, dtype in dtypes.items()},
+        parked=True,
+        stored={name: dtype.storage for name, dtype in dtypes.items() if dtype.storage != dtype.compute},
+    )
+    needs = placement.measure(sizes, wanted.dtypes, height, width, count, wanted.stored)
+    converted = [name for name in COMPONENTS if dtypes[name].storage != sizes.files[name]]
+    needs = replace(needs, opening=sum(needs.weights[name] for name in converted))
+    return as_comfyui_loads(wanted, needs), needs
+
+
+def choose_all_dtypes(sizes: Model, devices: dict[str, torch.device], wishes: dict[str, str]) -> dict[str, Dtypes]:
+    """What each loader stores and computes in, of which the VAE's has no choice in Load GLM-Image."""
+    numbers = {name: sum(sizes.numbers[name].values()) for name in wishes}
+    found = {name: dtypes_for(wish, sizes.files[name], numbers[name], devices[name]) for name, wish in wishes.items()}
+    vae = resolve_dtype("auto", devices[VAE], VAE, sizes.files[VAE])
+    return found | {VAE: Dtypes(vae, vae)}
+
+
+def read_sizes(model: str) -> Model:
+    """A checkpoint's sizes; the release's are known before it is there."""
+    folder = model_folders.find_folder(model)
+    if folder.name == model_folders.RELEASE and not model_folders.is_checkpoint(folder):
+        return released()
+    return Model.of(model_folders.model_folder(model))
+
+
+@cache
+def released() -> Model:
+    return Model.released()
+
+
+def as_comfyui_loads(wanted: Placement, needs: Needs) -> Placement:
+    """The placement that ComfyUI comes to, as far as its options let it unload parts and load them in pieces."""
+    state = comfy.model_management.vram_state
+    if state == VRAMState.NO_VRAM:
+        return placement.first_that_fits(wanted, needs, "stream", room=room)
+    if state == VRAMState.HIGH_VRAM:
+        return placement.first_that_fits(wanted, needs, "none", room=room)
+    found = placement.first_that_fits(wanted, needs, room=room)
+    if found.streamed and state not in IN_PIECES:
+        return placement.first_that_fits(wanted, needs, "phases", room=room)
+    return found
+
+
+def room(device: torch.device) -> int:
+    """Bytes that may be counted on, with those that ComfyUI would free by unloading what it has loaded."""
+    loaded = comfy.model_management.current_loaded_models if device.type != "cpu" else []
+    held = sum(entry.model_loaded_memory() for entry in loaded if entry.device == device and entry.model is not None)
+    return placement.available(device) + held
+
+
+def describe(what: str, chosen: Placement, needs: Needs) -> str:
+    """The estimate as text; its first lines say whether `what` fits and what to do if not, which is logged too."""
+    missing = placement.shortage(chosen, needs, room)
+    verdict = "DOES NOT FIT" if missing else "fits, but is slow" if chosen.streamed else "fits"
+    lines = [f"{what}: {verdict}"]
+    if missing:
+        lines.append("; ".join(f"{device} lacks {gib(size)}" for device, size in missing.items()))
+    if missing or chosen.streamed:
+        lines.append(remedy(chosen, needs, missing))
+    if missing:
+        logging.warning(". ".join(lines))
+    return "\n".join([*lines, placement.estimate(chosen, needs, room)])
+
+
+def remedy(chosen: Placement, needs: Needs, missing: dict[torch.device, int]) -> str:
+    """What the user can do about a placement that is too tight; each way spares at least half of what is missing."""
+    if found := placement.better_device(chosen, needs, room):
+        name, device = found
+        return f"Better: {title(name)} on {device}"
+    lack, ways = max(missing.values(), default=0), []
+    if missing and 2 * max(needs.work.values()) >= lack:
+        ways.append("a smaller image or fewer at once")
+    halved = [needs.weights[name] // 2 for name in (PLANNER, DECODER) if may_shrink(chosen, name)]
+    if halved and 2 * sum(halved) >= lack:
+        ways.append("fp8 weights")
+    if len(available_devices()) > 1:
+        ways.append("another device for a part")
+    return f"Try {', '.join(ways)}" if ways else "This machine has too little memory for it"
+
+
+def may_shrink(chosen: Placement, name: str) -> bool:
+    """Whether a part could have 8-bit weights and has none; NPUs cannot cast them."""
+    stored = chosen.stored.get(name, chosen.dtypes[name])
+    return stored.itemsize > 1 and chosen.devices[name].type != "npu"
