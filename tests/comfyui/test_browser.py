@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from comfyui_glm_image.tests.comfyui.test_workflows import FILES, RUNNABLE, SMALL
-from comfyui_glm_image.tools import browser, workflows
+from comfyui_glm_image.tools import browser
+from comfyui_glm_image.tools.workflows import builder
 
 DRIVER = Path(__file__).parent / "workflows_browser.mjs"
 SECONDS = 900
@@ -48,13 +49,13 @@ def test_a_dropped_workflow_has_no_missing_node_and_no_error(loaded, path):
     seen = loaded[path.stem]
     assert seen["missing"] == []
     assert seen["errors"] == []
-    assert seen["nodes"] == len(workflows.load(path)["nodes"])
+    assert seen["nodes"] == len(builder.load(path)["nodes"])
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_the_page_queues_what_the_tests_queue(server, loaded, path):
-    """`tools/workflows.py` turns files into prompts as the page does, but for widgets that only the page knows."""
-    ours = workflows.to_api(workflows.load(path), server.get("/object_info"))
+    """`tools.workflows` turns files into prompts as the page does, but for widgets that only the page knows."""
+    ours = builder.to_api(builder.load(path), server.get("/object_info"))
     page = loaded[path.stem]["api"]
     assert page.keys() == ours.keys()
     for key, node in ours.items():

@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 import torch
 from comfyui_glm_image.tests.comfyui.server import PromptError
-from comfyui_glm_image.tools import locales, workflow_graphs, workflows
+from comfyui_glm_image.tools import locales
 from comfyui_glm_image.tools.comfyui import ROOT
+from comfyui_glm_image.tools.workflows import builder, examples
 from comfyui_glm_image.training import lora
 from PIL import Image
 from safetensors.torch import load_file
 
-FILES = workflows.workflow_files()
-RUNNABLE = [p for p in FILES if p.stem not in workflows.RELEASE_ONLY and "remote" not in p.stem]
-EXAMPLES = {f"glm_image_{draw.__name__}" for draw in workflow_graphs.WORKFLOWS}
-SMALL = workflows.ROOT / "checkpoints" / "small" / "model_index.json"
+FILES = builder.workflow_files()
+RUNNABLE = [p for p in FILES if p.stem not in examples.RELEASE_ONLY and "remote" not in p.stem]
+EXAMPLES = {f"glm_image_{draw.__name__}" for draw in examples.WORKFLOWS}
+SMALL = builder.ROOT / "checkpoints" / "small" / "model_index.json"
 
 
 @pytest.fixture(scope="module")
@@ -24,13 +25,13 @@ def object_info(server):
 
 
 def nodes_of(path) -> list[dict]:
-    return [node for node in workflows.load(path)["nodes"] if node["type"] not in workflows.NOTES]
+    return [node for node in builder.load(path)["nodes"] if node["type"] not in builder.NOTES]
 
 
 @pytest.mark.skipif(not SMALL.is_file(), reason="checkpoints/small is not there")
 @pytest.mark.parametrize("path", RUNNABLE, ids=lambda p: p.stem)
 def test_a_workflow_runs_as_it_comes(server, object_info, path):
-    prompt = workflows.to_api(workflows.load(path), object_info)
+    prompt = builder.to_api(builder.load(path), object_info)
     try:
         outputs = server.run(prompt)
     except PromptError as error:
@@ -55,7 +56,7 @@ def test_a_workflow_says_where_its_nodes_come_from(server, object_info, path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_widget_values_are_ones_the_node_offers(server, object_info, path):
-    prompt = workflows.to_api(workflows.load(path), object_info)
+    prompt = builder.to_api(builder.load(path), object_info)
     for node in prompt.values():
         info = object_info[node["class_type"]]["input"]
         declared = {**info.get("required", {}), **info.get("optional", {})}
@@ -68,10 +69,10 @@ def test_widget_values_are_ones_the_node_offers(server, object_info, path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_a_workflow_has_a_picture(path):
-    if path.stem in workflows.RELEASE_ONLY:
+    if path.stem in examples.RELEASE_ONLY:
         pytest.skip("needs the released model")
     picture = Image.open(path.with_suffix(".jpg"))
-    assert max(picture.size) == workflows.THUMBNAIL
+    assert max(picture.size) == builder.THUMBNAIL
 
 
 def test_every_workflow_is_offered_as_a_template(server):
@@ -82,14 +83,14 @@ def test_every_workflow_is_offered_as_a_template(server):
 
 def test_the_examples_are_what_their_script_builds(server, object_info):
     """Up to the version of the nodes they were built against."""
-    versions = {workflow_graphs.PACK: "0", "comfy-core": "0"}
-    for name, built in workflow_graphs.build(object_info, versions).items():
-        file = workflows.to_api(workflows.load(workflows.FOLDER / f"{name}.json"), object_info)
-        assert file == workflows.to_api(built, object_info), f"{name}: run python tools/workflows.py build URL"
+    versions = {builder.PACK: "0", "comfy-core": "0"}
+    for name, built in examples.build(object_info, versions).items():
+        file = builder.to_api(builder.load(builder.FOLDER / f"{name}.json"), object_info)
+        assert file == builder.to_api(built, object_info), f"{name}: run python -m tools.workflows build URL"
 
 
 def test_the_release_is_named_for_the_dialog_of_missing_models():
-    (loader,) = (n for n in nodes_of(workflows.FOLDER / "glm_image_full_model.json") if n["type"] == "GLMImageLoader")
+    (loader,) = (n for n in nodes_of(builder.FOLDER / "glm_image_full_model.json") if n["type"] == "GLMImageLoader")
     (model,) = loader["properties"]["models"]
     assert model["name"] in loader["widgets_values"]
     assert model["directory"] == "glm_image"
@@ -127,7 +128,7 @@ def test_every_widget_of_every_node_is_explained(object_info):
         f"{name}.{entry}"
         for name, texts in locales.node_texts(object_info).items()
         for entry, text in texts["inputs"].items()
-        if "tooltip" not in text and workflow_graphs.is_widget(*declared_as(object_info[name], entry))
+        if "tooltip" not in text and builder.is_widget(*declared_as(object_info[name], entry))
     ]
     assert not bare
 

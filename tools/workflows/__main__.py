@@ -1,7 +1,7 @@
-"""The example workflows: from short graphs to files, from files to what ComfyUI's queue takes, and their pictures.
+"""The example workflows: written against the nodes of a running ComfyUI, and run there for their images.
 
-    python tools/workflows.py build URL         write workflows/*.json against the nodes of a running ComfyUI
-    python tools/workflows.py thumbnails URL    run every workflow there and keep its picture beside it
+    python -m tools.workflows build URL              write workflows/*.json
+    python -m tools.workflows thumbnails URL [NAME]  run every workflow, or some, and keep its image beside it
 
 `thumbnails` needs pillow; the rest only the standard library.
 """
@@ -10,85 +10,28 @@ import argparse
 import io
 import json
 import re
-import sys
 import time
 import urllib.request
-from pathlib import Path
 from urllib.parse import urlencode
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # a script, and a module of the tests
+from . import examples
+from .builder import FOLDER, PACK, ROOT, THUMBNAIL, load, to_api, workflow_files
 
-import workflow_graphs
-from workflow_graphs import SEEDS, is_widget
-
-ROOT = Path(__file__).resolve().parent.parent
-FOLDER = ROOT / "workflows"
-NOTES = ("Note", "MarkdownNote")
-RELEASE_ONLY = ("glm_image_full_model",)  # needs 35 GB of weights
-THUMBNAIL = 384  # px of the longer side
 QUALITY = 88
-
-
-def workflow_files() -> list[Path]:
-    return sorted(FOLDER.glob("*.json"))
-
-
-def to_api(workflow: dict, object_info: dict) -> dict:
-    """A graph as saved by the page -> {node id: {class_type, inputs}}; notes and muted nodes are left out."""
-    links = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
-    return {
-        str(node["id"]): {"class_type": node["type"], "inputs": _inputs(node, object_info[node["type"]], links)}
-        for node in workflow["nodes"]
-        if node["type"] not in NOTES and node.get("mode", 0) == 0
-    }
-
-
-def _inputs(node: dict, info: dict, links: dict) -> dict:
-    linked = {entry["name"]: links[entry["link"]] for entry in node["inputs"] if entry.get("link") is not None}
-    widgets = {entry["name"] for entry in node["inputs"] if "widget" in entry}
-    values = iter(node.get("widgets_values") or [])
-    inputs = {}
-    for section in ("required", "optional"):
-        for name, declared in info["input"].get(section, {}).items():
-            options = declared[1] if len(declared) > 1 else {}
-            if name in widgets or is_widget(declared[0], options):
-                inputs[name] = next(values, options.get("default"))
-                for _ in range(_extra_values(name, options)):
-                    next(values, None)
-            if name in linked:
-                inputs[name] = linked[name]
-    return inputs
-
-
-def _extra_values(name: str, options: dict) -> int:
-    """Values the page keeps after a widget: what to do with a seed after each run, and an upload button."""
-    seed = options.get("control_after_generate", name in SEEDS)
-    return int(bool(seed)) + int(bool(options.get("image_upload")))
-
-
-def load(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-# Writing them -------------------------------------------------------------------------------------------------------
 
 
 def build(url: str) -> None:
     pack = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
     core = get(url, "/system_stats")["system"]["comfyui_version"]
-    versions = {workflow_graphs.PACK: pack, "comfy-core": core}
-    for name, workflow in workflow_graphs.build(get(url, "/object_info"), versions).items():
+    for name, workflow in examples.build(get(url, "/object_info"), {PACK: pack, "comfy-core": core}).items():
         text = json.dumps(workflow, indent=1, ensure_ascii=False) + "\n"
         (FOLDER / f"{name}.json").write_text(text, encoding="utf-8")
-
-
-# Running them -------------------------------------------------------------------------------------------------------
 
 
 def thumbnails(url: str, only: list[str]) -> None:
     object_info = get(url, "/object_info")
     for path in workflow_files():
-        if path.stem in RELEASE_ONLY or (only and path.stem not in only):
+        if path.stem in examples.RELEASE_ONLY or (only and path.stem not in only):
             continue
         started = time.monotonic()
         pictures = run(url, to_api(load(path), object_info))

@@ -1,142 +1,17 @@
-"""The example workflows as short graphs; `python tools/workflows.py build URL` writes them for the page.
+"""The example workflows as short graphs."""
 
-`Graph.add` takes a node's inputs by name: an `Output` is a link, everything else a widget's value; what is not given
-keeps the node's default. Positions are in pixels of the canvas.
-"""
+from .builder import Graph, Node, Output
 
-import uuid
-from dataclasses import dataclass
-
-PACK = "comfyui-glm-image"
-NAMESPACE = uuid.UUID("5b4e2d0a-5c7a-4a53-9a35-2f5a8a6e7c11")
 SMALL = "small (bundled)"
 RELEASE = "GLM-Image/model_index.json"
 WIDTH, HEIGHT, STEPS = 192, 96, 30  # what the small checkpoint was trained for
 PROMPT = 'a red sign that says "OPEN" in white'
+RELEASE_ONLY = ("glm_image_full_model",)  # needs 35 GB of weights
 NOTE_SMALL = (
     "This graph runs the **small checkpoint that comes with the pack**: it knows one lettering, eight colours and five "
     "shapes, and is here to show the graph.\n\nFor the real model choose **GLM-Image** in *Load GLM-Image* (35 GB, "
     "`hf download zai-org/GLM-Image`), set the size to 1024x1024 and 50 steps."
 )
-
-
-@dataclass(frozen=True)
-class Output:
-    node: int
-    slot: int
-
-
-class Node:
-    """One node of a graph; `node[i]` is its output."""
-
-    def __init__(self, number: int):
-        self.number = number
-
-    def __getitem__(self, slot: int) -> Output:
-        return Output(self.number, slot)
-
-
-class Graph:
-    """A workflow in the form that the page saves, built against the nodes of a running ComfyUI."""
-
-    def __init__(self, name: str, note: str, object_info: dict, versions: dict[str, str], small: bool = True):
-        self.name, self.info, self.versions = name, object_info, versions
-        self.nodes, self.links = [], []
-        self._note(note + ("\n\n" + NOTE_SMALL if small else ""))
-
-    def _note(self, text: str) -> None:
-        node = self._node("MarkdownNote", (40, -260), (680, 220), [], [], [text], {})
-        node |= {"title": "About this workflow", "color": "#432", "bgcolor": "#653"}
-
-    def add(self, kind: str, at: tuple, size: tuple, title: str = "", models: tuple = (), **given) -> Node:
-        info = self.info[kind]
-        declared = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
-        unknown = given.keys() - declared.keys()
-        assert not unknown, f"{self.name}: {kind} has no input {unknown}"
-        number = len(self.nodes) + 1
-        sockets, widgets, values = [], [], []
-        for name, (kind_of_input, *more) in declared.items():
-            options, value = (more[0] if more else {}), given.get(name)
-            shown = is_widget(kind_of_input, options)
-            entry = {"localized_name": name, "name": name, "type": _type(kind_of_input)}
-            if shown:
-                entry["widget"] = {"name": name}
-                default = options.get("default", kind_of_input[0] if isinstance(kind_of_input, list) else None)
-                if default is None and options.get("options"):
-                    default = options["options"][0]
-                values.append(default if value is None or isinstance(value, Output) else value)
-                values += _extra_values(name, options)
-            if not shown and name in info["input"].get("optional", {}):
-                entry["shape"] = 7
-            (widgets if "widget" in entry else sockets).append(entry)
-        inputs = sockets + widgets
-        for slot, entry in enumerate(inputs):
-            source = given.get(entry["name"])
-            entry["link"] = self._link(source, number, slot, entry["type"]) if isinstance(source, Output) else None
-        outputs = [
-            {"localized_name": name, "name": name, "type": kind_of_output, "links": []}
-            for name, kind_of_output in zip(info["output_name"], info["output"])
-        ]
-        properties = {"Node name for S&R": kind, **self._origin(kind)}
-        if models:
-            properties["models"] = list(models)
-        node = self._node(kind, at, size, inputs, outputs, values, properties)
-        if title:
-            node["title"] = title
-        return Node(number)
-
-    def _origin(self, kind: str) -> dict:
-        pack = PACK if "GLMImage" in kind else "comfy-core"
-        return {"cnr_id": pack, "ver": self.versions[pack]}
-
-    def _node(self, kind, at, size, inputs, outputs, values, properties) -> dict:
-        number = len(self.nodes) + 1
-        node = {"id": number, "type": kind, "pos": list(at), "size": list(size), "flags": {}, "order": number - 1}
-        node |= {"mode": 0, "inputs": inputs, "outputs": outputs, "properties": properties, "widgets_values": values}
-        self.nodes.append(node)
-        return node
-
-    def _link(self, source: Output, node: int, slot: int, kind: str) -> int:
-        number = len(self.links) + 1
-        self.nodes[source.node - 1]["outputs"][source.slot]["links"].append(number)
-        self.links.append([number, source.node, source.slot, node, slot, kind])
-        return number
-
-    def to_json(self) -> dict:
-        return {
-            "id": str(uuid.uuid5(NAMESPACE, self.name)),
-            "revision": 0,
-            "last_node_id": len(self.nodes),
-            "last_link_id": len(self.links),
-            "nodes": self.nodes,
-            "links": self.links,
-            "groups": [],
-            "config": {},
-            "extra": {"ds": {"scale": 0.7, "offset": [60, 320]}},
-            "version": 0.4,
-        }
-
-
-WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "GLM_IMAGE_LAYOUT_EDITOR")
-SEEDS = ("seed", "noise_seed")
-
-
-def is_widget(kind, options: dict) -> bool:
-    """Whether the page shows an input as a field; one of several types may name the field's."""
-    return (isinstance(kind, list) or options.get("widgetType", kind) in WIDGETS) and not options.get("forceInput")
-
-
-def _type(kind) -> str:
-    return "COMBO" if isinstance(kind, list) else kind
-
-
-def _extra_values(name: str, options: dict) -> list:
-    """Values the page keeps after a widget: what to do with a seed after each run, and an upload button."""
-    seed = ["fixed"] if options.get("control_after_generate", name in SEEDS) else []
-    return seed + (["image"] if options.get("image_upload") else [])
-
-
-# Parts that most graphs share ---------------------------------------------------------------------------------------
 
 
 def load(g: Graph, model: str = SMALL, **more) -> Node:
@@ -173,9 +48,6 @@ def picture(g: Graph, samples: Output, vae: Output) -> Node:
 
 def save(g: Graph, images: Output, at=(1560, 140), prefix="glm-image", title="") -> Node:
     return g.add("SaveImage", at, (420, 420), title, images=images, filename_prefix=prefix)
-
-
-# The workflows ------------------------------------------------------------------------------------------------------
 
 
 def text_to_image(g: Graph) -> None:
@@ -422,7 +294,7 @@ def build(object_info: dict, versions: dict[str, str]) -> dict[str, dict]:
     made = {}
     for draw, note in WORKFLOWS.items():
         name = f"glm_image_{draw.__name__}"
-        graph = Graph(name, note, object_info, versions, small=draw not in WITHOUT_SMALL)
+        graph = Graph(name, note if draw in WITHOUT_SMALL else f"{note}\n\n{NOTE_SMALL}", object_info, versions)
         draw(graph)
         made[name] = graph.to_json()
     return made
