@@ -1,6 +1,6 @@
 """How large a text can be set in a box: estimated widths, line breaks and the font size that fits.
 
-`js/layout_geometry.js` holds the same rule; `tests/data/layout_fit.json` keeps the two equal.
+`js/layout_text.js` holds the same rule; `tests/data/layout_fit.json` keeps the two equal.
 """
 
 import re

@@ -7,7 +7,7 @@ import { existsSync, mkdirSync, readFileSync } from "node:fs"
 import { createServer } from "node:http"
 import { createRequire } from "node:module"
 import { after, before, describe, test } from "node:test"
-import { parse, serialise, newRegion } from "../../js/layout_geometry.js"
+import { parse, serialise, newRegion } from "../../js/layout_value.js"
 
 const chromiumPath = process.env.CHROMIUM ?? "/usr/bin/chromium"
 const playwright = findPlaywright()

@@ -1,7 +1,11 @@
 import assert from "node:assert/strict"
 import { readFileSync } from "node:fs"
 import { test } from "node:test"
-import * as g from "../../js/layout_geometry.js"
+import * as geometry from "../../js/layout_geometry.js"
+import * as fit from "../../js/layout_text.js"
+import * as value from "../../js/layout_value.js"
+
+const g = { ...geometry, ...fit, ...value }
 
 const shared = JSON.parse(readFileSync(new URL("../data/layout_fit.json", import.meta.url)))
 const box = (x, y, width, height, text = "A") => g.newRegion({ x, y, width, height }, { text })
