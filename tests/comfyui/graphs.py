@@ -98,3 +98,13 @@ def saving_latent(graph: Graph, plan: bool = True) -> Graph:
     if plan:
         kept["plans"] = node("GLMImageSavePlan", plan=["plan", 0], filename_prefix="plans/plan")
     return kept
+
+
+def with_file(graph: Graph, file: str, dtype: str = "auto") -> Graph:
+    """The decoder of the random checkpoint from one file in models/diffusion_models."""
+    graph = graph | {
+        "decoder": node(
+            "GLMImageDecoderLoader", model="random/model_index.json", dtype=dtype, device="auto", weights=file
+        )
+    }
+    return change(graph, sample_model=["decoder", 0])

@@ -113,8 +113,6 @@ def test_ranking_without_anything_to_read_is_refused(server):
         server.run(nodes)
 
 
-# Guidance on a checkpoint of random weights ------------------------------------------------------------------------
-
 SMALL_PAGE = Layout((TextRegion("OPEN", 0.12, 0.1, 0.6, 0.3), TextRegion("24h", 0.51, 0.6, 0.49, 0.4)))
 GRID = (4, 6)
 
@@ -263,9 +261,6 @@ def test_following_the_sketch_changes_the_boxes(server, model):
     cells = inside_boxes(SMALL_PAGE, tuple(free.shape[-2:])).any(0)
     moved = (free - held).abs().mean(dim=(0, 1))
     assert moved[cells].mean() > 2 * moved[~cells].mean()
-
-
-# The editor in Chromium ---------------------------------------------------------------------------------------------
 
 
 def browser_missing():

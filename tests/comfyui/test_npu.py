@@ -101,8 +101,6 @@ def test_an_npu_draws_in_bfloat16_by_default(start):
     assert "VAE load device: npu:0, offload device: cpu, dtype: torch.bfloat16" in server.log
 
 
-# Several cards, and another chip -------------------------------------------------------------------------------------
-
 SPLITS = {
     "planner first": ("npu:0", "npu:1", "npu:1", "npu:1"),
     "planner second": ("npu:1", "npu:0", "cpu", "npu:0"),

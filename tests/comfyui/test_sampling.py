@@ -193,9 +193,6 @@ def test_tiled_decoding_and_encoding_stay_close_to_whole(server, random_model):
     assert latent_of(server, outputs).shape == (1, 16, 40, 40)
 
 
-# Conditioning nodes ------------------------------------------------------------------------------------------------
-
-
 def test_combining_a_conditioning_with_itself_changes_nothing(server, random_model):
     graph = saving_latent(text_to_image(random_model), plan=False)
     plain = latent_of(server, server.run(graph))

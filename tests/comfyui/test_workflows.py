@@ -105,9 +105,6 @@ def test_the_example_lora_belongs_to_the_small_checkpoint():
         assert torch.equal(shipped[key], wanted.half()), "run python -m comfyui_glm_image.training.lora"
 
 
-# Languages and help -------------------------------------------------------------------------------------------------
-
-
 def test_english_is_what_the_nodes_say(object_info):
     assert locales.read("en", "nodeDefs") == locales.node_texts(object_info), "run python tools/locales.py URL"
 
