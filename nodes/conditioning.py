@@ -1,4 +1,4 @@
-"""GLM-Image Conditioning: a plan and the texts to draw -> what any sampler gives the decoder.
+"""GLM-Image Conditioning: a plan and the texts to render -> what any sampler gives the decoder.
 
 The entries of a CONDITIONING, besides its glyph embeddings (B, L, C):
 `prior_token_ids` int64 (B, N), one a patch; `prior_token_drop`, True where the plan is ignored; `plan_grid` (h, w)
@@ -74,20 +74,20 @@ class GLMImageConditioning(io.ComfyNode):
             node_id="GLMImageConditioning",
             display_name="GLM-Image Conditioning",
             category=MENU,
-            description="Turns a plan and the texts to draw into conditioning for any sampler.",
+            description="Turns a plan and the texts to render into conditioning for any sampler.",
             inputs=[
                 sockets.GlyphEncoder.Input("glyph_encoder", tooltip="The text encoder of Load GLM-Image."),
-                sockets.Plan.Input("plan", tooltip="The plan to draw, with its prompts and references."),
+                sockets.Plan.Input("plan", tooltip="The plan to render, with its prompts and references."),
                 io.Combo.Input(
                     "glyph_mode",
                     options=MODES,
                     default="reference",
-                    tooltip="Which texts are drawn. reference: quoted texts exactly as the original code finds them "
+                    tooltip="Which texts are rendered. reference: quoted texts exactly as the original code finds them "
                     "(an apostrophe opens a quote). prompt_order: all quote styles, apostrophes understood. "
                     "list: the lines of glyph_texts.",
                 ),
                 io.String.Input(
-                    "glyph_texts", multiline=True, default="", tooltip="Texts to draw, one a line; read in mode list."
+                    "glyph_texts", multiline=True, default="", tooltip="Texts to render, one a line; read in mode list."
                 ),
                 io.String.Input(
                     "negative_texts",

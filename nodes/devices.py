@@ -17,7 +17,7 @@ class GLMImageDevices(io.ComfyNode):
             node_id="GLMImageDevices",
             display_name="GLM-Image Devices",
             category=LOADERS,
-            description="Chooses a device for each part, and tells before anything is loaded whether all of it fits.",
+            description="Chooses a device for each component, and reports before anything is loaded whether all fits.",
             inputs=[
                 model_input(),
                 device_input("planner_device", "the planner computes"),
@@ -32,7 +32,7 @@ class GLMImageDevices(io.ComfyNode):
             outputs=[
                 sockets.Devices.Output(display_name="devices"),
                 io.String.Output(
-                    display_name="estimate", tooltip="Memory of each part and device, and whether it fits."
+                    display_name="estimate", tooltip="Memory of each component and device, and whether it fits."
                 ),
             ],
             hidden=[io.Hidden.unique_id],

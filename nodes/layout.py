@@ -87,7 +87,7 @@ class GLMImageTextLayout(io.ComfyNode):
                     multiline=True,
                     dynamic_prompts=True,
                     default="A poster",
-                    tooltip="What the picture shows besides its texts.",
+                    tooltip="What the image shows besides its texts.",
                 ),
                 *size_inputs(),
                 *prompt_inputs(),

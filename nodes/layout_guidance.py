@@ -30,7 +30,7 @@ from .plan import check_same_codebook
 
 
 def sketch_or_own(sketch: torch.Tensor | None, layout: Layout, height: int, width: int):
-    """The connected sketch as a picture, else one drawn from the layout."""
+    """The connected sketch as an image, else one rendered from the layout."""
     return render(layout, height, width) if sketch is None else to_pil(sketch[0])
 
 
@@ -64,7 +64,7 @@ class GLMImageLayoutGuidance(io.ComfyNode):
                     "grids",
                     options=list(GRIDS),
                     default="both",
-                    tooltip="Which grid is guided: the preview sets the composition, the full grid the picture.",
+                    tooltip="Which grid is guided: the preview sets the composition, the full grid the image.",
                 ),
                 io.Float.Input(
                     "falloff",
@@ -74,7 +74,7 @@ class GLMImageLayoutGuidance(io.ComfyNode):
                     step=0.5,
                     tooltip="Width, in tokens of 32 px, over which the guidance weakens towards a box's edge.",
                 ),
-                io.Image.Input("sketch", optional=True, tooltip="The picture to follow; without it the layout's own."),
+                io.Image.Input("sketch", optional=True, tooltip="The image to follow; without it the layout's own."),
             ],
             outputs=[sockets.Planner.Output(display_name="planner")],
         )
@@ -92,9 +92,9 @@ def make_guide(guidance: PlanControl, layout: Layout, sketch: torch.Tensor | Non
 
     def guide(part, grids: dict[str, tuple[int, int]]) -> dict:
         h, w = grids["full"]
-        picture = sketch_or_own(sketch, layout, TOKEN * h, TOKEN * w)
+        image = sketch_or_own(sketch, layout, TOKEN * h, TOKEN * w)
         device, dtype = part.patcher.load_device, part.module.compute_dtype
-        tokens = sketch_tokens(part.module, picture, grids, part.settings.processor, device, dtype)
+        tokens = sketch_tokens(part.module, image, grids, part.settings.processor, device, dtype)
         return plan_controls(guidance, layout, tokens, grids, part.codebook_size)
 
     return guide
@@ -139,7 +139,7 @@ class GLMImageLayoutDecoderGuidance(io.ComfyNode):
                 io.Boolean.Input(
                     "text_elsewhere",
                     default=True,
-                    tooltip="During these steps the rest of the picture sees all texts; off: none.",
+                    tooltip="During these steps the rest of the image sees all texts; off: none.",
                 ),
                 io.Float.Input(
                     "sketch_level",
@@ -201,8 +201,8 @@ def timed(positive: list, visible: torch.Tensor, until: float) -> list:
 def held(model, vae, sketch: torch.Tensor, layout: Layout, grid: tuple[int, int], level: float, rows: int):
     """(model, latent) whose boxes follow the sketch's latent while the noise is above `level`."""
     h, w = grid
-    picture = to_image(to_pil(sketch[0]).resize((TOKEN * w, TOKEN * h)))
-    samples = vae.encode(picture).repeat(rows, 1, 1, 1)
+    image = to_image(to_pil(sketch[0]).resize((TOKEN * w, TOKEN * h)))
+    samples = vae.encode(image).repeat(rows, 1, 1, 1)
     free = 1.0 - inside_boxes(layout, (4 * h, 4 * w)).any(dim=0).float()
     clone = model.clone()
 
@@ -220,7 +220,7 @@ class GLMImageReplanRegion(io.ComfyNode):
             node_id="GLMImageReplanRegion",
             display_name="GLM-Image Replan Region",
             category=LAYOUT,
-            description="Keeps a plan and draws it again inside the chosen boxes only, with another seed or guidance.",
+            description="Keeps a plan and samples it again in the chosen boxes only, with another seed or guidance.",
             inputs=[
                 sockets.Planner.Input("planner"),
                 sockets.Plan.Input("plan"),

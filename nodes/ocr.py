@@ -1,4 +1,4 @@
-"""Reading pictures back: GLM-Image Read Text and Best of N."""
+"""OCR of generated images: GLM-Image Read Text and Best of N."""
 
 import json
 
@@ -78,7 +78,7 @@ class GLMImageReadText(io.ComfyNode):
                 ),
                 io.Float.Output(display_name="ned", tooltip="Mean similarity of words, 1 is equal."),
                 io.Float.Output(display_name="placement", tooltip="Share of words whose centre lies in their box."),
-                io.Image.Output(display_name="marked", tooltip="The images with what was read drawn on them."),
+                io.Image.Output(display_name="marked", tooltip="The images with the boxes of the words read."),
             ],
         )
 
@@ -93,14 +93,14 @@ class GLMImageReadText(io.ComfyNode):
         return io.NodeOutput(text, json.dumps(listed, ensure_ascii=False), *means, marked)
 
 
-def mark(picture: Image.Image, words: list[Word]) -> Image.Image:
-    """The picture with the box of every word read."""
-    draw = ImageDraw.Draw(picture)
-    width, height = picture.size
+def mark(image: Image.Image, words: list[Word]) -> Image.Image:
+    """The image with the box of every word read."""
+    draw = ImageDraw.Draw(image)
+    width, height = image.size
     for word in words:
         box = (word.x * width, word.y * height, (word.x + word.width) * width, (word.y + word.height) * height)
         draw.rectangle(box, outline=(224, 47, 176), width=max(1, width // 300))
-    return picture
+    return image
 
 
 class GLMImageBestOfN(io.ComfyNode):

@@ -23,14 +23,14 @@ class GLMImagePlan(io.ComfyNode):
             node_id="GLMImagePlan",
             display_name="GLM-Image Plan",
             category=MENU,
-            description="Lays images out as tokens of 32 px with the language model. Quote the texts to draw.",
+            description="Plans images as tokens of 32 px with the language model. Quote the texts to render.",
             inputs=[
                 sockets.Planner.Input("planner", tooltip="The planner of Load GLM-Image, guided by a layout or not."),
                 io.String.Input(
                     "prompt",
                     multiline=True,
                     dynamic_prompts=True,
-                    tooltip="What to draw; put texts that must appear in quotes.",
+                    tooltip="What to show; put texts that must appear in quotes.",
                 ),
                 *size_inputs(),
                 seed_input("Seed of the plan; image k of a batch uses seed + k."),
@@ -64,7 +64,7 @@ class GLMImagePlanPreview(io.ComfyNode):
             node_id="GLMImagePlanPreview",
             display_name="GLM-Image Plan Preview",
             category=MENU,
-            description="Draws a plan's tokens: one square of 32 px a token, coloured by its place in the codebook.",
+            description="Shows a plan's tokens: one square of 32 px a token, coloured by its place in the codebook.",
             inputs=[
                 sockets.Planner.Input("planner", tooltip="The planner that made the plan; its codebook gives colours."),
                 sockets.Plan.Input("plan", tooltip="The plan to look at."),

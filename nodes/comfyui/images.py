@@ -6,11 +6,11 @@ from PIL import Image
 
 
 def to_pil(image: torch.Tensor) -> Image.Image:
-    """(H, W, 3 or 4) in 0..1 -> RGB picture."""
+    """(H, W, 3 or 4) in 0..1 -> RGB image."""
     values = (image[..., :3].cpu().float().clamp(0, 1) * 255).round().to(torch.uint8)
     return Image.fromarray(values.numpy())
 
 
-def to_image(picture: Image.Image) -> torch.Tensor:
-    """RGB picture -> (1, H, W, 3) in 0..1."""
-    return torch.from_numpy(np.asarray(picture.convert("RGB")).astype(np.float32) / 255)[None]
+def to_image(image: Image.Image) -> torch.Tensor:
+    """RGB image -> (1, H, W, 3) in 0..1."""
+    return torch.from_numpy(np.asarray(image.convert("RGB")).astype(np.float32) / 255)[None]

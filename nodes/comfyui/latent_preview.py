@@ -1,6 +1,6 @@
 """Colours of latents while sampling runs: a linear map fitted to the checkpoint's own autoencoder.
 
-Letters: h w latents (8 px), N = h*w cells, C latent channels.
+Shapes: h w latents (8 px), N = h*w cells, C latent channels.
 """
 
 import logging
@@ -15,7 +15,7 @@ from ...pipeline.loading.checkpoint import load_module
 from ...pipeline.models.config import VaeConfig
 from ...pipeline.models.vae import Vae
 
-CELLS = 32  # a side of the picture that is fitted
+CELLS = 32  # a side of the image that is fitted
 RIDGE = 1e-2  # keeps channels that carry no colour near zero
 
 
@@ -30,10 +30,10 @@ def rgb_factors(folder: Path, config: VaeConfig) -> tuple[list[list[float]], lis
         logging.warning("no preview while sampling: %s", error)
         return None
     colours = torch.rand(1, 3, CELLS // 4, CELLS // 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    picture = F.interpolate(colours, scale_factor=4 * LATENT, mode="bicubic").clamp(-1, 1)
+    image = F.interpolate(colours, scale_factor=4 * LATENT, mode="bicubic").clamp(-1, 1)
     with torch.no_grad():
-        latents = vae.normalise(vae.encode(picture))
-    return fit(latents[0].flatten(1).T, F.avg_pool2d(picture, LATENT)[0].flatten(1).T)
+        latents = vae.normalise(vae.encode(image))
+    return fit(latents[0].flatten(1).T, F.avg_pool2d(image, LATENT)[0].flatten(1).T)
 
 
 def fit(latents: torch.Tensor, colours: torch.Tensor) -> tuple[list[list[float]], list[float]]:

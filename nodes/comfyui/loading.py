@@ -1,7 +1,7 @@
-"""Opening the parts of a checkpoint for ComfyUI: lazily, in the dtype that fits, under its memory management.
+"""Opening the components of a checkpoint for ComfyUI: lazily, in the dtype that fits, under its memory management.
 
 Weights are mapped from disk and read when a layer first runs, unless they have to change their dtype. Layers are
-ComfyUI's, so that parts may be loaded in pieces; what a device cannot hold stays in host memory.
+ComfyUI's, so that components may be loaded in part; what a device cannot hold stays in host memory.
 """
 
 from collections.abc import Callable
@@ -44,7 +44,7 @@ class Dtypes:
 
 @dataclass(frozen=True)
 class Devices:
-    """Socket value: the name of a device for each part; `auto` is where ComfyUI computes."""
+    """Socket value: the name of a device for each component; `auto` is where ComfyUI computes."""
 
     planner: str
     decoder: str
@@ -134,7 +134,7 @@ def stored(tensor: torch.Tensor, dtypes: Dtypes) -> torch.Tensor:
 def manage(module: torch.nn.Module, device: torch.device, offload: torch.device | None = None):
     """Put a module under ComfyUI's memory management; `offload` is where it waits, by default where decoders do.
 
-    A part that never leaves the card, as ComfyUI's options may want it, stays on its own and not on ComfyUI's.
+    A component that never leaves its device, as ComfyUI's options may want it, stays on its own and not on ComfyUI's.
     """
     kind = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
     offload = offload or comfy.model_management.unet_offload_device()

@@ -69,7 +69,7 @@ def released() -> Model:
 
 
 def as_comfyui_loads(wanted: Placement, needs: Needs) -> Placement:
-    """The placement that ComfyUI comes to, as far as its options let it unload parts and load them in pieces."""
+    """The placement that ComfyUI comes to, as far as its options let it unload components and load them in part."""
     state = comfy.model_management.vram_state
     if state == VRAMState.NO_VRAM:
         return placement.first_that_fits(wanted, needs, "stream", room=room)
@@ -114,11 +114,11 @@ def remedy(chosen: Placement, needs: Needs, missing: dict[torch.device, int]) ->
     if halved and 2 * sum(halved) >= lack:
         ways.append("fp8 weights")
     if len(available_devices()) > 1:
-        ways.append("another device for a part")
+        ways.append("another device for a component")
     return f"Try {', '.join(ways)}" if ways else "This machine has too little memory for it"
 
 
 def may_shrink(chosen: Placement, name: str) -> bool:
-    """Whether a part could have 8-bit weights and has none; NPUs cannot cast them."""
+    """Whether a component could have 8-bit weights and has none; NPUs cannot cast them."""
     stored = chosen.stored.get(name, chosen.dtypes[name])
     return stored.itemsize > 1 and chosen.devices[name].type != "npu"

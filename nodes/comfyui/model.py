@@ -3,7 +3,7 @@
 `GlmImageModel` is ComfyUI's model around `pipeline.models.transformer.Dit`. An unpatched model has the schedule shift
 1, so that schedulers lay out plain times in 0..1; `sample_at_size`, which wraps every sampling, shifts them for the
 latent at hand. A model that *ModelSampling GLM-Image* (or another model sampling node) has patched is left as its
-user chose. Either way the decoder is told the plain time, found again from sigma. Letters: B batch, L glyph tokens, N
+user chose. Either way the decoder gets the plain time, found again from sigma. Shapes: B batch, L glyph tokens, N
 patches.
 """
 

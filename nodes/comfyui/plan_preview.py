@@ -17,9 +17,9 @@ def codebook_colours(codebook: torch.Tensor) -> torch.Tensor:
     """(V, D) codebook -> (V, 3) uint8: its first three principal components as red, green and blue."""
     entries = codebook.float().cpu()
     _, directions = torch.linalg.eigh(torch.cov(entries.T))  # ascending
-    parts = (entries - entries.mean(0)) @ directions[:, -3:].flip(1)
-    low, high = torch.quantile(parts, torch.tensor([0.02, 0.98]), dim=0)
-    return ((parts - low) / (high - low).clamp_min(1e-8) * 255).clamp(0, 255).to(torch.uint8)
+    components = (entries - entries.mean(0)) @ directions[:, -3:].flip(1)
+    low, high = torch.quantile(components, torch.tensor([0.02, 0.98]), dim=0)
+    return ((components - low) / (high - low).clamp_min(1e-8) * 255).clamp(0, 255).to(torch.uint8)
 
 
 def draw_tokens(tokens: torch.Tensor, grid: tuple[int, int], colours: torch.Tensor) -> Image.Image:
@@ -34,5 +34,5 @@ def draw_tokens(tokens: torch.Tensor, grid: tuple[int, int], colours: torch.Tens
 
 def plan_images(plan: Plan, colours: torch.Tensor) -> torch.Tensor:
     """(B, H, W, 3) images of a plan's full grids in 0..1, about 512 px."""
-    pictures = [draw_tokens(row[None], plan.grid, colours) for row in plan.prior_token_ids_d32]
-    return torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).float() / 255
+    images = [draw_tokens(row[None], plan.grid, colours) for row in plan.prior_token_ids_d32]
+    return torch.from_numpy(np.stack([np.asarray(image) for image in images])).float() / 255

@@ -85,7 +85,7 @@ class ManagedGlyphEncoder(GlyphEncoder):
 
 
 class GlyphEncoderPart:
-    """Socket value: the encoder of the texts to draw."""
+    """Socket value: the encoder of the texts to render."""
 
     def __init__(self, folder: Path, weights: Path, dtype: str = "auto", device: str = "auto"):
         config = GlyphConfig.from_json(folder / "text_encoder" / "config.json")

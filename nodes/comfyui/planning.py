@@ -1,6 +1,6 @@
-"""Running the planner inside ComfyUI: memory, progress, interruption and the picture of a plan as it grows.
+"""Running the planner inside ComfyUI: memory, progress, interruption and the image of a plan as it grows.
 
-Letters: B images, h w full grid, ph pw preview grid, V codebook size.
+Shapes: B images, h w full grid, ph pw preview grid, V codebook size.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ from .plan_preview import PREVIEW_SIDE, draw_tokens
 from .planner import PlannerPart
 
 PLANS = 4  # of a planner that are remembered, some kilobytes each and the pixels of references
-PREVIEW_EVERY = 8  # tokens between two pictures of the plan
+PREVIEW_EVERY = 8  # tokens between two images of the plan
 
 
 def make_plan(
@@ -64,7 +64,7 @@ def make_plan(
 def remember(part: PlannerPart, settings: tuple, make: Callable[[], Plan]) -> Plan:
     """`make()`, unless this planner has lately made the plan of these settings.
 
-    A loader that runs again for another part's sake makes ComfyUI plan again, though the planner is the same object.
+    A loader that runs again for another component's sake makes ComfyUI plan again, though the planner is the same.
     """
     if settings not in part.plans:
         part.plans[settings] = make()
@@ -81,7 +81,7 @@ def _load(part: PlannerPart, length: int, count: int) -> None:
 
 
 class Watch:
-    """Progress of one plan: ComfyUI's bar at the running node, and a picture of the tokens so far."""
+    """Progress of one plan: ComfyUI's bar at the running node, and an image of the tokens so far."""
 
     def __init__(self, part: PlannerPart, grids: dict[str, tuple[int, int]], total: int):
         self.bar = comfy.utils.ProgressBar(total)
