@@ -59,7 +59,9 @@ def texts_of(plan: Plan, mode: str, listed: str) -> list[list[str]]:
 
 def encode_references(vae, plan: Plan) -> list[torch.Tensor]:
     """The VAE's latents (1, 16, 4h, 4w) of a plan's references."""
-    if plan.references and vae is None:
+    if not plan.references:
+        return []
+    if vae is None:
         raise InputError(
             f"the plan has {len(plan.references)} reference images, which the decoder needs as well; "
             "connect the vae of Load GLM-Image to this node"
