@@ -8,6 +8,9 @@ from collections.abc import Sequence
 
 from .errors import InputError
 
+MAX_PROMPT = 1 << 16  # characters
+MAX_TEXT = 2048  # bytes of one text to draw, its end included; the reference pipeline's limit
+MAX_TEXTS, MAX_TEXT_BYTES = 256, 8192  # of one image: far more than can be read on it
 SURROGATE = re.compile("[\ud800-\udfff]")
 # In this order, and only these styles: diffusers' `get_glyph_texts`, with which the decoder's texts must agree.
 REFERENCE_QUOTES = (r"'([^']*)'", "\u201c([^\u201c\u201d]*)\u201d", r'"([^"]*)"', "「([^「」]*)」")
@@ -30,14 +33,11 @@ def quoted_texts(prompt: str, mode: str = "reference") -> list[str]:
 
 def _quoted(prompt: str) -> list[str]:
     """Outermost quoted strings from left to right; a quote that never closes is read as plain text."""
-    texts, i = [], 0
-    while i < len(prompt):
-        end = _closing(prompt, i) if _opens(prompt, i) else None
-        if end is None:
-            i += 1
-            continue
-        texts.append(prompt[i + 1 : end])
-        i = end + 1
+    closings, texts, end = _closings(prompt), [], -1
+    for i in sorted(closings):
+        if i > end and _opens(prompt, i):
+            end = closings[i]
+            texts.append(prompt[i + 1 : end])
     return [text for text in texts if text.strip()]
 
 
@@ -50,17 +50,25 @@ def _opens(prompt: str, i: int) -> bool:
     return quote in QUOTES
 
 
-def _closing(prompt: str, start: int) -> int | None:
-    """Index of the quote that closes the one at `start`; quotes of the same style may nest."""
-    opener, closers, depth = prompt[start], QUOTES[prompt[start]], 1
-    for i in range(start + 1, len(prompt)):
-        if prompt[i] in closers and not _is_apostrophe(prompt, i):
-            depth -= 1
-        elif prompt[i] == opener and opener not in closers:
-            depth += 1
-        if depth == 0:
-            return i
-    return None
+def _closings(prompt: str) -> dict[int, int]:
+    """Place of each quote -> of the one that closes it, where there is one; quotes of the same style may nest.
+
+    Takes time in proportion to the prompt, however many quotes stay open.
+    """
+    found = {}
+    for opener, closers in QUOTES.items():
+        waiting: list[int] = []
+        for mark in re.finditer(f"[{opener}{closers}]", prompt):
+            i = mark.start()
+            if mark[0] not in closers or _is_apostrophe(prompt, i):
+                if mark[0] == opener:
+                    waiting.append(i)
+            elif opener in closers:  # one mark for both ends: it closes all that waited, and may open
+                found |= dict.fromkeys(waiting, i)
+                waiting = [i]
+            elif waiting:
+                found[waiting.pop()] = i
+    return found
 
 
 def _is_apostrophe(prompt: str, i: int) -> bool:
@@ -70,6 +78,26 @@ def _is_apostrophe(prompt: str, i: int) -> bool:
 
 def _in_word(character: str) -> bool:
     return character.isalnum() and character < LAST_SPACED_SCRIPT
+
+
+def check_prompt(prompt: str, empty: bool = False) -> None:
+    """Refuse what no model takes as a prompt, before any work: other types, too much, and no text unless `empty`."""
+    if not isinstance(prompt, str):
+        raise InputError(f"a prompt must be a string, got {type(prompt).__name__}")
+    if not prompt.strip() and not empty:
+        raise InputError("the prompt is empty; describe the image, with the texts to draw in quotes")
+    if len(prompt) > MAX_PROMPT:
+        raise InputError(f"the prompt has {len(prompt):,} characters; at most {MAX_PROMPT:,} are read, shorten it")
+    utf8(prompt)
+
+
+def check_texts(texts: Sequence[str]) -> None:
+    """Refuse texts of one image that are no text or more than an image can show; each is read to `MAX_TEXT` bytes."""
+    if len(texts) > MAX_TEXTS:
+        raise InputError(f"{len(texts)} texts to draw in one image; at most {MAX_TEXTS} are taken")
+    size = sum(min(len(utf8(text)), MAX_TEXT) for text in texts)
+    if size > MAX_TEXT_BYTES:
+        raise InputError(f"the texts to draw have {size:,} bytes; at most {MAX_TEXT_BYTES:,} are taken, shorten them")
 
 
 def utf8(text: str) -> bytes:

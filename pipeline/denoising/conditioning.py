@@ -10,7 +10,7 @@ import torch
 from ..errors import InputError
 from ..geometry import latent_size
 from ..plan import Plan, Reference, upsample_tokens
-from ..text import quoted_texts
+from ..text import check_texts, quoted_texts
 from .options import Glyphs
 
 LATENT_CHANNELS = 16
@@ -37,12 +37,16 @@ def check_noise(noise: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
 def glyph_rows(prompts: Sequence[str], given: Glyphs | None, mode: str) -> list[list[str]]:
     """The texts to render in each row: those given (one list for all rows, or one a row), else the prompts' own."""
     if given is None:
-        return [quoted_texts(prompt, mode) for prompt in prompts]
-    if all(isinstance(text, str) for text in given):
-        return [list(given)] * len(prompts)
-    if len(given) != len(prompts):
+        rows = [quoted_texts(prompt, mode) for prompt in prompts]
+    elif all(isinstance(text, str) for text in given):
+        rows = [list(given)] * len(prompts)
+    else:
+        rows = [list(row) for row in given]
+    if len(rows) != len(prompts):
         raise InputError(f"glyph_texts must be one list of strings, or {len(prompts)} lists, one for each image")
-    return [list(row) for row in given]
+    for row in rows:
+        check_texts(row)
+    return rows
 
 
 def shared_rows(rows: list[list[str]]) -> list[list[str]]:

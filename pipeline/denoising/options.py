@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from ..errors import InputError
-from ..text import utf8
+from ..text import check_texts
 from .approximations import Approximations
 
 GLYPH_MODES = ("reference", "prompt_order")
@@ -97,5 +97,4 @@ def _check_texts(name: str, given, nested: bool) -> None:
         if isinstance(row, str) or not isinstance(row, (list, tuple)) or not all(isinstance(t, str) for t in row):
             wanted = "one list of strings, or one list for each image" if nested else "a list of strings"
             raise InputError(f"{name} must be {wanted}")
-        for text in row:
-            utf8(text)
+        check_texts(row)

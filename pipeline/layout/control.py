@@ -17,11 +17,11 @@ from PIL import Image
 from ..errors import InputError
 from ..images import to_rgb
 from ..models.config import ProcessorConfig
-from ..models.glyph_encoder import MAX_BYTES
 from ..models.planner import Planner
 from ..plan import Plan
 from ..planning.controls import GridControl
 from ..planning.references import vit_pixels
+from ..text import MAX_TEXT
 from .boxes import box_weights, inside_boxes
 from .regions import Layout
 
@@ -170,7 +170,7 @@ def _glyph_spans(texts: list[str]) -> list[range]:
     """Where each string's tokens lie in what the glyph encoder returns: a pad for even counts, bytes, an end."""
     spans, start = [], 0
     for text in texts or [""]:
-        length = (len(texts) + 1) % 2 + min(len(text.encode()), MAX_BYTES - 1) + 1
+        length = (len(texts) + 1) % 2 + min(len(text.encode()), MAX_TEXT - 1) + 1
         spans.append(range(start, start + length))
         start += length
     return spans

@@ -11,11 +11,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..devices.kernels import attention, gelu_tanh, rms_norm
-from ..text import utf8
+from ..text import MAX_TEXT, check_texts, utf8
 from .config import GlyphConfig
 
 BYTE_OFFSET = 3  # ids 0, 1, 2 are padding, end and unknown
-MAX_BYTES = 2048  # of one string, its end included; the reference pipeline's limit
 
 
 class Norm(nn.Module):
@@ -142,8 +141,9 @@ def glyph_ids(texts: list[str], config: GlyphConfig) -> list[list[int]]:
 
     The reference does so, and counts it as a real token.
     """
+    check_texts(texts)
     prefix = [config.pad_token_id] * ((len(texts) + 1) % 2)
-    rows = [[byte + BYTE_OFFSET for byte in utf8(text)[: MAX_BYTES - 1]] for text in texts]
+    rows = [[byte + BYTE_OFFSET for byte in utf8(text)[: MAX_TEXT - 1]] for text in texts]
     return [prefix + row + [config.eos_token_id] for row in rows]
 
 

@@ -21,6 +21,7 @@ from ..models.config import GenerationConfig, ProcessorConfig, VisionLanguageCon
 from ..models.planner import Planner
 from ..plan import Plan, Reference
 from ..progress import Progress
+from ..text import check_prompt
 from .controls import GridControl
 from .decode_step import DecodeStep, new_step
 from .generate import decode
@@ -235,12 +236,12 @@ def _as_plan(prepared: PreparedPlan, tokens: dict[str, torch.Tensor], references
 def check_prompts(prompt: str | Sequence[str]) -> tuple[str, ...]:
     """One prompt or several -> a tuple of them; other types, none and empty ones are refused."""
     given = (prompt,) if isinstance(prompt, str) else prompt
-    if not isinstance(given, (list, tuple)) or not all(isinstance(text, str) for text in given):
+    if not isinstance(given, (list, tuple)):
         raise InputError(f"a prompt must be a string or a list of strings, got {type(prompt).__name__}")
     if not given:
         raise InputError("no prompt was given; describe the image, with the texts to draw in quotes")
-    if not all(text.strip() for text in given):
-        raise InputError("the prompt is empty; describe the image, with the texts to draw in quotes")
+    for text in given[: MAX_COUNT + 1]:
+        check_prompt(text)
     return tuple(given)
 
 

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 from ..errors import CheckpointError, InputError
 from ..models.config import VisionLanguageConfig, read_json
-from ..text import utf8
+from ..text import check_prompt
 
 Grid = tuple[int, int]
 CONTROL_TOKENS = ("image_token", "grid_bos_token", "grid_eos_token", "bos_token", "eos_token")
@@ -82,13 +82,11 @@ class PromptEncoder:
         return _place(ids, references, self.config.image_token_id)
 
     def check(self, prompt: str) -> None:
-        """Refuse what cannot be a prompt: other types, control tokens of the model, text that is not Unicode."""
-        if not isinstance(prompt, str):
-            raise InputError(f"a prompt must be a string, got {type(prompt).__name__}")
+        """Refuse what `text.check_prompt` does, except no text, and control tokens of the model."""
+        check_prompt(prompt, empty=True)
         found = [name for name in self.control.values() if name in prompt]
         if found:
             raise InputError(f"the prompt contains {found[0]}, a control token of the model; remove it")
-        utf8(prompt)
 
     def _grid_tag(self, grid: Grid) -> str:
         return f"{self.control['grid_bos_token']}{grid[0]} {grid[1]}{self.control['grid_eos_token']}"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import CheckpointError, InputError
 from ..geometry import check_size, preview_grid, token_grid
-from ..text import enclosed, quoted_texts, utf8
+from ..text import check_prompt, enclosed, quoted_texts
 
 MAX_REFERENCES = 8
 MAX_SEED = 2**32 - 1  # every engine takes this much
@@ -59,7 +59,7 @@ class ImageRequest:
     planner: PlannerSampling = PlannerSampling()
 
     def __post_init__(self):
-        _check_prompt(self.prompt)
+        check_prompt(self.prompt)
         check_size(self.height, self.width)
         _check_range("seed", self.seed, 0, MAX_SEED)
         _check_range("steps", self.steps, 1, MAX_STEPS)
@@ -80,12 +80,6 @@ class ImageRequest:
         h, w = token_grid(self.height, self.width)
         ph, pw = (0, 0) if self.references else preview_grid(h, w)
         return ph * pw + h * w + 1
-
-
-def _check_prompt(prompt: str) -> None:
-    if not prompt.strip():
-        raise InputError("the prompt is empty; describe the image, with the texts to draw in quotes")
-    utf8(prompt)
 
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:
