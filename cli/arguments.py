@@ -119,24 +119,23 @@ def open_model(args: argparse.Namespace, bar, local_only: bool = False):
     """The `GlmImage` of these arguments; `bar` shows loading."""
     from ..pipeline.glm_image import GlmImage
     from ..pipeline.loading.checkpoint import resolve
-    from ..pipeline.loading.placement import choose
+    from ..pipeline.loading.placement import Offload, PlacementRequest, choose
 
     name = str(BUNDLED) if args.model == "small" else args.model
     checkpoint = resolve(name, args.revision, local_only)
     checkpoint.check()
-    placement = choose(
-        checkpoint.folder,
+    request = PlacementRequest(
         args.device,
         args.dtype,
         planner_device=args.planner_device,
         decoder_device=args.decoder_device,
-        offload=args.offload,
+        offload=Offload.of(args.offload),
         height=getattr(args, "height", 1024),
         width=getattr(args, "width", 1024),
         count=getattr(args, "count", 1),
         planner_int8=bool(args.planner_int8),
-        report=lambda text: print(text, file=sys.stderr),
     )
+    placement = choose(checkpoint.folder, request, report=lambda text: print(text, file=sys.stderr))
     model = GlmImage(checkpoint, placement, bool(getattr(args, "compile", None)))
     model.components.on_load = bar
     return model

@@ -41,13 +41,15 @@ from .layout.layout_control import (
     hold_for,
     plan_controls_for,
 )
-from .loading.checkpoint import Checkpoint, resolve
+from .loading.checkpoint import DECODER, GLYPH, PLANNER, VAE, Checkpoint, resolve
 from .loading.components import Components
-from .loading.placement import DECODER, GLYPH, PLANNER, VAE, Placement, choose, decoder_work
+from .loading.memory_needs import decoder_work
+from .loading.placement import Placement, PlacementRequest, choose
 from .models.config import GenerationConfig, ProcessorConfig, SchedulerConfig
 from .models.glyph_encoder import GlyphEncoder
 from .models.planner import Planner
-from .models.transformer import Dit, ReferenceCache
+from .models.transformer import Dit
+from .models.transformer_context import ReferenceCache
 from .models.vae import Vae, decode_nbytes
 from .plan import Plan
 from .planning.controls import GridControl
@@ -100,7 +102,7 @@ class GlmImage:
         """
         checkpoint = resolve(path_or_id, revision, local_only)
         checkpoint.check()
-        model = cls(checkpoint, placement or choose(checkpoint.folder, device, dtype), compile)
+        model = cls(checkpoint, placement or choose(checkpoint.folder, PlacementRequest(device, dtype)), compile)
         model.components.on_load = progress
         return model
 
@@ -275,7 +277,7 @@ class GlmImage:
         device, dtype = self.placement.devices[DECODER], self.placement.dtypes[DECODER]
         latents = [each.to(device, dtype) for each in encode_references(plan, self.encode)]
         ids = [reference_patch_ids(reference).to(device) for reference in plan.references]
-        return ReferenceCache.join([self.transformer.write_reference(*pair) for pair in zip(latents, ids)])
+        return ReferenceCache.join([self.transformer.encode_reference(*pair) for pair in zip(latents, ids)])
 
     def encode(self, image: torch.Tensor) -> torch.Tensor:
         """(B, H, W, 3) in 0..1 -> normalised latents (B, 16, H/8, W/8) on the VAE's device."""

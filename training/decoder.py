@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..pipeline.models.glyph_encoder import glyph_ids
-from ..pipeline.models.transformer import ReferenceCache
+from ..pipeline.models.transformer_context import ReferenceCache
 from . import data, edits, latent, models
 from .common import Recipe, Stage, optimisers, read_component, read_meta
 
@@ -108,7 +108,7 @@ def write_references(dit: nn.Module, scenes: list[data.Scene], hidden: torch.Ten
         z = torch.from_numpy(latent.latents(codes, np.stack([picture.chars for picture in pictures])))
         z = z + noise * torch.randn(z.shape)
         prior = torch.from_numpy(codes.repeat(2, 1).repeat(2, 2)).flatten(1)
-        caches.append(dit.write_reference(z.to(hidden.device), prior.to(hidden.device)))
+        caches.append(dit.encode_reference(z.to(hidden.device), prior.to(hidden.device)))
     if not caches:
         return None
     joined = ReferenceCache.join(caches)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from ...pipeline.errors import CheckpointError
 from ...pipeline.geometry import LATENT
-from ...pipeline.loading.checkpoint import load_module
+from ...pipeline.loading.weights import load_module
 from ...pipeline.models.config import VaeConfig
 from ...pipeline.models.vae import Vae
 

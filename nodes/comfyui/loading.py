@@ -16,7 +16,7 @@ import torch
 
 from ...pipeline.devices.capabilities import resolve_dtype
 from ...pipeline.devices.device import resolve_device
-from ...pipeline.loading.checkpoint import Weights, compare
+from ...pipeline.loading.weights import Weights, compare
 from .ops import computing_in
 
 DTYPES = {

@@ -15,8 +15,9 @@ from comfy.model_management import VRAMState
 from ...pipeline.devices.capabilities import resolve_dtype
 from ...pipeline.devices.device import available_devices
 from ...pipeline.loading import placement
-from ...pipeline.loading.checkpoint import COMPONENTS
-from ...pipeline.loading.placement import DECODER, GLYPH, PLANNER, VAE, Model, Needs, Placement, gib, title
+from ...pipeline.loading.checkpoint import COMPONENTS, DECODER, GLYPH, PLANNER, VAE, title
+from ...pipeline.loading.memory_needs import CheckpointSizes, MemoryNeeds, memory_needs
+from ...pipeline.loading.placement import Offload, Placement, gib
 from . import model_folders
 from .loading import Devices, Dtypes, choose_device, dtypes_for
 
@@ -25,7 +26,7 @@ IN_PIECES = (VRAMState.NORMAL_VRAM, VRAMState.LOW_VRAM)
 
 def choose_all(
     model: str, where: Devices, planner_dtype: str, decoder_dtype: str, height: int, width: int, count: int
-) -> tuple[Placement, Needs]:
+) -> tuple[Placement, MemoryNeeds]:
     """What the loaders will do with these choices, and what that takes."""
     sizes = read_sizes(model)
     devices = {
@@ -41,13 +42,15 @@ def choose_all(
         parked=True,
         stored={name: dtype.storage for name, dtype in dtypes.items() if dtype.storage != dtype.compute},
     )
-    needs = placement.measure(sizes, wanted.dtypes, height, width, count, wanted.stored)
+    needs = memory_needs(sizes, wanted.dtypes, height, width, count, wanted.stored)
     converted = [name for name in COMPONENTS if dtypes[name].storage != sizes.files[name]]
     needs = replace(needs, opening=sum(needs.weights[name] for name in converted))
     return as_comfyui_loads(wanted, needs), needs
 
 
-def choose_all_dtypes(sizes: Model, devices: dict[str, torch.device], wishes: dict[str, str]) -> dict[str, Dtypes]:
+def choose_all_dtypes(
+    sizes: CheckpointSizes, devices: dict[str, torch.device], wishes: dict[str, str]
+) -> dict[str, Dtypes]:
     """What each loader stores and computes in, of which the VAE's has no choice in Load GLM-Image."""
     numbers = {name: sum(sizes.numbers[name].values()) for name in wishes}
     found = {name: dtypes_for(wish, sizes.files[name], numbers[name], devices[name]) for name, wish in wishes.items()}
@@ -55,42 +58,42 @@ def choose_all_dtypes(sizes: Model, devices: dict[str, torch.device], wishes: di
     return found | {VAE: Dtypes(vae, vae)}
 
 
-def read_sizes(model: str) -> Model:
+def read_sizes(model: str) -> CheckpointSizes:
     """A checkpoint's sizes; the release's are known before it is there."""
     folder = model_folders.find_folder(model)
     if folder.name == model_folders.RELEASE and not model_folders.is_checkpoint(folder):
         return released()
-    return Model.of(model_folders.model_folder(model))
+    return CheckpointSizes.of(model_folders.model_folder(model))
 
 
 @cache
-def released() -> Model:
-    return Model.released()
+def released() -> CheckpointSizes:
+    return CheckpointSizes.of_release()
 
 
-def as_comfyui_loads(wanted: Placement, needs: Needs) -> Placement:
+def as_comfyui_loads(wanted: Placement, needs: MemoryNeeds) -> Placement:
     """The placement that ComfyUI comes to, as far as its options let it unload components and load them in part."""
     state = comfy.model_management.vram_state
     if state == VRAMState.NO_VRAM:
-        return placement.first_that_fits(wanted, needs, "stream", room=room)
+        return placement.first_that_fits(wanted, needs, Offload.LAYERWISE, budget=budget)
     if state == VRAMState.HIGH_VRAM:
-        return placement.first_that_fits(wanted, needs, "none", room=room)
-    found = placement.first_that_fits(wanted, needs, room=room)
+        return placement.first_that_fits(wanted, needs, Offload.NONE, budget=budget)
+    found = placement.first_that_fits(wanted, needs, budget=budget)
     if found.streamed and state not in IN_PIECES:
-        return placement.first_that_fits(wanted, needs, "phases", room=room)
+        return placement.first_that_fits(wanted, needs, Offload.MODEL, budget=budget)
     return found
 
 
-def room(device: torch.device) -> int:
+def budget(device: torch.device) -> int:
     """Bytes that may be counted on, with those that ComfyUI would free by unloading what it has loaded."""
     loaded = comfy.model_management.current_loaded_models if device.type != "cpu" else []
     held = sum(entry.model_loaded_memory() for entry in loaded if entry.device == device and entry.model is not None)
     return placement.available(device) + held
 
 
-def describe(what: str, chosen: Placement, needs: Needs) -> str:
+def describe(what: str, chosen: Placement, needs: MemoryNeeds) -> str:
     """The estimate as text; its first lines say whether `what` fits and what to do if not, which is logged too."""
-    missing = placement.shortage(chosen, needs, room)
+    missing = placement.shortage(chosen, needs, budget)
     verdict = "DOES NOT FIT" if missing else "fits, but is slow" if chosen.streamed else "fits"
     lines = [f"{what}: {verdict}"]
     if missing:
@@ -99,12 +102,12 @@ def describe(what: str, chosen: Placement, needs: Needs) -> str:
         lines.append(remedy(chosen, needs, missing))
     if missing:
         logging.warning(". ".join(lines))
-    return "\n".join([*lines, placement.estimate(chosen, needs, room)])
+    return "\n".join([*lines, placement.describe(chosen, needs, budget)])
 
 
-def remedy(chosen: Placement, needs: Needs, missing: dict[torch.device, int]) -> str:
+def remedy(chosen: Placement, needs: MemoryNeeds, missing: dict[torch.device, int]) -> str:
     """What the user can do about a placement that is too tight; each way spares at least half of what is missing."""
-    if found := placement.better_device(chosen, needs, room):
+    if found := placement.better_device(chosen, needs, budget):
         name, device = found
         return f"Better: {title(name)} on {device}"
     lack, ways = max(missing.values(), default=0), []

@@ -22,7 +22,8 @@ import torch
 from ...pipeline.denoising.scheduler import shift_mu
 from ...pipeline.devices.device import assert_on, current
 from ...pipeline.models.config import DitConfig, SchedulerConfig, VaeConfig
-from ...pipeline.models.transformer import Context, Dit, ReferenceCache
+from ...pipeline.models.transformer import Dit
+from ...pipeline.models.transformer_context import Context, ReferenceCache
 from .latent_preview import rgb_factors
 from .loading import Dtypes, choose_device, choose_dtypes, fill, manage, weights_at
 from .ops import computing_in
@@ -73,7 +74,7 @@ class ComfyDit(Dit):
         """`images`: the rows whose references differ; all rows of one conditioning share them."""
         assert_on(latents.device, glyphs=glyph_embeds, plan=prior_token_ids)
         references = zip(reference_latents, reference_token_ids)
-        written = [self.write_reference(latent[images], ids[images]) for latent, ids in references]
+        written = [self.encode_reference(latent[images], ids[images]) for latent, ids in references]
         return self.prepare(
             glyph_embeds,
             prior_token_ids,

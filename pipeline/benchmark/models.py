@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 
 from ..devices.memory import empty_cache
+from ..loading.checkpoint import DECODER, GLYPH, PLANNER, VAE
 from ..loading.components import MODULES
-from ..loading.placement import DECODER, GLYPH, PLANNER, VAE
 from ..models import released as release
 from ..models.config import RopeConfig
 from ..models.int8 import quantise

@@ -26,8 +26,8 @@ from ..errors import InputError
 from ..geometry import check_size, preview_grid, token_grid
 from ..glm_image import GlmImage
 from ..loading.checkpoint import BUNDLED as SMALL
-from ..loading.checkpoint import COMPONENTS
-from ..loading.placement import DECODER, PLANNER, Placement
+from ..loading.checkpoint import COMPONENTS, DECODER, PLANNER
+from ..loading.placement import Placement
 from . import growth as bench_growth
 from . import peers as bench_peer
 from . import tradeoffs as bench_tradeoffs

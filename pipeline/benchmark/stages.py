@@ -11,10 +11,11 @@ import torch
 
 from ..denoising.cfg import CfgPasses, guided_velocity
 from ..geometry import latent_size, patch_count, preview_grid, token_grid
-from ..loading.placement import DECODER, GLYPH, PLANNER, VAE
+from ..loading.checkpoint import DECODER, GLYPH, PLANNER, VAE
 from ..models.config import GenerationConfig
 from ..models.kv_cache import cache_nbytes
-from ..models.transformer import Context, Dit
+from ..models.transformer import Dit
+from ..models.transformer_context import Context
 from ..planning.decode_step import new_step
 from ..planning.generate import decode
 from ..planning.graphs import GraphRunner
@@ -288,7 +289,7 @@ def contexts(
     ids, grid = _prior(bench, case).to(device), case.patch_grid
     cache = None
     if reference:
-        cache = dit.write_reference(_latents(bench, case)[:1].to(device), ids[:1])
+        cache = dit.encode_reference(_latents(bench, case)[:1].to(device), ids[:1])
     shown = dit.prepare(_glyphs(bench, case, GLYPH_BYTES).to(device), ids, grid, references=cache)
     return shown, dit.prepare(_glyphs(bench, case, 1).to(device), ids, grid, prior_token_drop=True)
 

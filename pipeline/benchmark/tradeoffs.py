@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 
-from ..loading.placement import DECODER
+from ..loading.checkpoint import DECODER
 from .timing import interleave
 
 EXACT = "exact"

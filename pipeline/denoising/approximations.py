@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 
 from ..errors import InputError
-from ..models.transformer import StepCache
+from ..models.transformer_context import FirstBlockCache
 
 
 @dataclass(frozen=True)
 class Approximations:
     """`guidance_interval`: shares of the steps, from 0 to 1, between which guidance is computed; other steps run the
-    conditional pass alone. `step_cache`: the threshold of each pass's `StepCache`, such as 0.1.
+    conditional pass alone. `step_cache`: the threshold of each pass's `FirstBlockCache`, such as 0.1.
     """
 
     guidance_interval: tuple[float, float] | None = None
@@ -24,9 +24,13 @@ class Approximations:
                 f"step cache {self.step_cache!r} is not accepted; use a number between 0 and 1, such as 0.1"
             )
 
-    def caches(self) -> tuple[StepCache | None, StepCache | None]:
+    def caches(self) -> tuple[FirstBlockCache | None, FirstBlockCache | None]:
         """Of the conditional and of the unconditional pass."""
-        return (None, None) if self.step_cache is None else (StepCache(self.step_cache), StepCache(self.step_cache))
+        return (
+            (None, None)
+            if self.step_cache is None
+            else (FirstBlockCache(self.step_cache), FirstBlockCache(self.step_cache))
+        )
 
     def guides(self, step: int, steps: int) -> bool:
         """Whether guidance is computed in this step."""

@@ -6,7 +6,8 @@ from functools import cached_property
 import torch
 
 from ..loading.placement import available
-from ..models.transformer import Context, Dit, Modulations, join_guidance
+from ..models.transformer import Dit
+from ..models.transformer_context import Context, Modulations, join_guidance
 
 
 @dataclass(frozen=True)

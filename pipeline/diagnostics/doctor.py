@@ -275,13 +275,15 @@ def gib(size: int) -> str:
 
 def check_placement(patient: Patient) -> Iterator[Finding]:
     """Where the model's components would go."""
-    from ..loading.placement import Model, estimate, fits, weigh
+    from ..loading.memory_needs import CheckpointSizes
+    from ..loading.placement import PlacementRequest, describe, fits, plan_placement
 
     args = patient.args
-    model = Path(args.model) if args.model else Model.released()
-    placement, needs = weigh(model, patient.device, height=args.height, width=args.width)
+    model = Path(args.model) if args.model else CheckpointSizes.of_release()
+    request = PlacementRequest(patient.device, height=args.height, width=args.width)
+    placement, needs = plan_placement(model, request)
     status = "ok" if fits(placement, needs) else "warn"
-    text = f"{args.model or 'the release'} at {args.width}x{args.height} px; {estimate(placement, needs)}"
+    text = f"{args.model or 'the release'} at {args.width}x{args.height} px; {describe(placement, needs)}"
     yield Finding(status, "placement", text + ("" if status == "ok" else "\nthis does not fit"))
 
 

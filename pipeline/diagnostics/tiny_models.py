@@ -118,7 +118,7 @@ def decoder_parts(device: torch.device, dtype: torch.dtype) -> Iterator[Part]:
     size = torch.full((1, 2), 64.0, dtype=dtype, device=device)
 
     def prepare():
-        references = dit.write_reference(latents[:1], ids[:1])
+        references = dit.encode_reference(latents[:1], ids[:1])
         return dit.prepare(embeds, ids, GRID, glyph_mask=mask, references=references)
 
     def modulate():

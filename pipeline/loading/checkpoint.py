@@ -1,38 +1,22 @@
-"""A checkpoint folder in the hub's layout -> modules on their device.
+"""A checkpoint's folder in the hub's layout: found or downloaded, and checked before anything is read."""
 
-`resolve` finds or downloads the folder, `Checkpoint` checks every weight file's header before anything is read,
-`load_module` builds on the meta device and streams shard after shard to its place. Only safetensors is read: a
-pickle can run code.
-"""
-
-import json
 import os
-import struct
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-
-import torch
-from safetensors import safe_open
 
 from ..errors import CheckpointError
 from ..models.config import read_json
+from .weights import Weights
 
 BUNDLED = Path(__file__).resolve().parents[2] / "checkpoints" / "small"  # comes with the package
 HUB_ID = "zai-org/GLM-Image"
-MODELSCOPE_ID = "ZhipuAI/GLM-Image"
-COMPONENTS = ("vision_language_encoder", "text_encoder", "transformer", "vae")
+PLANNER, GLYPH, DECODER, VAE = COMPONENTS = ("vision_language_encoder", "text_encoder", "transformer", "vae")
 PATTERNS = ("model_index.json", "scheduler/*", "processor/*", "tokenizer/*", *(f"{name}/*" for name in COMPONENTS))
-WEIGHT_NAMES = ("model.safetensors", "diffusion_pytorch_model.safetensors")
-STORED = {
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-    "F32": torch.float32,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-}
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+def title(component: str) -> str:
+    """The component's name for people."""
+    return {PLANNER: "planner", GLYPH: "glyph encoder", DECODER: "decoder", VAE: "VAE"}[component]
 
 
 def resolve(path_or_id: str | os.PathLike, revision: str | None = None, local_only: bool = False) -> "Checkpoint":
@@ -104,162 +88,3 @@ class Checkpoint:
 
     def component(self, name: str) -> Path:
         return self.folder / name
-
-
-class Weights:
-    """The safetensors shards of one component folder; reads headers only until `tensors` is iterated."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    @cached_property
-    def shards(self) -> list[Path]:
-        for name in WEIGHT_NAMES:
-            index = self.folder / f"{name}.index.json"
-            if index.exists():
-                return self._indexed(index)
-            if (self.folder / name).exists():
-                return [self.folder / name]
-        if not self.folder.is_dir():
-            raise CheckpointError(f"{self.folder} is missing; is the download complete?")
-        pickles = sorted(p.name for p in self.folder.iterdir() if p.suffix in PICKLES)
-        if pickles:
-            raise CheckpointError(
-                f"{self.folder / pickles[0]} is a pickle, which can run code when read; only .safetensors is loaded"
-            )
-        raise CheckpointError(f"{self.folder} holds no {' or '.join(WEIGHT_NAMES)}; is the download complete?")
-
-    def _indexed(self, index: Path) -> list[Path]:
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise CheckpointError(f"{index}: key 'weight_map' is missing")
-        names = sorted(set(weight_map.values()))
-        missing = [name for name in names if not (self.folder / name).is_file()]
-        if missing:
-            raise CheckpointError(
-                f"{self.folder}: {len(missing)} of {len(names)} shards missing, first {missing[0]}; "
-                "is the download complete?"
-            )
-        return [self.folder / name for name in names]
-
-    @cached_property
-    def headers(self) -> dict[str, tuple[Path, tuple[int, ...], str, int]]:
-        """key -> (shard, shape, stored dtype's name, bytes), after checking that every shard is whole."""
-        return {key: (shard, *entry) for shard in self.shards for key, entry in read_header(shard).items()}
-
-    @property
-    def nbytes(self) -> int:
-        return sum(entry[3] for entry in self.headers.values())
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype that most bytes of these files have."""
-        sizes: dict[str, int] = {}
-        for _, _, name, nbytes in self.headers.values():
-            sizes[name] = sizes.get(name, 0) + nbytes
-        name = max(sizes, key=sizes.get)
-        if name not in STORED:
-            raise CheckpointError(f"{self.folder} stores {name} weights; convert them to one of {', '.join(STORED)}")
-        return STORED[name]
-
-    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every tensor in file order, mapped from disk, one shard open at a time."""
-        for shard in self.shards:
-            with safe_open(shard, "pt") as file:
-                for key in file.keys():  # noqa: SIM118 - a handle, not a dict
-                    yield key, file.get_tensor(key)
-
-
-def read_header(path: Path) -> dict[str, tuple[tuple[int, ...], str, int]]:
-    """key -> (shape, dtype name, bytes) of a safetensors file; a file shorter or longer than it claims is refused."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(8)
-        length = struct.unpack("<Q", head)[0] if len(head) == 8 else size
-        if length > size - 8:
-            raise CheckpointError(f"{path} is not a whole safetensors file ({size} bytes); download it again")
-        try:
-            entries = json.loads(file.read(length))
-        except (json.JSONDecodeError, UnicodeDecodeError):
-            raise CheckpointError(f"{path} is not a safetensors file; only .safetensors is loaded") from None
-    entries.pop("__metadata__", None)
-    end = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-    if size != end:
-        raise CheckpointError(f"{path} has {size} bytes, its header asks for {end}; download it again")
-    return {
-        key: (tuple(entry["shape"]), entry["dtype"], entry["data_offsets"][1] - entry["data_offsets"][0])
-        for key, entry in entries.items()
-    }
-
-
-def load_module(
-    build: Callable[..., torch.nn.Module],
-    config,
-    folder: Path,
-    device: torch.device | str,
-    dtype: torch.dtype,
-    operations=torch.nn,
-    progress: Callable[[int, int], None] | None = None,
-) -> torch.nn.Module:
-    """`build(config, operations=, dtype=)` on the meta device, filled strictly from `folder`, in eval mode.
-
-    Names and shapes are compared with the shards' headers before the first byte of weights is read. Each tensor
-    goes to `device` and `dtype` on its own, so the host never holds more than one shard's mapping.
-    """
-    with torch.device("meta"):
-        module = build(config, operations=operations, dtype=dtype)
-    weights = Weights(folder)
-    compare(module, weights)
-    done, total, state, finite = 0, weights.nbytes, {}, {}
-    for key, tensor in weights.tensors():
-        state[key] = tensor.to(device=device, dtype=dtype) if tensor.is_floating_point() else tensor.to(device)
-        finite[key] = _is_finite(state[key])
-        done += tensor.nbytes
-        if progress:
-            progress(done, total)
-    _raise_if_not_finite(finite, weights, dtype)
-    module.load_state_dict(state, strict=True, assign=True)
-    return module.eval().requires_grad_(False)
-
-
-def _is_finite(tensor: torch.Tensor) -> torch.Tensor | None:
-    """A 0-d flag on the tensor's device (read once, at the end); None for types that need no check."""
-    if not tensor.is_floating_point() or tensor.element_size() < 2 or not tensor.numel():
-        return None
-    return torch.isfinite(tensor.amax()) & torch.isfinite(tensor.amin())
-
-
-def _raise_if_not_finite(finite: dict[str, torch.Tensor | None], weights: Weights, dtype: torch.dtype) -> None:
-    flags = {key: flag for key, flag in finite.items() if flag is not None}
-    good = torch.stack(list(flags.values())).tolist() if flags else []
-    bad = [key for key, ok in zip(flags, good) if not ok]
-    if bad:
-        raise CheckpointError(
-            f"{weights.headers[bad[0]][0]}: {bad[0]} holds NaN or infinite numbers as {dtype}"
-            f" ({len(bad)} tensors do); the file is damaged, or the dtype too small"
-        )
-
-
-def compare(module: torch.nn.Module, weights: Weights) -> None:
-    """Raise `CheckpointError` naming file and key when a tensor is missing, unknown or of another shape.
-
-    A module's `aliases` are other names under which a file may hold a tensor.
-    """
-    aliases = getattr(module, "aliases", {})
-    headers = {aliases.get(key, key): entry for key, entry in weights.headers.items()}
-    wanted = {key: tuple(value.shape) for key, value in module.state_dict().items()}
-    missing = [key for key in wanted if key not in headers]
-    if missing:
-        raise CheckpointError(
-            f"{weights.folder}: {len(missing)} keys missing, first {missing[0]}; is the download complete?"
-        )
-    unknown = [key for key in headers if key not in wanted]
-    if unknown:
-        shard = headers[unknown[0]][0]
-        raise CheckpointError(
-            f"{shard}: {len(unknown)} keys this model does not have, first {unknown[0]}; is it GLM-Image?"
-        )
-    for key, shape in wanted.items():
-        shard, found, *_ = headers[key]
-        if found != shape:
-            raise CheckpointError(f"{shard}: {key} is {found}, config.json asks for {shape}")

@@ -15,8 +15,9 @@ from ..models.int8 import quantise
 from ..models.planner import Planner
 from ..models.transformer import Dit
 from ..models.vae import Vae
-from .checkpoint import Checkpoint, load_module
-from .placement import DECODER, GLYPH, PLANNER, VAE, Placement, title
+from .checkpoint import DECODER, GLYPH, PLANNER, VAE, Checkpoint, title
+from .placement import Placement
+from .weights import load_module
 
 MODULES = {  # folder -> (module, its configuration)
     PLANNER: (Planner, VisionLanguageConfig),

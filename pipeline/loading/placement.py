@@ -1,16 +1,16 @@
 """Where each component lives, decided from free memory and sizes before the first weight is read.
 
-`choose` weighs the ways to run a checkpoint on the devices at hand and takes the first that fits, in this order: all
-components stay on one device; the planner on one, decoder and VAE on another of the same kind; planner and decoder
-take turns on one; layers that do not fit stream from host memory. What the user asks for is honoured and only
-reported when it looks too tight. Sizes are bytes throughout.
+`choose` takes the first way to run a checkpoint on the devices at hand that fits, in this order: all components stay on
+one device; the planner on one, decoder and VAE on another of the same kind; model offload, where planner and decoder
+take turns on one; layerwise offload, where layers that do not fit wait in host memory. What the user asks for is
+honoured and only reported when it looks too tight. Sizes are bytes throughout.
 """
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from pathlib import Path
-from types import MappingProxyType
 
 import torch
 
@@ -18,31 +18,18 @@ from ..devices.capabilities import resolve_dtype
 from ..devices.device import available_devices, resolve_device
 from ..devices.memory import memory_of
 from ..errors import DeviceError, InputError
-from ..geometry import check_size, patch_count, preview_grid, token_grid
-from ..models import int8
-from ..models import released as release
-from ..models.config import DitConfig, VaeConfig, VisionLanguageConfig
-from ..models.kv_cache import BUCKET, cache_nbytes
-from ..models.vae import LIVE, STRIP
-from .checkpoint import COMPONENTS, Weights
+from .checkpoint import COMPONENTS, DECODER, GLYPH, PLANNER, VAE, title
+from .memory_needs import NOTHING, CheckpointSizes, MemoryNeeds, memory_needs
 
 logger = logging.getLogger(__name__)
-
-PLANNER, GLYPH, DECODER, VAE = COMPONENTS
 STAGES = {"planning": (PLANNER,), "drawing": (GLYPH, DECODER, VAE)}  # what must be on its device at the same time
 STREAMABLE = (PLANNER, DECODER)
-OFFLOADS = ("auto", "none", "phases", "stream")
 HEADROOM = 0.08  # part of a device's memory left alone: fragments, workspaces of its libraries, other programs
-PROMPT_TOKENS = 1024  # room for a long prompt; references add their own tokens
-GLYPH_TOKENS = 512
-SMALLEST_STACK = 3  # fewer numbered parts are a feed-forward's two halves, not layers
-STREAM_LAYERS = 2  # layers on the device at once while streaming: the one that runs and the one that arrives
+LOADED_LAYERS = 2  # on the device at once in layerwise offload: the layer that runs and the one that arrives
 GIB = 1 << 30
-NOTHING: Mapping = MappingProxyType({})
 HOST = torch.device("cpu")
 TOO_TIGHT = "the model will hardly fit; use"
-
-Room = Callable[[torch.device], int]  # bytes that a placement may count on; `available` where none is given
+Budget = Callable[[torch.device], int]  # bytes that a placement may count on; `available` where none is given
 
 
 @dataclass(frozen=True)
@@ -95,199 +82,90 @@ class Placement:
         return tuple(name for name in others if self.devices[name] in here)
 
 
-@dataclass(frozen=True)
-class Needs:
-    """Bytes of each component: all `weights`, those of its repeated `layers`, the largest `layer`, and the `work` of
-    running it besides its weights; and bytes of host memory that `opening` the checkpoint takes.
+class Offload(Enum):
+    """What may wait elsewhere while it is not used; the values are the words of the command line.
+
+    MODEL: planner and decoder take turns on a device. LAYERWISE: layers wait in host memory. AUTO: the first that fits.
     """
 
-    weights: Mapping[str, int]
-    layers: Mapping[str, int]
-    layer: Mapping[str, int]
-    work: Mapping[str, int]
-    opening: int = 0
-
-
-# ---- what a checkpoint needs ----
-
-
-@dataclass(frozen=True)
-class Model:
-    """What sizes follow from: numbers in every tensor of each component, the configurations, and `files`, the dtypes
-    of the components on disk.
-    """
-
-    numbers: Mapping[str, Mapping[str, int]]
-    planner: VisionLanguageConfig
-    decoder: DitConfig
-    vae: VaeConfig
-    files: Mapping[str, torch.dtype]
+    AUTO = "auto"
+    NONE = "none"
+    MODEL = "phases"
+    LAYERWISE = "stream"
 
     @classmethod
-    def of(cls, folder: Path) -> "Model":
-        """A checkpoint's, from its JSON and weight headers alone."""
-        weights = {name: Weights(folder / name) for name in COMPONENTS}
-        return cls(
-            {name: _numbers(weights[name]) for name in COMPONENTS},
-            VisionLanguageConfig.from_json(folder / PLANNER / "config.json"),
-            DitConfig.from_json(folder / DECODER / "config.json"),
-            VaeConfig.from_json(folder / VAE / "config.json"),
-            {name: weights[name].dtype for name in COMPONENTS},
-        )
-
-    @classmethod
-    def released(cls) -> "Model":
-        """The release's, without its files."""
-        numbers = {
-            name: {key: tensor.numel() for key, tensor in module.state_dict().items()}
-            for name, module in release.meta_modules().items()
-        }
-        files = dict.fromkeys(COMPONENTS, torch.bfloat16)
-        return cls(numbers, release.VISION_LANGUAGE, release.DIT, release.VAE, files)
+    def of(cls, word: str) -> "Offload":
+        try:
+            return cls(word)
+        except ValueError:
+            raise InputError(f"offload {word!r} is not known; use {', '.join(o.value for o in cls)}") from None
 
 
-def _numbers(weights: Weights) -> dict[str, int]:
-    return {key: torch.Size(shape).numel() for key, (_, shape, *_) in weights.headers.items()}
+@dataclass(frozen=True)
+class PlacementRequest:
+    """What the user asks for, and what will be drawn: `count` images of this size in pixels.
 
-
-def measure(
-    model: Model,
-    dtypes: Mapping[str, torch.dtype],
-    height: int = 1024,
-    width: int = 1024,
-    count: int = 1,
-    stored: Mapping[str, torch.dtype] = NOTHING,
-) -> Needs:
-    """Needs for `count` images of this size; `stored` as in `Placement`."""
-    check_size(height, width)
-    work = {
-        PLANNER: planner_work(model.planner, dtypes[PLANNER], height, width, count),
-        GLYPH: 0,  # short texts; counted with the decoder's
-        DECODER: decoder_work(model.decoder, dtypes[DECODER], height, width, count),
-        VAE: vae_work(model.vae, dtypes[VAE], height, width),
-    }
-    sizes = {name: _sizes(model.numbers[name], dtypes[name], stored.get(name)) for name in COMPONENTS}
-    layers = {name: _layers(sizes[name]) for name in COMPONENTS}
-    return Needs(
-        weights={name: sum(sizes[name].values()) for name in COMPONENTS},
-        layers={name: sum(layers[name]) for name in COMPONENTS},
-        layer={name: max(layers[name], default=0) for name in COMPONENTS},
-        work=work,
-    )
-
-
-def _sizes(numbers: Mapping[str, int], dtype: torch.dtype, stored: torch.dtype | None) -> dict[str, int]:
-    """Bytes of every tensor; int8 is for the planner's matrices alone, any other `stored` for all that there is."""
-    if stored == torch.int8:
-        return {key: n * int8.itemsize(key, dtype) for key, n in numbers.items()}
-    return {key: n * (stored or dtype).itemsize for key, n in numbers.items()}
-
-
-def _layers(sizes: Mapping[str, int]) -> list[int]:
-    """Sizes of the repeated layers, which streaming brings one by one: `model.language_model.layers.17.*` is one."""
-    stacks: dict[str, dict[str, int]] = {}
-    for key, size in sizes.items():
-        parts = key.split(".")
-        number = next((i for i, part in enumerate(parts) if part.isdigit()), None)
-        if number is not None:
-            stack = stacks.setdefault(".".join(parts[:number]), {})
-            stack[parts[number]] = stack.get(parts[number], 0) + size
-    return [size for stack in stacks.values() if len(stack) >= SMALLEST_STACK for size in stack.values()]
-
-
-def planner_work(
-    config: VisionLanguageConfig, dtype: torch.dtype, height: int, width: int, count: int, prompt: int = PROMPT_TOKENS
-) -> int:
-    """The caches of prompt and plans, one pass over the prompt, and the noise and scores of the choice of tokens."""
-    text, codebook = config.text_config, config.vq_config.num_embeddings
-    grid = token_grid(height, width)
-    planned = sum(h * w for h, w in (grid, preview_grid(*grid)))
-    cache = cache_nbytes(text, 1 + count, prompt + planned + BUCKET, dtype)
-    activations = prompt * (3 * text.intermediate_size + 8 * text.hidden_size) * dtype.itemsize
-    choice = (32 + 8) * count * codebook * 4  # a block of noise, and the sorted scores of one token, in float32
-    return cache + activations + choice
-
-
-def decoder_work(config: DitConfig, dtype: torch.dtype, height: int, width: int, count: int) -> int:
-    """One guided pass: both halves of the batch, the widest layer's activations, float32 rotary copies."""
-    tokens = 2 * count * (patch_count(height, width) + GLYPH_TOKENS)
-    activations = tokens * config.inner_dim * (14 * dtype.itemsize + 8)
-    modulations = 50 * (12 * config.num_layers + 2) * config.inner_dim * dtype.itemsize
-    return activations + modulations
-
-
-def vae_work(config: VaeConfig, dtype: torch.dtype, height: int, width: int) -> int:
-    """Decoding in strips, which the VAE falls back to: the last level whole, the one before it at half the size, and a
-    strip of the widest in between.
+    `device` is for everything that has no device of its own. `planner_int8` stores the planner's matrices in 8 bits.
     """
-    first, second = config.block_out_channels[:2]
-    whole = LIVE * (first + second // 4) * height * width
-    return (whole + LIVE * max(first, second) * STRIP * width) * dtype.itemsize
 
+    device: str | torch.device | None = None
+    dtype: str | torch.dtype | None = None
+    planner_device: str | torch.device | None = None
+    decoder_device: str | torch.device | None = None
+    offload: Offload = Offload.AUTO
+    height: int = 1024
+    width: int = 1024
+    count: int = 1
+    planner_int8: bool = False
 
-# ---- the choice ----
+    @property
+    def may_use_others(self) -> bool:
+        """Whether no device was named, so that a second one may be used."""
+        return self.device is None and self.planner_device is None and self.decoder_device is None
+
+    @property
+    def stored(self) -> dict[str, torch.dtype]:
+        return {PLANNER: torch.int8} if self.planner_int8 else {}
+
+    def devices(self) -> dict[str, torch.device]:
+        """Component -> device; raises DeviceError for one that is not there."""
+        main = resolve_device(self.device)
+        where = dict.fromkeys(COMPONENTS, main)
+        if self.planner_device is not None:
+            where[PLANNER] = resolve_device(self.planner_device)
+        if self.decoder_device is not None:
+            where |= dict.fromkeys(STAGES["drawing"], resolve_device(self.decoder_device))
+        return where
 
 
 def choose(
-    model: Path | Model,
-    device: str | torch.device | None = None,
-    dtype: str | torch.dtype | None = None,
-    *,
-    offload: str = "auto",
-    report: Callable[[str], None] = logger.info,
-    **wishes,
+    model: Path | CheckpointSizes, request: PlacementRequest, report: Callable[[str], None] = logger.info
 ) -> Placement:
-    """The user's wishes, as `weigh` takes them, and the memory there is -> a placement of a checkpoint folder;
-    `report` gets its estimate if a card is used.
+    """The request and the memory there is -> a placement of a checkpoint; `report` gets it if an accelerator
+    is used.
 
     Raises DeviceError when nothing can fit; what the user asks for by `offload`, and the CPU, are only warned about.
     """
-    placement, needs = weigh(model, device, dtype, offload=offload, **wishes)
-    text = estimate(placement, needs)
-    on_cards = any(device.type != "cpu" for device in placement.devices.values())
+    placement, needs = plan_placement(model, request)
+    text = describe(placement, needs)
+    accelerated = any(device.type != "cpu" for device in placement.devices.values())
     if not fits(placement, needs):
-        if offload == "auto" and on_cards:
+        if request.offload == Offload.AUTO and accelerated:
             raise DeviceError(f"{TOO_TIGHT}: a smaller image, fewer at once, another device or --device cpu\n{text}")
         logger.warning("%s, or swap to disk\n%s", TOO_TIGHT, text)
-    if on_cards:
+    if accelerated:
         report(text)
     return placement
 
 
-def weigh(
-    model: Path | Model,
-    device: str | torch.device | None = None,
-    dtype: str | torch.dtype | None = None,
-    *,
-    planner_device: str | torch.device | None = None,
-    decoder_device: str | torch.device | None = None,
-    offload: str = "auto",
-    height: int = 1024,
-    width: int = 1024,
-    count: int = 1,
-    planner_int8: bool = False,
-) -> tuple[Placement, Needs]:
-    """The first placement that fits, or the most frugal one, and the needs of the model in it.
-
-    `device` is for everything that has no device of its own; `offload` "none" keeps all loaded, "phases" lets planner
-    and decoder take turns, "stream" leaves layers in host memory, "auto" does the first that fits. `planner_int8`
-    stores the planner's matrices in 8 bits.
-    """
-    if offload not in OFFLOADS:
-        raise InputError(f"offload {offload!r} is not known; use {', '.join(OFFLOADS)}")
-    main = resolve_device(device)
-    where = dict.fromkeys(COMPONENTS, main)
-    if planner_device is not None:
-        where[PLANNER] = resolve_device(planner_device)
-    if decoder_device is not None:
-        where |= dict.fromkeys(STAGES["drawing"], resolve_device(decoder_device))
-    model = model if isinstance(model, Model) else Model.of(model)
-    stored = {PLANNER: torch.int8} if planner_int8 else {}
-    wanted = replace(Placement.split(where, dtype, model.files), stored=stored)
-    needs = measure(model, wanted.dtypes, height, width, count, stored)
-    free_choice = device is None and planner_device is None and decoder_device is None
-    others = further_devices(main) if free_choice else []
-    return first_that_fits(wanted, needs, offload, others), needs
+def plan_placement(model: Path | CheckpointSizes, request: PlacementRequest) -> tuple[Placement, MemoryNeeds]:
+    """The first placement that fits, or the most frugal one, and the needs of the model in it."""
+    where = request.devices()
+    sizes = model if isinstance(model, CheckpointSizes) else CheckpointSizes.of(model)
+    wanted = replace(Placement.split(where, request.dtype, sizes.files), stored=request.stored)
+    needs = memory_needs(sizes, wanted.dtypes, request.height, request.width, request.count, request.stored)
+    others = further_devices(where[VAE]) if request.may_use_others else []
+    return first_that_fits(wanted, needs, request.offload, others), needs
 
 
 def further_devices(main: torch.device) -> list[torch.device]:
@@ -299,44 +177,46 @@ def further_devices(main: torch.device) -> list[torch.device]:
 
 def first_that_fits(
     wanted: Placement,
-    needs: Needs,
-    offload: str = "auto",
+    needs: MemoryNeeds,
+    offload: Offload = Offload.AUTO,
     others: Sequence[torch.device] = (),
-    room: Room | None = None,
+    budget: Budget | None = None,
 ) -> Placement:
-    """`wanted`, or the first more frugal form of it that fits, or the most frugal one; `offload` as in `weigh`.
+    """`wanted`, or the first more frugal form of it that fits, or the most frugal one.
 
     Decoder and VAE may move to the first of `others`.
     """
-    candidates = list(_candidates(wanted, needs, offload, others, room))
-    return next((c for c in candidates if fits(c, needs, room)), candidates[-1])
+    candidates = list(_candidates(wanted, needs, offload, others, budget))
+    return next((c for c in candidates if fits(c, needs, budget)), candidates[-1])
 
 
-def _candidates(wanted: Placement, needs: Needs, offload: str, others: Sequence[torch.device], room: Room | None):
+def _candidates(
+    wanted: Placement, needs: MemoryNeeds, offload: Offload, others: Sequence[torch.device], budget: Budget | None
+):
     """Placements from fast to frugal; only those that `offload` allows."""
-    if offload in ("auto", "none"):
+    if offload in (Offload.AUTO, Offload.NONE):
         yield wanted
-    if offload == "auto" and others:
+    if offload == Offload.AUTO and others:
         second = resolve_device(others[0])
         yield replace(wanted, devices={**wanted.devices, **dict.fromkeys(STAGES["drawing"], second)})
     turns = replace(wanted, phased=wanted.devices[PLANNER] in {wanted.devices[name] for name in STAGES["drawing"]})
-    if offload in ("auto", "phases"):
+    if offload in (Offload.AUTO, Offload.MODEL):
         yield turns
-    if offload in ("auto", "stream"):
-        yield _streaming(turns, needs, offload == "stream", room)
+    if offload in (Offload.AUTO, Offload.LAYERWISE):
+        yield _layerwise(turns, needs, offload == Offload.LAYERWISE, budget)
 
 
-def _streaming(placement: Placement, needs: Needs, forced: bool, room: Room | None) -> Placement:
-    """Stream what does not fit (everything that can, if `forced`), keeping as many weights as memory allows."""
+def _layerwise(placement: Placement, needs: MemoryNeeds, forced: bool, budget: Budget | None) -> Placement:
+    """Layerwise offload of what does not fit (of all that can, if `forced`); as many layers stay as memory allows."""
     streamed = {}
     for name in STREAMABLE:
         device = placement.devices[name]
         if device.type == "cpu":
             continue
         stage = _stage_peaks(placement, needs)[device]
-        spare = (room or available)(device) - stage[_stage_of(name)]
+        spare = (budget or available)(device) - stage[_stage_of(name)]
         if forced or spare < 0:
-            keep = needs.layers[name] + spare - STREAM_LAYERS * needs.layer[name]
+            keep = needs.layers[name] + spare - LOADED_LAYERS * needs.layer[name]
             streamed[name] = max(0, min(keep, needs.layers[name]))
     return replace(placement, streamed=streamed)
 
@@ -351,28 +231,30 @@ def available(device: torch.device) -> int:
     return int(memory.free - HEADROOM * memory.total)
 
 
-def fits(placement: Placement, needs: Needs, room: Room | None = None) -> bool:
-    return not shortage(placement, needs, room)
+def fits(placement: Placement, needs: MemoryNeeds, budget: Budget | None = None) -> bool:
+    return not shortage(placement, needs, budget)
 
 
-def shortage(placement: Placement, needs: Needs, room: Room | None = None) -> dict[torch.device, int]:
+def shortage(placement: Placement, needs: MemoryNeeds, budget: Budget | None = None) -> dict[torch.device, int]:
     """Bytes that each device lacks; devices that suffice are left out."""
-    missing = {device: peak - (room or available)(device) for device, peak in peaks(placement, needs).items()}
+    missing = {device: peak - (budget or available)(device) for device, peak in peaks(placement, needs).items()}
     return {device: size for device, size in missing.items() if size > 0}
 
 
-def better_device(placement: Placement, needs: Needs, room: Room | None = None) -> tuple[str, torch.device] | None:
-    """A component and the card of the same kind to which it should go, so that all fits and nothing streams."""
+def better_device(
+    placement: Placement, needs: MemoryNeeds, budget: Budget | None = None
+) -> tuple[str, torch.device] | None:
+    """A component and the card of the same kind to which it should go, so that all fits and nothing is offloaded."""
     for name in (DECODER, PLANNER, VAE, GLYPH):
         for other in further_devices(placement.devices[name]):
             moved = replace(placement, devices={**placement.devices, name: other}, phased=False, streamed={})
-            found = first_that_fits(moved, needs, room=room)
-            if not found.streamed and fits(found, needs, room):
+            found = first_that_fits(moved, needs, budget=budget)
+            if not found.streamed and fits(found, needs, budget):
                 return name, other
     return None
 
 
-def peaks(placement: Placement, needs: Needs) -> dict[torch.device, int]:
+def peaks(placement: Placement, needs: MemoryNeeds) -> dict[torch.device, int]:
     """The most that each device holds at any time, host memory for what waits there included."""
     result = {device: max(stages.values()) for device, stages in _stage_peaks(placement, needs).items()}
     if needs.opening:
@@ -380,7 +262,7 @@ def peaks(placement: Placement, needs: Needs) -> dict[torch.device, int]:
     return result
 
 
-def _stage_peaks(placement: Placement, needs: Needs) -> dict[torch.device, dict[str, int]]:
+def _stage_peaks(placement: Placement, needs: MemoryNeeds) -> dict[torch.device, dict[str, int]]:
     """device -> stage -> bytes: weights that lie there during the stage, and the stage's largest work."""
     result: dict[torch.device, dict[str, int]] = {}
     for stage, names in STAGES.items():
@@ -396,30 +278,22 @@ def _stage_peaks(placement: Placement, needs: Needs) -> dict[torch.device, dict[
     return result
 
 
-def _waiting(placement: Placement, needs: Needs, stage: str) -> int:
-    """Bytes in host memory during a stage: layers that stream, and what is parked there."""
+def _waiting(placement: Placement, needs: MemoryNeeds, stage: str) -> int:
+    """Bytes in host memory during a stage: layers that are offloaded, and what is parked there."""
     leaving = placement.leaving(stage)
     layers = sum(needs.layers[name] - kept for name, kept in placement.streamed.items() if name not in leaving)
     return layers + (sum(needs.weights[name] for name in leaving) if placement.parked else 0)
 
 
-def _held(placement: Placement, needs: Needs, name: str) -> int:
+def _held(placement: Placement, needs: MemoryNeeds, name: str) -> int:
     """Bytes of weights on the component's device."""
     if name not in placement.streamed:
         return needs.weights[name]
-    moving = min(needs.layers[name], placement.streamed[name] + STREAM_LAYERS * needs.layer[name])
+    moving = min(needs.layers[name], placement.streamed[name] + LOADED_LAYERS * needs.layer[name])
     return needs.weights[name] - needs.layers[name] + moving
 
 
-# ---- the report ----
-
-
-def title(component: str) -> str:
-    """The component's name for people."""
-    return {PLANNER: "planner", GLYPH: "glyph encoder", DECODER: "decoder", VAE: "VAE"}[component]
-
-
-def estimate(placement: Placement, needs: Needs, room: Room | None = None) -> str:
+def describe(placement: Placement, needs: MemoryNeeds, budget: Budget | None = None) -> str:
     """The placement as a small table: component, device, dtype, bytes of weights and work; then each device's peak."""
     lines = [f"placement: {placement.name}"]
     for name in COMPONENTS:
@@ -429,7 +303,7 @@ def estimate(placement: Placement, needs: Needs, room: Room | None = None) -> st
             weights += f" {str(placement.stored[name]).removeprefix('torch.')}"
         lines.append(f"  {title(name):13} {placement.devices[name]!s:7} {dtype:9} {weights} weights, {work} work")
     for device, peak in peaks(placement, needs).items():
-        lines.append(f"  peak on {device}: {gib(peak)} of {gib((room or available)(device))} that may be used")
+        lines.append(f"  peak on {device}: {gib(peak)} of {gib((budget or available)(device))} that may be used")
     return "\n".join(lines)
 
 

@@ -4,11 +4,11 @@ Follows diffusers `transformer_glm_image.py` v0.42.1. It differs in when things 
 run what does not depend on the step (glyph and prior projections, rotary tables, masks), `modulations` does once a
 schedule what depends on the timestep only, `step` does the rest. Masks are boolean. Text and image tokens share one
 matrix product wherever they share weights.
-Letters: B batch, L glyph tokens, N image tokens (patches), H heads, D head dim, C = H*D channels, h w patch grid.
+Shapes: B batch, L glyph tokens, N image tokens (patches), H heads, D head dim, C = H*D channels, h w patch grid.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -17,111 +17,9 @@ from torch import nn
 from ..devices.kernels import attention, gelu, gelu_tanh, modulated_norm, rope
 from ..geometry import LATENT
 from .config import DitConfig
+from .transformer_context import Context, FirstBlockCache, Modulations, ReferenceCache, joint_mask, rotary_tables
 
 EPS = 1e-5  # of every norm here; the reference fixes it in code
-THETA = 10000.0
-
-
-@dataclass(frozen=True)
-class ReferenceCache:
-    """Keys and values of reference images, a (B, H, tokens, D) pair a layer; B is 1 where all rows share them.
-
-    `mask` is boolean (B, tokens), False where a row has no token; None when every row has all.
-    """
-
-    keys: list[torch.Tensor]
-    values: list[torch.Tensor]
-    mask: torch.Tensor | None = None
-
-    @property
-    def tokens(self) -> int:
-        return self.keys[0].shape[2]
-
-    @property
-    def nbytes(self) -> int:
-        return sum(t.nbytes for t in (*self.keys, *self.values))
-
-    @property
-    def shown(self) -> torch.Tensor:
-        """`mask`, spelled out when it is None."""
-        keys = self.keys[0]
-        return keys.new_ones(keys.shape[0], self.tokens, dtype=torch.bool) if self.mask is None else self.mask
-
-    @classmethod
-    def join(cls, caches: list["ReferenceCache"]) -> "ReferenceCache":
-        """Several references of the same rows, one after the other."""
-        keys = [torch.cat(layer, dim=2) for layer in zip(*(c.keys for c in caches))]
-        values = [torch.cat(layer, dim=2) for layer in zip(*(c.values for c in caches))]
-        unmasked = all(c.mask is None for c in caches)
-        return cls(keys, values, None if unmasked else torch.cat([c.shown for c in caches], dim=1))
-
-    @classmethod
-    def stack(cls, caches: list["ReferenceCache"]) -> "ReferenceCache":
-        """One cache a row -> the cache of a batch, padded and masked where rows differ in length."""
-        pads = [max(c.tokens for c in caches) - c.tokens for c in caches]
-
-        def stacked(layer):
-            return torch.cat([F.pad(t, (0, 0, 0, pad)) for t, pad in zip(layer, pads)])
-
-        keys = [stacked(layer) for layer in zip(*(c.keys for c in caches))]
-        values = [stacked(layer) for layer in zip(*(c.values for c in caches))]
-        if not any(pads) and all(c.mask is None for c in caches):
-            return cls(keys, values)
-        return cls(keys, values, torch.cat([F.pad(c.shown, (0, pad)) for c, pad in zip(caches, pads)]))
-
-
-@dataclass(frozen=True)
-class Context:
-    """What one run of the decoder keeps between steps; made by `Dit.prepare`.
-
-    `glyphs` (B, L, C) and `prior` (B or 1, N or 1, C) are projected; `cos`, `sin` are float32 (L + N, D), the
-    identity for glyph tokens; `mask` is boolean and broadcasts to (B, 1, L + N, keys), None when all see all.
-    """
-
-    glyphs: torch.Tensor
-    prior: torch.Tensor
-    grid: tuple[int, int]
-    cos: torch.Tensor
-    sin: torch.Tensor
-    mask: torch.Tensor | None = None
-    glyph_mask: torch.Tensor | None = None
-    glyph_visible: torch.Tensor | None = None
-    references: ReferenceCache | None = None
-
-    def reference(self, layer: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-        return self.references and (self.references.keys[layer], self.references.values[layer])
-
-
-@dataclass(frozen=True)
-class Modulations:
-    """Scales, shifts and gates of every layer for S timesteps: `layers[i]` (S, 12, C), `out` (S, 2, C)."""
-
-    layers: list[torch.Tensor]
-    out: torch.Tensor
-
-    def __getitem__(self, step: int) -> "Modulations":
-        """The row of one step, shared by the whole batch."""
-        return Modulations([t[step : step + 1] for t in self.layers], self.out[step : step + 1])
-
-
-@dataclass
-class StepCache:
-    """First-block cache of one pass: repeats the later blocks' change while the first block's barely moves.
-
-    `threshold` bounds the mean absolute change of the first block's residual relative to its size. Inexact, and
-    reads one number back from the device a step.
-    """
-
-    threshold: float
-    first: torch.Tensor | None = None
-    rest: torch.Tensor | None = None
-    reused: int = 0
-
-    def may_reuse(self, residual: torch.Tensor) -> bool:
-        if self.rest is None:
-            return False
-        moved = (residual - self.first).abs().mean() / self.first.abs().mean()
-        return bool(moved < self.threshold)
 
 
 class FeedForward(nn.Module):
@@ -174,17 +72,17 @@ class Attention(nn.Module):
 
     def keys_values(self, x: torch.Tensor, context: Context) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, L + N, C) -> keys with positions and values, (B, H, L + N, D) each."""
-        return self._turned(self.to_k(x), context), self._split(self.to_v(x))
+        return self._apply_rope(self.to_k(x), context), self._split(self.to_v(x))
 
     def forward(self, x, keys, values, context: Context) -> torch.Tensor:
         """Queries from `x` (B, L + N, C) over keys and values that may be longer -> (B, L + N, C)."""
-        out = attention(self._turned(self.to_q(x), context), keys, values, context.mask)
+        out = attention(self._apply_rope(self.to_q(x), context), keys, values, context.mask)
         return self.to_out[0](out.transpose(1, 2).flatten(2))
 
     def _split(self, x: torch.Tensor) -> torch.Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
-    def _turned(self, x: torch.Tensor, context: Context) -> torch.Tensor:
+    def _apply_rope(self, x: torch.Tensor, context: Context) -> torch.Tensor:
         x = x.unflatten(-1, (self.heads, -1))
         return rope(F.layer_norm(x, x.shape[-1:], eps=EPS).transpose(1, 2), context.cos, context.sin)
 
@@ -210,7 +108,7 @@ class Block(nn.Module):
         table[:, 8:10] += 1
         return table
 
-    def normed(self, glyphs, image, modulation, first: int) -> torch.Tensor:
+    def modulate(self, glyphs, image, modulation, first: int) -> torch.Tensor:
         """Normed and modulated tokens, glyphs then image: (B, L + N, C). `first` is 0 (attention) or 6."""
         image = modulated_norm(image, modulation[:, first + 2], modulation[:, first], EPS)
         if not glyphs.shape[1]:
@@ -222,7 +120,7 @@ class Block(nn.Module):
         self, glyphs, image, modulation, context: Context, reference=None, record: ReferenceCache | None = None
     ):
         """(B, L, C), (B, N, C) -> the same; sees the `reference` keys and values, adds its own to `record`."""
-        x = self.normed(glyphs, image, modulation, 0)
+        x = self.modulate(glyphs, image, modulation, 0)
         keys, values = self.attn1.keys_values(x, context)
         if record is not None:
             record.keys.append(keys)
@@ -230,7 +128,7 @@ class Block(nn.Module):
         if reference is not None:
             keys, values = (_prepend(r, own) for r, own in zip(reference, (keys, values)))
         glyphs, image = _add_gated(glyphs, image, self.attn1(x, keys, values, context), modulation, 4)
-        change = self.ff(self.normed(glyphs, image, modulation, 6))
+        change = self.ff(self.modulate(glyphs, image, modulation, 6))
         return _add_gated(glyphs, image, change, modulation, 10)
 
 
@@ -319,7 +217,7 @@ class Dit(nn.Module):
             glyph_visible=glyph_visible,
             references=references,
         )
-        return replace(context, mask=_joint_mask(context))
+        return replace(context, mask=joint_mask(context))
 
     def modulations(self, timesteps, target_size, crop_coords, dtype) -> Modulations:
         """(S,) times, (S or 1, 2) sizes and crops -> the modulations of S steps (or of S rows of a batch)."""
@@ -329,7 +227,7 @@ class Dit(nn.Module):
         return Modulations([block.modulation(embedding) for block in self.transformer_blocks], out)
 
     def step(
-        self, latents: torch.Tensor, modulations: Modulations, context: Context, cache: StepCache | None = None
+        self, latents: torch.Tensor, modulations: Modulations, context: Context, cache: FirstBlockCache | None = None
     ) -> torch.Tensor:
         """(B, in_channels, H/8, W/8) -> velocity of the same shape. `modulations` has one row, or one a sample."""
         image = self._image_tokens(latents, context)
@@ -343,10 +241,10 @@ class Dit(nn.Module):
         image = modulated_norm(image, modulations.out[:, 0], modulations.out[:, 1], EPS)
         return unpatchify(self.proj_out(image), context.grid, self.config.patch_size)
 
-    def write_reference(self, latents: torch.Tensor, prior_token_ids: torch.Tensor) -> ReferenceCache:
+    def encode_reference(self, latents: torch.Tensor, prior_token_ids: torch.Tensor) -> ReferenceCache:
         """Keys and values of one reference: (B, in_channels, h, w) normalised latents with their own (B, N) tokens.
 
-        Runs at timestep 0 with no glyphs. Several references of a picture: write each, then `ReferenceCache.join`.
+        Runs at timestep 0 with no glyphs. Several references of an image: encode each, then `ReferenceCache.join`.
         """
         no_glyphs = latents.new_zeros(latents.shape[0], 0, self.config.text_embed_dim)
         context = self.prepare(no_glyphs, prior_token_ids, self.grid(latents))
@@ -375,94 +273,13 @@ class Dit(nn.Module):
             glyphs, image = block(glyphs, image, modulations.layers[layer], context, context.reference(layer))
         return image
 
-    def _cached_blocks(self, cache: StepCache, glyphs, image, first, modulations, context) -> torch.Tensor:
+    def _cached_blocks(self, cache: FirstBlockCache, glyphs, image, first, modulations, context) -> torch.Tensor:
         residual = first - image
         if cache.may_reuse(residual):
-            cache.reused += 1
             return first + cache.rest
         out = self._later_blocks(glyphs, first, modulations, context)
         cache.first, cache.rest = residual, out - first
         return out
-
-
-def join_guidance(conditional: Context, unconditional: Context) -> Context:
-    """Both passes of guidance as one batch, conditional rows first; shorter glyphs are padded and masked.
-
-    References are shown to the conditional rows only.
-    """
-    assert unconditional.references is None, "the unconditional pass never sees references"
-    longest = max(conditional.glyphs.shape[1], unconditional.glyphs.shape[1])
-    longer = conditional if conditional.glyphs.shape[1] == longest else unconditional
-    halves = [_pad_glyphs(context, longest) for context in (conditional, unconditional)]
-    batch, tokens = conditional.glyphs.shape[0], conditional.grid[0] * conditional.grid[1]
-    joined = Context(
-        torch.cat([half.glyphs for half in halves]),
-        torch.cat([half.prior.expand(batch, tokens, -1) for half in halves]),
-        conditional.grid,
-        longer.cos,
-        longer.sin,
-        glyph_mask=_stack_masks([half.glyph_mask for half in halves], batch),
-        glyph_visible=_stack_masks([half.glyph_visible for half in halves], batch),
-        references=_hide_from_second_half(conditional.references, batch),
-    )
-    return replace(joined, mask=_joint_mask(joined))
-
-
-def _pad_glyphs(context: Context, longest: int) -> Context:
-    """Pad on the left, as glyph batches are."""
-    batch, length, _ = context.glyphs.shape
-    missing = longest - length
-    if not missing:
-        return context
-    mask, visible = context.glyph_mask, context.glyph_visible
-    if mask is None:
-        mask = context.glyphs.new_ones(batch, length, dtype=torch.bool)
-    return replace(
-        context,
-        glyphs=F.pad(context.glyphs, (0, 0, missing, 0)),
-        glyph_mask=F.pad(mask, (missing, 0)),
-        glyph_visible=None if visible is None else F.pad(visible, (missing, 0)),
-    )
-
-
-def _stack_masks(masks: list[torch.Tensor | None], batch: int) -> torch.Tensor | None:
-    """(B or 1, ...) masks of both halves -> (2B, ...); an absent one hides nothing."""
-    given = next((mask for mask in masks if mask is not None), None)
-    if given is None:
-        return None
-    filled = [torch.ones_like(given) if mask is None else mask for mask in masks]
-    return torch.cat([mask.expand(batch, *mask.shape[1:]) for mask in filled])
-
-
-def _hide_from_second_half(references: ReferenceCache | None, batch: int) -> ReferenceCache | None:
-    if references is None:
-        return None
-    shown = references.shown.expand(batch, -1)
-    mask = torch.cat((shown, torch.zeros_like(shown)))
-    if references.keys[0].shape[0] == 1:
-        return replace(references, mask=mask)
-    keys, values = ([t.repeat(2, 1, 1, 1) for t in layers] for layers in (references.keys, references.values))
-    return ReferenceCache(keys, values, mask)
-
-
-def _joint_mask(context: Context) -> torch.Tensor | None:
-    """What each token may see among (references, glyphs, image), or None when everything."""
-    references, visible = context.references, context.glyph_visible
-    reference_mask = None if references is None else references.mask
-    if context.glyph_mask is None and visible is None and reference_mask is None:
-        return None
-    batch, length = context.glyphs.shape[:2]
-    image, before = context.grid[0] * context.grid[1], 0 if references is None else references.tokens
-    mask = context.glyphs.new_ones(batch, 1, 1, before + length + image, dtype=torch.bool)
-    if reference_mask is not None:
-        mask[:, 0, 0, :before] = reference_mask
-    if context.glyph_mask is not None:
-        mask[:, 0, 0, before : before + length] = context.glyph_mask
-    if visible is None:
-        return mask
-    mask = mask.repeat(1, 1, length + image, 1)
-    mask[:, 0, length:, before : before + length] &= visible
-    return mask
 
 
 def _prepend(reference: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
@@ -488,20 +305,6 @@ def sinusoid(values: torch.Tensor, channels: int) -> torch.Tensor:
     exponent = -math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=values.device) / half
     angles = values.float()[:, None] * exponent.exp()
     return torch.cat((angles.cos(), angles.sin()), dim=1)
-
-
-def rotary_tables(head_dim: int, grid: tuple[int, int], glyph_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """float32 cos and sin (glyph_tokens + h*w, head_dim) on the CPU; glyph tokens have no position, so do not turn.
-
-    Of each half of the channels, the first half turns with the row, the second with the column.
-    """
-    (h, w), axis = grid, head_dim // 2
-    frequency = 1.0 / THETA ** (torch.arange(0, axis, 2, dtype=torch.float32) / axis)
-    rows = torch.outer(torch.arange(h), frequency)[:, None].expand(h, w, -1)
-    columns = torch.outer(torch.arange(w), frequency)[None].expand(h, w, -1)
-    angles = torch.cat((rows, columns, rows, columns), dim=-1).reshape(h * w, head_dim)
-    angles = F.pad(angles, (0, 0, glyph_tokens, 0))
-    return angles.cos(), angles.sin()
 
 
 def patchify(latents: torch.Tensor, patch: int) -> torch.Tensor:

@@ -13,8 +13,7 @@ from comfyui_glm_image.pipeline.benchmark.stages import STAGES, Bench, Case, fir
 from comfyui_glm_image.pipeline.benchmark.timing import Ceilings, Sample, count_flops, interleave, time_call
 from comfyui_glm_image.pipeline.errors import InputError
 from comfyui_glm_image.pipeline.glm_image import GlmImage
-from comfyui_glm_image.pipeline.loading.checkpoint import COMPONENTS
-from comfyui_glm_image.pipeline.loading.placement import PLANNER
+from comfyui_glm_image.pipeline.loading.checkpoint import COMPONENTS, PLANNER
 
 CPU = torch.device("cpu")
 

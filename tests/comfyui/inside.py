@@ -205,9 +205,9 @@ def placements() -> dict:
     P.available = {first: 18 << 30, torch.device("cpu"): 64 << 30}.__getitem__
     memory.current_loaded_models[:] = [Held(first, 6 << 30), Held(second, 3 << 30)]
     memory.get_torch_device = lambda: first
-    model, bf16 = P.Model.released(), dict.fromkeys(P.COMPONENTS, torch.bfloat16)
+    model, bf16 = P.CheckpointSizes.of_release(), dict.fromkeys(P.COMPONENTS, torch.bfloat16)
     wanted = P.Placement(dict.fromkeys(P.COMPONENTS, first), bf16, parked=True)
-    needs, found = P.measure(model, bf16), {"room": fitting.room(first) >> 30}
+    needs, found = P.memory_needs(model, bf16), {"room": fitting.budget(first) >> 30}
     for state in ("NORMAL_VRAM", "HIGH_VRAM", "NO_VRAM"):
         memory.vram_state = memory.VRAMState[state]
         found[state] = fitting.as_comfyui_loads(wanted, needs).name

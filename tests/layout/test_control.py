@@ -8,7 +8,7 @@ from comfyui_glm_image.pipeline.layout import sketch
 from comfyui_glm_image.pipeline.layout.boxes import box_weights, inside_boxes
 from comfyui_glm_image.pipeline.layout.control import PlanControl
 from comfyui_glm_image.pipeline.layout.regions import Layout, TextRegion
-from comfyui_glm_image.pipeline.loading.checkpoint import load_module
+from comfyui_glm_image.pipeline.loading.weights import load_module
 from comfyui_glm_image.pipeline.models.config import (
     GenerationConfig,
     GlyphConfig,

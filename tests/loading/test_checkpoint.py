@@ -9,7 +9,8 @@ import pytest
 import torch
 from comfyui_glm_image.pipeline import GlmImage
 from comfyui_glm_image.pipeline.errors import CheckpointError
-from comfyui_glm_image.pipeline.loading.checkpoint import PATTERNS, Weights, load_module, resolve
+from comfyui_glm_image.pipeline.loading.checkpoint import PATTERNS, resolve
+from comfyui_glm_image.pipeline.loading.weights import Weights, load_module
 from comfyui_glm_image.pipeline.models import released as release
 from comfyui_glm_image.pipeline.models.config import GlyphConfig
 from comfyui_glm_image.pipeline.models.glyph_encoder import GlyphEncoder
@@ -201,7 +202,7 @@ MEASURE = """
 import sys, torch
 sys.path.insert(0, {tests!r}); import conftest
 from pathlib import Path
-from comfyui_glm_image.pipeline.loading.checkpoint import Weights
+from comfyui_glm_image.pipeline.loading.weights import Weights
 
 def peak():
     status = open('/proc/self/status').read()
@@ -226,7 +227,7 @@ def test_streaming_shards_holds_one_shard_at_most(tmp_path, request):
         )
         weight_map.update({f"w{i}.{k}": f"{i}.safetensors" for k in range(16)})
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    code = MEASURE.format(tests=str(request.path.parent), folder=str(tmp_path))
+    code = MEASURE.format(tests=str(request.path.parents[1]), folder=str(tmp_path))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 1.2 * shard + (64 << 20)  # allocators keep some; two shards would be 192 MiB
 

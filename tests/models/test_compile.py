@@ -4,9 +4,11 @@ import shutil
 
 import pytest
 import torch
-from comfyui_glm_image.pipeline import GlmImage, glm_image
+from comfyui_glm_image.pipeline import GlmImage
 from comfyui_glm_image.pipeline.errors import DeviceError, InputError
-from comfyui_glm_image.pipeline.loading.placement import DECODER, Placement
+from comfyui_glm_image.pipeline.loading import components
+from comfyui_glm_image.pipeline.loading.checkpoint import DECODER
+from comfyui_glm_image.pipeline.loading.placement import Placement
 from torch.testing import assert_close
 
 CPU = torch.device("cpu")
@@ -33,7 +35,7 @@ def test_a_missing_compiler_is_told_before_anything_is_loaded(references, monkey
 
 
 def test_layers_that_stream_are_not_compiled(references, monkeypatch):
-    monkeypatch.setattr(glm_image, "require_compiler", lambda _: None)
+    monkeypatch.setattr(components, "require_compiler", lambda _: None)
     streamed = Placement(dict.fromkeys(("a",), CPU), {}, streamed={DECODER: 0})
     with pytest.raises(InputError, match="layers that stream cannot be compiled"):
         GlmImage.from_pretrained(references("plain")[0], placement=streamed, compile=True)

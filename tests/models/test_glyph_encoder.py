@@ -3,7 +3,7 @@
 import pytest
 import torch
 from comfyui_glm_image.pipeline.errors import InputError
-from comfyui_glm_image.pipeline.loading.checkpoint import load_module
+from comfyui_glm_image.pipeline.loading.weights import load_module
 from comfyui_glm_image.pipeline.models.config import GlyphConfig
 from comfyui_glm_image.pipeline.models.glyph_encoder import GlyphEncoder, glyph_batch
 from torch.testing import assert_close

@@ -64,7 +64,7 @@ def test_rows_of_zeros_stay_zeros():
 def models():
     """The small checkpoint's planner as it is and in 8 bits, both as `GlmImage` opens them."""
     plain = GlmImage.from_pretrained(SMALL, device="cpu")
-    placement = P.choose(SMALL, "cpu", planner_int8=True)
+    placement = P.choose(SMALL, P.PlacementRequest("cpu", planner_int8=True))
     return plain, GlmImage.from_pretrained(SMALL, placement=placement)
 
 
@@ -91,16 +91,19 @@ def test_the_trained_planners_choice_stays_near(models):
 
 
 def test_eight_bits_count_in_the_estimate_where_they_are():
-    model = P.Model.of(SMALL)
-    (_, whole), (placement, small) = (P.weigh(model, "cpu", "bf16", planner_int8=on) for on in (False, True))
+    model = P.CheckpointSizes.of(SMALL)
+    requests = [P.PlacementRequest("cpu", "bf16", planner_int8=on) for on in (False, True)]
+    (_, whole), (placement, small) = (P.plan_placement(model, request) for request in requests)
     saved = sum(n for key, n in model.numbers[P.PLANNER].items() if QUANTISED.fullmatch(key))
     assert whole.weights[P.PLANNER] - small.weights[P.PLANNER] == saved > 0
     assert whole.weights[P.DECODER] == small.weights[P.DECODER]
-    assert "int8 weights" in P.estimate(placement, small)
+    assert "int8 weights" in P.describe(placement, small)
 
 
 def test_the_releases_planner_shrinks_from_19_to_11_gib():
-    (_, whole), (_, small) = (P.weigh(P.Model.released(), "cpu", "bf16", planner_int8=on) for on in (False, True))
+    requests = [P.PlacementRequest("cpu", "bf16", planner_int8=on) for on in (False, True)]
+    sizes = P.CheckpointSizes.of_release()
+    (_, whole), (_, small) = (P.plan_placement(sizes, request) for request in requests)
     assert [round(needs.weights[P.PLANNER] / P.GIB) for needs in (whole, small)] == [19, 11]
     assert small.layer[P.PLANNER] < 0.6 * whole.layer[P.PLANNER]
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from comfyui_glm_image.pipeline.geometry import preview_grid
-from comfyui_glm_image.pipeline.loading.checkpoint import load_module
+from comfyui_glm_image.pipeline.loading.weights import load_module
 from comfyui_glm_image.pipeline.models import planner_cpu
 from comfyui_glm_image.pipeline.models.config import GenerationConfig, ProcessorConfig, VisionLanguageConfig
 from comfyui_glm_image.pipeline.models.kv_cache import BUCKET, cache_nbytes

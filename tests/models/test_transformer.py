@@ -1,10 +1,13 @@
 """The diffusion transformer against diffusers' on the same random weights, and its shortcuts against the plain pass."""
 
+import contextlib
+
 import pytest
 import torch
-from comfyui_glm_image.pipeline.loading.checkpoint import load_module
+from comfyui_glm_image.pipeline.loading.weights import load_module
 from comfyui_glm_image.pipeline.models.config import DitConfig
-from comfyui_glm_image.pipeline.models.transformer import Dit, ReferenceCache, StepCache, join_guidance
+from comfyui_glm_image.pipeline.models.transformer import Dit
+from comfyui_glm_image.pipeline.models.transformer_context import FirstBlockCache, ReferenceCache, join_guidance
 from torch import nn
 from torch.testing import assert_close
 
@@ -98,24 +101,12 @@ def test_two_references_equal_diffusers_cache(pair):
     for seed, grid in ((10, (4, 2)), (20, (2, 6))):
         image = inputs(ours.config, glyphs=0, seed=seed, grid=grid) | {"timestep": torch.zeros(1)}
         theirs(reference, image, kv_caches=cache)
-        written.append(ours.write_reference(image["latents"], image["prior_token_ids"]))
+        written.append(ours.encode_reference(image["latents"], image["prior_token_ids"]))
     cache.set_mode("read")
     given = inputs(ours.config, batch=2)
     shown = ours(**given, references=ReferenceCache.join(written))
     assert_close(shown, theirs(reference, given, kv_caches=cache), **CLOSE)
     assert (shown - ours(**given)).abs().max() > 1e-2
-
-
-def test_rows_with_references_of_different_length_equal_each_row_alone(dit):
-    given = inputs(dit.config, batch=2)
-    caches = []
-    for seed, grid in ((10, (2, 2)), (20, (4, 4))):
-        image = inputs(dit.config, seed=seed, grid=grid)
-        caches.append(dit.write_reference(image["latents"], image["prior_token_ids"]))
-    together = dit(**given, references=ReferenceCache.stack(caches))
-    for row, cache in enumerate(caches):
-        alone = dit(**{key: value[row : row + 1] for key, value in given.items()}, references=cache)
-        assert_close(together[row : row + 1], alone, **CLOSE)
 
 
 def test_masked_glyph_padding_changes_nothing(dit):
@@ -158,8 +149,11 @@ def test_prepared_steps_equal_whole_passes_at_every_time(dit):
 def test_both_guidance_passes_in_one_batch_equal_two_passes(dit, glyphs):
     given = inputs(dit.config, batch=2, glyphs=glyphs)
     image = inputs(dit.config, seed=10)
-    cache = dit.write_reference(image["latents"], image["prior_token_ids"])
-    for references in (None, cache, ReferenceCache.stack([cache, cache])):
+    cache, of_each = (
+        dit.encode_reference(image["latents"].repeat(rows, 1, 1, 1), image["prior_token_ids"].repeat(rows, 1))
+        for rows in (1, 2)
+    )
+    for references in (None, cache, of_each):
         shown = conditional(dit, given, references=references)
         empty = dit.prepare(given["glyph_embeds"][:, :3], given["prior_token_ids"], GRID, prior_token_drop=True)
         table = modulations(dit, given)
@@ -171,7 +165,7 @@ def test_both_guidance_passes_in_one_batch_equal_two_passes(dit, glyphs):
 def test_no_mask_is_made_when_nothing_is_hidden(dit):
     given = inputs(dit.config)
     image = inputs(dit.config, seed=10)
-    cache = dit.write_reference(image["latents"], image["prior_token_ids"])
+    cache = dit.encode_reference(image["latents"], image["prior_token_ids"])
     assert conditional(dit, given, references=cache).mask is None
 
 
@@ -180,22 +174,33 @@ def test_masks_are_boolean(dit):
     assert mask.dtype == torch.bool
 
 
-def test_step_cache_of_an_unchanged_input_repeats_the_result_and_skips_the_blocks(dit):
+@contextlib.contextmanager
+def counted(module):
+    """The calls of a module."""
+    calls = []
+    handle = module.register_forward_hook(lambda *_: calls.append(1))
+    yield calls
+    handle.remove()
+
+
+def test_first_block_cache_of_an_unchanged_input_repeats_the_result_and_skips_the_blocks(dit):
     given = inputs(dit.config)
-    context, table, cache = conditional(dit, given), modulations(dit, given), StepCache(threshold=0.01)
+    context, table, cache = conditional(dit, given), modulations(dit, given), FirstBlockCache(threshold=0.01)
     first = dit.step(given["latents"], table, context, cache)
     assert torch.equal(first, dit.step(given["latents"], table, context))
-    assert_close(dit.step(given["latents"], table, context, cache), first, **CLOSE)
-    assert cache.reused == 1
+    with counted(dit.transformer_blocks[-1]) as calls:
+        assert_close(dit.step(given["latents"], table, context, cache), first, **CLOSE)
+    assert not calls
 
 
-def test_step_cache_recomputes_when_the_first_block_moves(dit):
+def test_first_block_cache_recomputes_when_the_first_block_moves(dit):
     given = inputs(dit.config)
-    context, table, cache = conditional(dit, given), modulations(dit, given), StepCache(threshold=0.01)
+    context, table, cache = conditional(dit, given), modulations(dit, given), FirstBlockCache(threshold=0.01)
     dit.step(given["latents"], table, context, cache)
     moved = given["latents"] * 1.5
-    assert torch.equal(dit.step(moved, table, context, cache), dit.step(moved, table, context))
-    assert cache.reused == 0
+    with counted(dit.transformer_blocks[-1]) as calls:
+        assert torch.equal(dit.step(moved, table, context, cache), dit.step(moved, table, context))
+    assert len(calls) == 2
 
 
 def test_bfloat16_stays_near_float32(references):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from comfyui_glm_image.pipeline.loading.checkpoint import load_module
+from comfyui_glm_image.pipeline.loading.weights import load_module
 from comfyui_glm_image.pipeline.models.config import VaeConfig
 from comfyui_glm_image.pipeline.models.vae import Vae, decode_nbytes
 from torch.testing import assert_close

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from comfyui_glm_image.pipeline.loading.checkpoint import load_module
+from comfyui_glm_image.pipeline.loading.weights import load_module
 from comfyui_glm_image.pipeline.models import vision_tokenizer as vision
 from comfyui_glm_image.pipeline.models.config import ProcessorConfig, VisionLanguageConfig
 from comfyui_glm_image.pipeline.models.planner import Planner

@@ -85,7 +85,9 @@ def test_bfloat16_is_the_default_and_draws_nearly_the_same(folder, npu, drawn):
 
 def test_a_planner_of_8_bits_fits_in_half_and_plans_as_on_the_cpu(folder, npu):
     models = [
-        GlmImage.from_pretrained(folder, placement=P.choose(folder, device, "bf16", planner_int8=True))
+        GlmImage.from_pretrained(
+            folder, placement=P.choose(folder, P.PlacementRequest(device, "bf16", planner_int8=True))
+        )
         for device in ("cpu", npu)
     ]
     held = [sum(p.nbytes for p in model.planner.model.language_model.layers.parameters()) for model in models]
@@ -107,7 +109,7 @@ def test_a_step_of_the_decoder_neither_copies_nor_waits(on_npu, drawn, cann):
 
 
 def test_two_cards_share_the_work_and_draw_the_same(folder, npu, drawn):
-    placement = P.choose(folder, npu, torch.float32, planner_device="npu:0", decoder_device="npu:1")
+    placement = P.choose(folder, P.PlacementRequest(npu, torch.float32, "npu:0", "npu:1"))
     model = GlmImage.from_pretrained(folder, placement=placement)
     assert_same(draw(model), drawn)
     where = {name: next(module.parameters()).device for name, module in model.components.loaded.items()}
@@ -118,7 +120,8 @@ def test_two_cards_share_the_work_and_draw_the_same(folder, npu, drawn):
 def test_planner_and_decoder_take_turns_and_leave_nothing(folder, npu, drawn):
     torch.npu.empty_cache()
     before = torch.npu.memory_allocated(npu)
-    model = GlmImage.from_pretrained(folder, placement=P.choose(folder, npu, torch.float32, offload="phases"))
+    request = P.PlacementRequest(npu, torch.float32, offload=P.Offload.MODEL)
+    model = GlmImage.from_pretrained(folder, placement=P.choose(folder, request))
     plan = model.plan(PROMPT, HEIGHT, WIDTH, seed=5)
     held = torch.npu.memory_allocated(npu) - before
     assert held >= sum(p.nbytes for p in model.planner.parameters())
@@ -132,7 +135,7 @@ def test_planner_and_decoder_take_turns_and_leave_nothing(folder, npu, drawn):
 
 @pytest.mark.parametrize("keep", [0, 10**9])
 def test_streamed_layers_draw_the_same_and_lie_in_host_memory(folder, npu, drawn, keep):
-    placement = P.choose(folder, npu, torch.float32, offload="stream")
+    placement = P.choose(folder, P.PlacementRequest(npu, torch.float32, offload=P.Offload.LAYERWISE))
     placement.streamed.update(dict.fromkeys(placement.streamed, keep))
     model = GlmImage.from_pretrained(folder, placement=placement)
     assert_same(draw(model), drawn)
@@ -182,8 +185,8 @@ def peak(device):
 
 @pytest.mark.parametrize(("height", "width", "count"), [(256, 256, 1), (384, 256, 2)])
 def test_the_estimate_covers_what_is_used(folder, npu, height, width, count):
-    options = {"offload": "phases", "height": height, "width": width, "count": count}
-    placement, needs = P.weigh(folder, npu, **options)
+    options = {"offload": P.Offload.MODEL, "height": height, "width": width, "count": count}
+    placement, needs = P.plan_placement(folder, P.PlacementRequest(npu, **options))
     model = GlmImage.from_pretrained(folder, placement=placement)
     with peak(npu) as planning:
         plan = model.plan(PROMPT, height, width, count=count)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from comfyui_glm_image.pipeline.errors import InputError
-from comfyui_glm_image.pipeline.loading.checkpoint import load_module
+from comfyui_glm_image.pipeline.loading.weights import load_module
 from comfyui_glm_image.pipeline.models.config import GenerationConfig, VisionLanguageConfig
 from comfyui_glm_image.pipeline.models.planner import Planner
 from comfyui_glm_image.pipeline.planning.controls import GridControl, grid_spans

@@ -1,0 +1,148 @@
+"""What a checkpoint's components need: bytes of their weights, and of the work of running them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+
+from ..geometry import check_size, patch_count, preview_grid, token_grid
+from ..models import int8, released
+from ..models.config import DitConfig, VaeConfig, VisionLanguageConfig
+from ..models.kv_cache import BUCKET, cache_nbytes
+from ..models.vae import LIVE, STRIP
+from .checkpoint import COMPONENTS, DECODER, GLYPH, PLANNER, VAE
+from .weights import Weights
+
+PROMPT_TOKENS = 1024  # room for a long prompt; references add their own tokens
+GLYPH_TOKENS = 512
+SMALLEST_STACK = 3  # fewer numbered parts are a feed-forward's two halves, not layers
+NOTHING: Mapping = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class MemoryNeeds:
+    """Bytes of each component: all `weights`, those of its repeated `layers`, the largest `layer`, and the `work` of
+    running it besides its weights; and bytes of host memory that `opening` the checkpoint takes.
+    """
+
+    weights: Mapping[str, int]
+    layers: Mapping[str, int]
+    layer: Mapping[str, int]
+    work: Mapping[str, int]
+    opening: int = 0
+
+
+@dataclass(frozen=True)
+class CheckpointSizes:
+    """What sizes follow from: numbers in every tensor of each component, the configurations, and `files`, the dtypes
+    of the components on disk.
+    """
+
+    numbers: Mapping[str, Mapping[str, int]]
+    planner: VisionLanguageConfig
+    decoder: DitConfig
+    vae: VaeConfig
+    files: Mapping[str, torch.dtype]
+
+    @classmethod
+    def of(cls, folder: Path) -> "CheckpointSizes":
+        """A checkpoint's, from its JSON and weight headers alone."""
+        weights = {name: Weights(folder / name) for name in COMPONENTS}
+        return cls(
+            {name: _numbers(weights[name]) for name in COMPONENTS},
+            VisionLanguageConfig.from_json(folder / PLANNER / "config.json"),
+            DitConfig.from_json(folder / DECODER / "config.json"),
+            VaeConfig.from_json(folder / VAE / "config.json"),
+            {name: weights[name].dtype for name in COMPONENTS},
+        )
+
+    @classmethod
+    def of_release(cls) -> "CheckpointSizes":
+        """The release's, without its files."""
+        numbers = {
+            name: {key: tensor.numel() for key, tensor in module.state_dict().items()}
+            for name, module in released.meta_modules().items()
+        }
+        files = dict.fromkeys(COMPONENTS, torch.bfloat16)
+        return cls(numbers, released.VISION_LANGUAGE, released.DIT, released.VAE, files)
+
+
+def _numbers(weights: Weights) -> dict[str, int]:
+    return {key: torch.Size(shape).numel() for key, (_, shape, *_) in weights.headers.items()}
+
+
+def memory_needs(
+    model: CheckpointSizes,
+    dtypes: Mapping[str, torch.dtype],
+    height: int = 1024,
+    width: int = 1024,
+    count: int = 1,
+    stored: Mapping[str, torch.dtype] = NOTHING,
+) -> MemoryNeeds:
+    """What `count` images of this size take; `stored` as in `Placement`."""
+    check_size(height, width)
+    work = {
+        PLANNER: planner_work(model.planner, dtypes[PLANNER], height, width, count),
+        GLYPH: 0,  # short texts; counted with the decoder's
+        DECODER: decoder_work(model.decoder, dtypes[DECODER], height, width, count),
+        VAE: vae_work(model.vae, dtypes[VAE], height, width),
+    }
+    sizes = {name: _sizes(model.numbers[name], dtypes[name], stored.get(name)) for name in COMPONENTS}
+    layers = {name: _layers(sizes[name]) for name in COMPONENTS}
+    return MemoryNeeds(
+        weights={name: sum(sizes[name].values()) for name in COMPONENTS},
+        layers={name: sum(layers[name]) for name in COMPONENTS},
+        layer={name: max(layers[name], default=0) for name in COMPONENTS},
+        work=work,
+    )
+
+
+def _sizes(numbers: Mapping[str, int], dtype: torch.dtype, stored: torch.dtype | None) -> dict[str, int]:
+    """Bytes of every tensor; int8 is for the planner's matrices alone, any other `stored` for all that there is."""
+    if stored == torch.int8:
+        return {key: n * int8.itemsize(key, dtype) for key, n in numbers.items()}
+    return {key: n * (stored or dtype).itemsize for key, n in numbers.items()}
+
+
+def _layers(sizes: Mapping[str, int]) -> list[int]:
+    """Sizes of the repeated layers, which can be loaded one by one: `model.language_model.layers.17.*` is one."""
+    stacks: dict[str, dict[str, int]] = {}
+    for key, size in sizes.items():
+        parts = key.split(".")
+        number = next((i for i, part in enumerate(parts) if part.isdigit()), None)
+        if number is not None:
+            stack = stacks.setdefault(".".join(parts[:number]), {})
+            stack[parts[number]] = stack.get(parts[number], 0) + size
+    return [size for stack in stacks.values() if len(stack) >= SMALLEST_STACK for size in stack.values()]
+
+
+def planner_work(
+    config: VisionLanguageConfig, dtype: torch.dtype, height: int, width: int, count: int, prompt: int = PROMPT_TOKENS
+) -> int:
+    """The caches of prompt and plans, one pass over the prompt, and the noise and scores of the choice of tokens."""
+    text, codebook = config.text_config, config.vq_config.num_embeddings
+    grid = token_grid(height, width)
+    planned = sum(h * w for h, w in (grid, preview_grid(*grid)))
+    cache = cache_nbytes(text, 1 + count, prompt + planned + BUCKET, dtype)
+    activations = prompt * (3 * text.intermediate_size + 8 * text.hidden_size) * dtype.itemsize
+    choice = (32 + 8) * count * codebook * 4  # a block of noise, and the sorted scores of one token, in float32
+    return cache + activations + choice
+
+
+def decoder_work(config: DitConfig, dtype: torch.dtype, height: int, width: int, count: int) -> int:
+    """One guided pass: both halves of the batch, the widest layer's activations, float32 rotary copies."""
+    tokens = 2 * count * (patch_count(height, width) + GLYPH_TOKENS)
+    activations = tokens * config.inner_dim * (14 * dtype.itemsize + 8)
+    modulations = 50 * (12 * config.num_layers + 2) * config.inner_dim * dtype.itemsize
+    return activations + modulations
+
+
+def vae_work(config: VaeConfig, dtype: torch.dtype, height: int, width: int) -> int:
+    """Decoding in slices, which the VAE falls back to: the last level whole, the one before it at half the size, and a
+    slice of the widest in between.
+    """
+    first, second = config.block_out_channels[:2]
+    whole = LIVE * (first + second // 4) * height * width
+    return (whole + LIVE * max(first, second) * STRIP * width) * dtype.itemsize
