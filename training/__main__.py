@@ -8,6 +8,7 @@
     python -m comfyui_glm_image.training benchmark --out checkpoints/small/benchmark
     python -m comfyui_glm_image.training truth --out out/truth     the benchmark's scenes, the ceiling of any score
     python -m comfyui_glm_image.training curves --out docs/images/small_model_training.png
+    python -m comfyui_glm_image.training growth --report growth.json --out growth.png    what `glm-image bench` measured
 
 The stages do not depend on each other. Each goes on where it was stopped; `--minutes` is the total over restarts.
 """
@@ -37,6 +38,7 @@ OUTPUTS = {
     "benchmark": lambda args: export.write_benchmark(args.out),
     "truth": lambda args: export.write_truth(args.out),
     "curves": lambda args: curves.write_curves(args.runs, args.out),
+    "growth": lambda args: curves.write_growth(args.report, args.out),
 }
 
 
@@ -44,7 +46,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=(*STAGES, *OUTPUTS))
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of training states (default: runs)")
-    parser.add_argument("--out", type=Path, help="what export, benchmark, truth or curves writes")
+    parser.add_argument("--out", type=Path, help="what export, benchmark, truth, curves or growth writes")
+    parser.add_argument("--report", type=Path, help="what growth draws: the output of `glm-image bench --growth`")
     parser.add_argument("--minutes", type=float, default=30, help="in all, restarts included")
     parser.add_argument("--batch", type=int, help="pictures a step, of eight tokens each")
     parser.add_argument("--sizes", default=SIZES, help="ROWSxCOLUMNS:WEIGHT of tokens of 32 px, comma-separated")
@@ -58,6 +61,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.stage in OUTPUTS and args.out is None:
         parser.error(f"{args.stage} needs --out")
+    if args.stage == "growth" and args.report is None:
+        parser.error("growth needs --report")
     run(args)
 
 

@@ -1,33 +1,36 @@
-"""The logs of the stages as one picture of curves, drawn with pillow: what training looked like."""
+"""What training and growth looked like, as pictures: the logs of the stages, and the report of `glm-image bench`."""
 
 import json
-import math
+from collections.abc import Callable
 from pathlib import Path
 
-from PIL import Image, ImageDraw
+from ..pipeline.errors import InputError
+from .plots import Panel, Points, write_panels
 
-PANEL, MARGIN = (420, 220), 44  # px
-# stage -> figures, and whether the axis is logarithmic
-PANELS = {
-    "vae": (("psnr",), False),
-    "vision": (("tokens",), False),
-    "planner": (("full", "preview", "counting"), True),
-    "planner plans": (("plans",), False),
-    "decoder": (("flow",), True),
-    "decoder words": (("routing", "words"), False),
+# panel -> figures of the stage that its first word names, and the axes that are logarithmic
+STAGES = {
+    "vae": (("psnr",), ""),
+    "vision": (("tokens",), ""),
+    "planner": (("full", "preview", "counting"), "y"),
+    "planner plans": (("plans1", "plans2", "plans3", "plans4", "edited"), ""),
+    "decoder": (("flow", "edit flow"), "y"),
+    "decoder words": (("routing", "words", "edit routing", "edited words"), ""),
 }
-COLOURS = ("#2850c8", "#c82828", "#1e8c46")
+PEERS = {"planner decode": "transformers", "decoder step": "diffusers", "vae decode": "diffusers"}
 
 
 def write_curves(runs: Path, out: Path) -> None:
-    """`runs/STAGE/log.jsonl` of every stage -> one PNG, figures over minutes."""
-    sheet = Image.new("RGB", (2 * PANEL[0], math.ceil(len(PANELS) / 2) * PANEL[1]), "white")
-    for i, (name, (figures, logarithmic)) in enumerate(PANELS.items()):
+    """`runs/STAGE/log.jsonl` of every stage that has one -> one PNG, figures over minutes."""
+    panels = []
+    for name, (figures, logarithmic) in STAGES.items():
         log = runs / name.split()[0] / "log.jsonl"
-        lines = [json.loads(line) for line in log.read_text().splitlines()]
-        sheet.paste(draw_panel(name, lines, figures, logarithmic), (i % 2 * PANEL[0], i // 2 * PANEL[1]))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(out)
+        if log.exists():
+            lines = [json.loads(line) for line in log.read_text().splitlines()]
+            curves = {figure: points_of(lines, figure) for figure in figures}
+            panels.append(Panel(name, "minutes", {k: v for k, v in curves.items() if v}, logarithmic))
+    if not panels:
+        raise InputError(f"{runs} holds no log of any stage; train one first")
+    write_panels(panels, out)
 
 
 def points_of(lines: list[dict], figure: str) -> list[tuple[float, float]]:
@@ -40,30 +43,49 @@ def points_of(lines: list[dict], figure: str) -> list[tuple[float, float]]:
     return points
 
 
-def draw_panel(name: str, lines: list[dict], figures: tuple[str, ...], logarithmic: bool) -> Image.Image:
-    """One panel of curves with its axes."""
-    panel = Image.new("RGB", PANEL, "white")
-    pen = ImageDraw.Draw(panel)
-    curves = {figure: points_of(lines, figure) for figure in figures}
-    scale = math.log10 if logarithmic else float
-    values = [scale(max(value, 1e-4)) for points in curves.values() for _, value in points]
-    last = max(minutes for points in curves.values() for minutes, _ in points)
-    low, high = min(values), max(values)
+def write_growth(report: Path, out: Path) -> None:
+    """The output of `glm-image bench --growth --peer` -> one PNG: fastest calls, over tokens and over pixels."""
+    try:
+        content = json.loads(report.read_text(encoding="utf-8").splitlines()[-1])
+    except (IndexError, json.JSONDecodeError) as error:
+        raise InputError(f"{report} does not end in the JSON line of `glm-image bench --growth`: {error}") from None
+    write_panels(growth_panels(content), out, heading=_setting(content))
 
-    def place(minutes: float, value: float) -> tuple[float, float]:
-        x = MARGIN + (PANEL[0] - MARGIN - 12) * minutes / last
-        share = (scale(max(value, 1e-4)) - low) / max(high - low, 1e-9)
-        return x, PANEL[1] - 28 - (PANEL[1] - 56) * share
 
-    pen.rectangle((MARGIN, 28, PANEL[0] - 12, PANEL[1] - 28), outline="#bbbbbb")
-    for share in (0.0, 0.5, 1.0):
-        value = low + share * (high - low)
-        value = 10**value if logarithmic else value
-        pen.text((4, place(0, value)[1] - 6), f"{value:.3g}", fill="black")
-    pen.text((MARGIN, PANEL[1] - 22), "0", fill="black")
-    pen.text((PANEL[0] - 70, PANEL[1] - 22), f"{last:.0f} min", fill="black")
-    pen.text((MARGIN, 8), name, fill="black")
-    for i, (figure, points) in enumerate(curves.items()):
-        pen.text((MARGIN + 130 + 80 * i, 8), figure, fill=COLOURS[i])
-        pen.line([place(*point) for point in points], fill=COLOURS[i], width=2)
-    return panel
+def growth_panels(report: dict) -> list[Panel]:
+    """The planner against tokens, decoder and VAE against pixels."""
+    rows = report.get("results", [])
+    planned = [row for row in rows if row["stage"] == "planner decode"]
+    drawn = [row for row in rows if row["stage"] in ("decoder step", "vae decode")]
+    if len({row["amount"] for row in planned}) < 2 or len({row["size"] for row in drawn}) < 2:
+        raise InputError("the report holds no growth; make it with `glm-image bench --growth --peer`")
+    tokens = {row["amount"]: f"{row['amount'] + 1}" for row in planned}  # the first token comes with the prompt
+    sizes = {_pixels(row): row["size"] for row in drawn}
+    over_tokens, over_pixels = _curves(planned, lambda row: row["amount"]), _curves(drawn, _pixels)
+    return [
+        Panel("seconds against tokens", "tokens of a plan", over_tokens, "xy", tokens, "transformers"),
+        Panel("seconds against pixels", "pixels of the image", over_pixels, "xy", sizes, "diffusers"),
+    ]
+
+
+def _pixels(row: dict) -> int:
+    width, height = map(int, row["size"].split("x"))
+    return width * height
+
+
+def _curves(rows: list[dict], x: Callable[[dict], float]) -> dict[str, Points]:
+    """Ours and, where it was measured, the peer's, of every stage."""
+    curves: dict[str, Points] = {}
+    for row in rows:
+        for name, key in (("ours", "fastest"), (PEERS[row["stage"]], "peer_fastest")):
+            if row[key] is not None:
+                curves.setdefault(f"{row['stage']}, {name}", []).append((x(row), row[key]))
+    return {name: sorted(points) for name, points in curves.items()}
+
+
+def _setting(report: dict) -> str:
+    """What was measured, where and with what."""
+    peers = "".join(f", {name} {version}" for name, version in report["peers"].items())
+    threads = f"{report['threads']} thread{'s' if report['threads'] > 1 else ''}"
+    setting = f"{report['device']}, {threads}, {report['dtype']}, torch {report['torch']}{peers}, {report['date']}"
+    return f"{report['model']}; {setting}; fastest of a few calls"

@@ -26,12 +26,12 @@ from .common import Recipe, Stage, optimisers, read_component, read_meta
 SAMPLING = GenerationConfig(temperature=0.9, top_p=1.0, top_k=0)
 WITHOUT_PREVIEW = 0.25  # share of the time: steps without the preview grid cost a fifth and teach what prompts mean
 MODES = ("plain", "skipped", "preview", "edit")
-EARLY_SHARES, LATE_SHARES = (6, 0, 0, 4), (0, 3, 4, 3)
+EARLY_SHARES, LATE_SHARES = (6, 0, 0, 4), (0, 3, 4, 4)
 COPY_WEIGHT = 0.1  # preview tokens that repeat the row above, of which a plan has three in four
 CENTRED = 0.92  # share of lines in the middle: what a prompt leaves open is what sampling gets wrong
 WITH_PREVIEW = ("skipped", "preview")
 AUX_LAYER = 1  # the auxiliary heads read this layer's output
-AUX_WEIGHT = 0.3
+AUX_WEIGHT = 0.1
 UNMARKED = -100  # cross_entropy ignores it
 ROWS = 2 * data.MAX_WORD  # classes before it: index in the quoted word, then the word's length at its closing quote
 SIDE = 40  # most rows or columns of a grid
@@ -252,7 +252,8 @@ def train(folder: Path, recipe: Recipe) -> None:
     grids = data.parse_sizes(recipe.sizes)
     while stage.running():
         h, w, _ = rng.choices(grids, [weight for *_, weight in grids])[0]
-        mode = rng.choices(MODES, LATE_SHARES if stage.progress > WITHOUT_PREVIEW else EARLY_SHARES)[0]
+        early = not recipe.start and stage.progress < WITHOUT_PREVIEW  # a trained planner would forget its previews
+        mode = rng.choices(MODES, EARLY_SHARES if early else LATE_SHARES)[0]
         count = recipe.batch if mode == "preview" else 3 * recipe.batch
         mistakes = rng.choice((0.0, 0.1, 0.3))
         if mode == "edit":

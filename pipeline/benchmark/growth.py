@@ -1,6 +1,6 @@
 """`glm-image bench --growth`: how cost grows with the tokens of a plan and with the pixels of an image.
 
-tools/plot_bench.py draws what this measures.
+`python -m comfyui_glm_image.training growth` draws what this measures.
 """
 
 from collections.abc import Sequence

@@ -15,7 +15,6 @@ from comfyui_glm_image.training import (
 from comfyui_glm_image.training import (
     autoencoder,
     common,
-    curves,
     data,
     decoder,
     edits,
@@ -26,10 +25,8 @@ from comfyui_glm_image.training import (
     vision,
 )
 from comfyui_glm_image.training.common import Recipe, Stage
-from PIL import Image
 
 CPU = torch.device("cpu")
-FIGURES = ("psnr", "tokens", "full", "preview", "counting", "flow", "routing")
 RECIPE = Recipe(minutes=1.0, batch=2, lr=1e-3, device=CPU, sizes="1x4,2x4", regions=0.5)
 
 
@@ -367,16 +364,3 @@ def test_the_command_refuses_a_device_that_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["training", "vae", "--runs", str(tmp_path), "--device", "abacus"])
     with pytest.raises(ValueError, match="device 'abacus' is not known"):
         command.main()
-
-
-def test_curves_of_every_stage_are_drawn_from_the_logs(tmp_path):
-    for stage in ("vae", "vision", "planner", "decoder"):
-        lines = [
-            {"step": i, "seconds": 60 * i, **{name: (k + 1) / i for k, name in enumerate(FIGURES)}} for i in range(1, 4)
-        ]
-        (tmp_path / stage).mkdir()
-        (tmp_path / stage / "log.jsonl").write_text("\n".join(map(json.dumps, [*lines, {"plans": 1.0, "words": 1.0}])))
-    curves.write_curves(tmp_path, tmp_path / "curves.png")
-    colours = {colour for _, colour in Image.open(tmp_path / "curves.png").getcolors(1 << 16)}
-    assert (0x28, 0x50, 0xC8) in colours and (0xC8, 0x28, 0x28) in colours
-    assert curves.points_of([*lines, {"plans": 0.25}], "plans") == [(3.0, 0.25)]
