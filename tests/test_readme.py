@@ -13,7 +13,10 @@ PAGES = [ENGLISH, CHINESE, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glo
 IN_PLAIN_ENGLISH = [
     ENGLISH,
     ROOT / "CONTRIBUTING.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("README", "architecture", "verification", "troubleshooting")),
+    *(
+        ROOT / "docs" / f"{name}.md"
+        for name in ("README", "architecture", "verification", "troubleshooting", "comfyui", "layout", "evaluation")
+    ),
 ]
 LONGEST = 40  # words of a sentence
 CODE = re.compile(r"^```\w*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
