@@ -28,6 +28,10 @@ class InputError(GlmImageError, ValueError):
     """A value from the user is out of range; the message says what came, what is accepted and what to do."""
 
 
+class FileError(GlmImageError, OSError):
+    """A file cannot be written; the message names it and why."""
+
+
 class DeviceError(GlmImageError):
     """A device was asked for that cannot be had; the message explains the installation's fault in one paragraph."""
 

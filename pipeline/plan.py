@@ -10,14 +10,20 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from .errors import InputError
 from .files import replacing
-from .geometry import TOKEN
+from .geometry import MAX_SIDE, TOKEN, check_size
+from .text import shown, utf8
 
 FORMAT = "glm-image-plan"
 VERSION = 1
+MAX_FILE = 400 << 20  # bytes; thirty of the largest references, more than any planner takes
+MAX_HEADER = 32 << 20  # bytes of names and prompts in it
+MAX_ROWS = 1024
+MAX_GRID = MAX_SIDE // TOKEN  # tokens on a side
+SEEDS = range(-(2**63), 2**64)  # what a torch.Generator takes
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,12 @@ class Reference:
     pixels: torch.Tensor
     prior_token_ids_d32: torch.Tensor
     grid: tuple[int, int]
+
+    def __post_init__(self):
+        _check_grid("a reference's grid", self.grid)
+        h, w = self.grid
+        _check_tensor("a reference's pixels", self.pixels, torch.uint8, (h * TOKEN, w * TOKEN, 3))
+        _check_tensor("a reference's tokens", self.prior_token_ids_d32, torch.int64, (h * w,))
 
 
 @dataclass(frozen=True)
@@ -51,11 +63,26 @@ class Plan:
     references: list[Reference] = field(default_factory=list)
 
     def __post_init__(self):
-        _check_tokens("prior_token_ids_d32", self.prior_token_ids_d32, self.grid, self.codebook_size)
+        _check_grid("grid", self.grid)
+        check_size(self.height, self.width)
+        _check_prompts(self.prompts)
+        _check_whole("codebook_size", self.codebook_size, range(1, 2**31))
+        _check_whole("seed", self.seed, range(SEEDS.start, SEEDS.stop - len(self.prompts) + 1))
+        self._check_tokens("prior_token_ids_d32", self.prior_token_ids_d32, self.grid)
         if self.preview_token_ids is not None:
-            _check_tokens("preview_token_ids", self.preview_token_ids, self.preview_grid, self.codebook_size)
-        if len(self.prompts) != len(self.prior_token_ids_d32):
-            raise InputError(f"a plan of {len(self.prior_token_ids_d32)} images has {len(self.prompts)} prompts")
+            _check_grid("preview_grid", self.preview_grid)
+            self._check_tokens("preview_token_ids", self.preview_token_ids, self.preview_grid)
+        for i, reference in enumerate(self.references):
+            self._check_range(f"reference {i + 1}", reference.prior_token_ids_d32)
+
+    def _check_tokens(self, name: str, ids: torch.Tensor, grid: tuple[int, int]) -> None:
+        _check_tensor(name, ids, torch.int64, (len(self.prompts), grid[0] * grid[1]))
+        self._check_range(name, ids)
+
+    def _check_range(self, name: str, ids: torch.Tensor) -> None:
+        low, high = int(ids.min()), int(ids.max())
+        if not 0 <= low <= high < self.codebook_size:
+            raise InputError(f"{name} spans {low}..{high}, the codebook holds 0..{self.codebook_size - 1}")
 
     def __len__(self) -> int:
         return len(self.prior_token_ids_d32)
@@ -106,29 +133,20 @@ class Plan:
             "references": [reference.grid for reference in self.references],
         }
         metadata = {"format": FORMAT, "version": str(VERSION), "plan": json.dumps(about, ensure_ascii=False)}
+        data = save(tensors, metadata=metadata)
         with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata=metadata)
+            temporary.write_bytes(data)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Plan":
         """Read a plan file; anything that is not one, or is damaged, is an `InputError` that says so."""
         path = Path(path)
-        if not path.is_file():
-            raise InputError(f"plan file {path} does not exist")
         try:
-            with safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - a handle, not a dict
-        except SafetensorError as error:
-            raise InputError(f"{path} is not a whole plan file: {error}") from None
-        if metadata.get("format") != FORMAT:
-            raise InputError(f"{path} is a safetensors file, but not a GLM-Image plan")
-        if metadata.get("version") != str(VERSION):
-            raise InputError(f"{path} has plan version {metadata.get('version')}; this release reads {VERSION}")
-        try:
-            return cls._from_parts(tensors, json.loads(metadata["plan"]))
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise InputError(f"{path} is a damaged plan file: {error!r}") from None
+            return cls._from_parts(*_read(path))
+        except InputError as error:
+            raise InputError(f"plan file {path} {error}") from None
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RecursionError) as error:
+            raise InputError(f"plan file {path} is damaged: {type(error).__name__} {error}") from None
 
     @classmethod
     def _from_parts(cls, tensors: dict[str, torch.Tensor], about: dict) -> "Plan":
@@ -154,8 +172,59 @@ def upsample_tokens(ids: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     return ids.repeat_interleave(2, -2).repeat_interleave(2, -1).flatten(-2)
 
 
-def _check_tokens(name: str, ids: torch.Tensor, grid: tuple[int, int], codebook_size: int) -> None:
-    if ids.dtype != torch.int64 or ids.ndim != 2 or ids.shape[1] != grid[0] * grid[1]:
-        raise InputError(f"{name} is {ids.dtype} {tuple(ids.shape)}, expected int64 (B, {grid[0]}*{grid[1]})")
-    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < codebook_size:
-        raise InputError(f"{name} spans {int(ids.min())}..{int(ids.max())}, the codebook holds 0..{codebook_size - 1}")
+def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
+    """The tensors and the JSON of a plan file; sizes are looked at before anything is read."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+    except (OSError, ValueError) as error:  # a NUL in the name is a ValueError
+        missing = isinstance(error, FileNotFoundError)
+        raise InputError("does not exist" if missing else f"cannot be read: {error}") from None
+    if size > MAX_FILE or MAX_HEADER < header < size:
+        raise InputError(f"is too large for a plan ({size:,} bytes, of which {header:,} describe it)")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            _check_format(metadata)
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - a handle, not a dict
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"is not whole, or not a plan: {error}") from None
+    return tensors, json.loads(metadata["plan"])
+
+
+def _check_format(metadata: dict[str, str]) -> None:
+    if metadata.get("format") != FORMAT:
+        raise InputError("is a safetensors file, but not a GLM-Image plan")
+    if metadata.get("version") != str(VERSION):
+        raise InputError(f"has version {shown(metadata.get('version'))}; this release reads {VERSION}")
+
+
+def _check_grid(name: str, grid: tuple[int, int]) -> None:
+    if not isinstance(grid, (tuple, list)) or len(grid) != 2:
+        raise InputError(f"{name} is {shown(grid)}, expected two whole numbers")
+    for side in grid:
+        _check_whole(f"a side of {name}", side, range(1, MAX_GRID + 1))
+
+
+def _check_whole(name: str, value: int, accepted: range) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value not in accepted:
+        raise InputError(
+            f"{name} {shown(value)} is not accepted; use a whole number from {accepted.start} to {accepted.stop - 1}"
+        )
+
+
+def _check_prompts(prompts: list[str]) -> None:
+    if not isinstance(prompts, (list, tuple)) or not all(isinstance(prompt, str) for prompt in prompts):
+        raise InputError(f"prompts are {shown(prompts)}, expected a list of strings")
+    if not 1 <= len(prompts) <= MAX_ROWS:
+        raise InputError(f"a plan has 1 to {MAX_ROWS} images, each with its prompt, not {len(prompts)}")
+    for prompt in prompts:
+        utf8(prompt)
+
+
+def _check_tensor(name: str, values: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    tensor = isinstance(values, torch.Tensor)
+    if not tensor or values.dtype != dtype or tuple(values.shape) != shape:
+        came = f"{values.dtype} {tuple(values.shape)}" if tensor else type(values).__name__
+        raise InputError(f"{name} is {came}, expected {dtype} {shape}")

@@ -1,10 +1,11 @@
 """Plan files: what is saved comes back, what is damaged is named, and a failed save leaves the old file."""
 
 import json
+import random
+from pathlib import Path
 
 import pytest
 import torch
-from comfyui_glm_image.pipeline import plan as plan_module
 from comfyui_glm_image.pipeline.errors import InputError
 from comfyui_glm_image.pipeline.plan import Plan, Reference, upsample_tokens
 from safetensors.torch import load_file, save_file
@@ -52,9 +53,25 @@ def test_rows_keep_their_prompt_and_seed(plan):
     [
         ({"prior_token_ids_d32": torch.full((2, 6), 50)}, "spans 50..50, the codebook holds 0..49"),
         ({"prior_token_ids_d32": torch.full((2, 6), -1)}, "spans -1..-1"),
-        ({"prior_token_ids_d32": torch.zeros(2, 5, dtype=torch.long)}, r"expected int64 \(B, 2\*3\)"),
+        ({"prior_token_ids_d32": torch.zeros(2, 5, dtype=torch.long)}, r"expected torch.int64 \(2, 6\)"),
         ({"prior_token_ids_d32": torch.zeros(2, 6)}, "is torch.float32"),
-        ({"prompts": ["one"]}, "a plan of 2 images has 1 prompts"),
+        ({"prior_token_ids_d32": [[0] * 6] * 2}, "prior_token_ids_d32 is list"),
+        ({"grid": [2]}, r"grid is \[2\], expected two whole numbers"),
+        ({"grid": (2, -3)}, "a side of grid -3 is not accepted; use a whole number from 1 to 128"),
+        ({"grid": (10**9, 3)}, "a side of grid 1000000000"),
+        ({"grid": ([2], 3)}, r"a side of grid \[2\]"),
+        ({"grid": (1, 100)}, "longer than 16:1"),
+        ({"preview_grid": None}, "preview_grid is None"),
+        ({"prompts": "ab"}, "prompts are 'ab', expected a list"),
+        ({"prompts": [1, 2]}, "expected a list of strings"),
+        ({"prompts": []}, "not 0"),
+        ({"prompts": ["a", "\ud800"]}, "unpaired surrogate"),
+        ({"seed": 1.5}, "seed 1.5 is not accepted"),
+        ({"seed": True}, "seed True"),
+        ({"seed": 2**64 - 1}, "use a whole number from"),
+        ({"codebook_size": "50"}, "codebook_size '50'"),
+        ({"codebook_size": 0}, "codebook_size 0"),
+        ({"prompts": ["one"]}, r"expected torch.int64 \(1, 6\)"),
     ],
 )
 def test_a_plan_that_cannot_be_drawn_is_refused(plan, changes, message):
@@ -67,14 +84,14 @@ def test_files_that_are_no_plans_are_named(plan, tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         Plan.load(path)
     path.write_bytes(b"not a plan")
-    with pytest.raises(InputError, match="is not a whole plan file"):
+    with pytest.raises(InputError, match="is not whole, or not a plan"):
         Plan.load(path)
     save_file({"x": torch.zeros(1)}, path)
     with pytest.raises(InputError, match="not a GLM-Image plan"):
         Plan.load(path)
     plan.save(path)
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(InputError, match="is not a whole plan file"):
+    with pytest.raises(InputError, match="is not whole, or not a plan"):
         Plan.load(path)
 
 
@@ -90,15 +107,15 @@ def test_plans_of_another_version_or_damaged_are_named(plan, tmp_path):
     path = tmp_path / "plan.safetensors"
     plan.save(path)
     rewrite(path, version="2")
-    with pytest.raises(InputError, match="has plan version 2; this release reads 1"):
+    with pytest.raises(InputError, match="has version '2'; this release reads 1"):
         Plan.load(path)
     plan.save(path)
     rewrite(path, drop="prior_token_ids_d32")
-    with pytest.raises(InputError, match="is a damaged plan file"):
+    with pytest.raises(InputError, match="is damaged"):
         Plan.load(path)
     plan.save(path)
     rewrite(path, plan=json.dumps({"grid": 5}))
-    with pytest.raises(InputError, match="is a damaged plan file"):
+    with pytest.raises(InputError, match="is damaged"):
         Plan.load(path)
 
 
@@ -107,12 +124,87 @@ def test_a_save_that_fails_keeps_the_old_file_and_leaves_nothing_else(plan, tmp_
     plan.save(path)
     before = path.read_bytes()
 
-    def full(tensors, name, metadata):
-        name.write_bytes(b"half")
+    def full(self, data):
+        with self.open("wb") as file:
+            file.write(data[:100])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(plan_module, "save_file", full)
-    with pytest.raises(OSError, match="No space left on device: .*plan.safetensors"):
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="plan.safetensors cannot be written: No space left on device"):
         plan.save(path)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["plan.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pixels": torch.full((64, 32, 3), float("nan"))}, "pixels is torch.float32"),
+        ({"pixels": torch.zeros(64, 64, 3, dtype=torch.uint8)}, r"expected torch.uint8 \(64, 32, 3\)"),
+        ({"prior_token_ids_d32": torch.zeros(3, dtype=torch.long)}, r"expected torch.int64 \(2,\)"),
+        ({"grid": (0, 1)}, "a side of a reference's grid 0"),
+    ],
+)
+def test_a_reference_of_the_wrong_kind_is_refused(plan, changes, message):
+    with pytest.raises(InputError, match=message):
+        Reference(**{**vars(plan.references[0]), **changes})
+
+
+ABOUT = {"grid": [2, 3], "preview_grid": None, "codebook_size": 50, "prompts": ["a", "b"], "seed": 7, "references": []}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "null",
+        "[]",
+        "[" * 100_000,
+        '{"grid": ' + "1" * 5000 + "}",
+        *(
+            json.dumps(ABOUT | changes)
+            for changes in (
+                {"references": [[1, 1]]},
+                {"references": 5},
+                {"grid": [[2], [3]]},
+                {"grid": "23"},
+                {"preview_grid": [4, 4]},
+                {"seed": None},
+                {"prompts": {"a": 1}},
+                {"codebook_size": 1e999},
+                {"codebook_size": 5},
+            )
+        ),
+    ],
+)
+def test_damaged_descriptions_are_one_sentence_that_names_the_file(plan, tmp_path, text):
+    path = tmp_path / "plan.safetensors"
+    plan.save(path)
+    rewrite(path, plan=text)
+    with pytest.raises(InputError, match="plan file .*plan.safetensors") as error:
+        Plan.load(path)
+    assert len(str(error.value)) < 300
+
+
+def test_a_file_too_large_for_a_plan_is_not_read(tmp_path):
+    path = tmp_path / "plan.safetensors"
+    with path.open("wb") as file:
+        file.truncate(2 << 30)  # takes no room on the disk
+    with pytest.raises(InputError, match="too large for a plan"):
+        Plan.load(path)
+
+
+def test_no_damaged_byte_is_more_than_an_error(plan, tmp_path):
+    path = tmp_path / "plan.safetensors"
+    plan.save(path)
+    data = path.read_bytes()
+    draw = random.Random(0)
+    for _ in range(300):
+        broken = bytearray(data)
+        for _ in range(draw.randint(1, 4)):
+            broken[draw.randrange(min(len(broken), 1200))] = draw.randrange(256)
+        path.write_bytes(broken)
+        try:
+            Plan.load(path)
+        except InputError as error:
+            assert len(str(error)) < 300
