@@ -4,9 +4,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from ..pipeline import images
 from ..pipeline.errors import InputError
+from ..pipeline.files import check_writable
 from ..pipeline.loading.checkpoint import BUNDLED, HUB_ID
 
 
@@ -111,8 +113,8 @@ def plan_request(args: argparse.Namespace, prompt: str):
     from ..pipeline.planning.make_plan import PlanRequest
 
     seed = args.seed if args.plan_seed is None else args.plan_seed
-    images, sampling = read_images(args.image), (args.temperature, args.top_p)
-    return PlanRequest(prompt, args.height, args.width, images, seed, args.count, *sampling)
+    references, sampling = read_images(args.image), (args.temperature, args.top_p)
+    return PlanRequest(prompt, args.height, args.width, references, seed, args.count, *sampling)
 
 
 def open_model(args: argparse.Namespace, bar, local_only: bool = False):
@@ -143,23 +145,11 @@ def open_model(args: argparse.Namespace, bar, local_only: bool = False):
 
 def read_images(paths: list[Path]) -> list[Image.Image]:
     """Reference images, read whole, so that a broken one is named before anything else is done."""
-    images = []
-    for path in paths:
-        try:
-            image = Image.open(path)
-            image.load()
-        except FileNotFoundError:
-            raise InputError(f"image {path} does not exist") from None
-        except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise InputError(f"image {path} cannot be read: {error}") from None
-        images.append(image)
-    return images
+    return [images.read(path) for path in paths]
 
 
 def check_output(path: Path, suffixes: tuple[str, ...]) -> None:
     """Refuse, before minutes of work, a file that could not be written."""
     if path.suffix.lower() not in suffixes:
         raise InputError(f"output {path} must end in {' or '.join(suffixes)}")
-    if path.is_dir():
-        raise InputError(f"output {path} is a folder; give a file name")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(path)

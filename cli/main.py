@@ -29,6 +29,8 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"  # a broken torch_npu must not take torch with it
     debug = "--debug" in argv
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal of ASCII shows every name and text in some way
     try:
         return _run(argv)
     except KeyboardInterrupt:

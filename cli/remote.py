@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from ..pipeline.errors import InputError
+from ..pipeline.images import save_png
 from ..pipeline.loading.checkpoint import BUNDLED
 from ..pipeline.remote import AUTO, ENGINES, MAX_USD, Generated, Job, PlannerSampling, generate
 from . import arguments
@@ -41,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Generate on `args.server` and save; what it costs is printed before anything is sent."""
-    from .generate import numbered, save_png
+    from .generate import numbered
 
     if args.plan is not None:
         raise InputError("servers take prompts, not plans; leave out --plan or --server")

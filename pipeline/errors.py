@@ -3,7 +3,7 @@
 import re
 import sys
 
-LONGEST = 299  # characters of a message that came about by one value
+LONGEST = 280  # characters of a message that came about by one value, with room for what is put before it
 HARMFUL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 

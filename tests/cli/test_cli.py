@@ -1,15 +1,18 @@
 """The command line as its user meets it: files, metadata, one-line errors, exit codes."""
 
+import os
+import subprocess
+import sys
 from functools import cached_property
 
 import numpy as np
 import pytest
 import torch
 from comfyui_glm_image.cli import arguments as shared_arguments
-from comfyui_glm_image.cli import generate
 from comfyui_glm_image.cli.main import COMMANDS, main
 from comfyui_glm_image.pipeline import GlmImage, Plan
 from comfyui_glm_image.pipeline.denoising.cfg import CfgPasses
+from comfyui_glm_image.tests.conftest import ROOT
 from PIL import Image
 
 SIZE = ["--width", "64", "--height", "32"]
@@ -138,12 +141,6 @@ def test_running_out_of_memory_is_one_line(run, monkeypatch):
     assert code == 1 and "out of memory; use a smaller image" in err and err.count("\n") == 1
 
 
-def test_metadata_survives_any_prompt(tmp_path):
-    entries = {"prompt": "日本 🐈 \u201cquotes\u201d\nline", "seed": "1"}
-    generate.save_png(Image.new("RGB", (8, 8)), tmp_path / "a.png", entries)
-    assert Image.open(tmp_path / "a.png").text["prompt"] == entries["prompt"]
-
-
 def test_every_command_has_a_module_with_arguments(capsys):
     for name in COMMANDS:
         with pytest.raises(SystemExit) as end:
@@ -207,3 +204,23 @@ def test_wrong_options_are_refused_before_the_checkpoint_is_opened(run, monkeypa
     monkeypatch.setattr(shared_arguments, "open_model", lambda *_: pytest.fail("opened"))
     code, _, err = run("generate", "x", *SIZE, *given)
     assert code == 1 and message in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["none/\0.png", "file/out.png", "n" * 300 + ".png", "link.png"])
+def test_a_file_that_cannot_be_written_is_found_before_anything_is_loaded(tmp_path, capsys, name):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "link.png").symlink_to("/dev/full")
+    assert main(["generate", "a", "--model", "small", "-o", str(tmp_path / name)]) == 1
+    output = capsys.readouterr()
+    assert not output.out and output.err.startswith("glm-image: ") and len(output.err) < 300
+
+
+def test_names_can_be_printed_on_a_terminal_of_ascii(tmp_path):
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT / "tests")}
+    code = "import conftest, sys; from comfyui_glm_image.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "plan", "“猫”", "--model", "small", "--width", "32", "--height", "32"]
+    done = subprocess.run(
+        [*command, "-o", str(tmp_path / "猫.safetensors")], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "猫.safetensors").exists() and done.stdout.isascii()
