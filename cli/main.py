@@ -19,7 +19,7 @@ COMMANDS = {  # name -> (module, help)
     "download": (".download", "fetch a checkpoint's files"),
     "doctor": ("..pipeline.diagnostics.doctor", "versions, devices and memory, and what to mend"),
     "audit-npu": ("..pipeline.diagnostics.operator_audit", "every operator of the model, and how an NPU runs it"),
-    "bench": ("..pipeline.benchmark.run", "time each stage against the device's limits"),
+    "bench": (".bench", "time each stage against the device's limits"),
     "eval": (".evaluate", "score a checkpoint on text-rendering benchmarks by OCR"),
 }
 

@@ -86,9 +86,6 @@ def _filled(model: torch.nn.Module, ours: torch.nn.Module, aliases: dict[str, st
     return model.eval().requires_grad_(False)
 
 
-# ---- the stages ----
-
-
 class _Clock:
     """A streamer that notes when the first token after the prompt came."""
 

@@ -1,7 +1,7 @@
-"""`glm-image bench --tradeoffs`: what options that trade exactness for speed gain in time and lose in likeness.
+"""What options that trade exactness for speed gain in time and lose in likeness.
 
-Each picture's plan is drawn, from noise to pixels, by the exact run and with every option in turn. Likeness is the
-PSNR against the exact picture, of the mean squared error of all pictures; another noise gives what is no likeness.
+Each image's plan is rendered, from noise to pixels, by the exact run and with every option in turn. Likeness is the
+PSNR against the exact image, of the mean squared error of all images; another noise gives what is no likeness.
 """
 
 import math
@@ -36,9 +36,9 @@ SEEDS = (0, 1)
 
 @dataclass(frozen=True)
 class Tradeoff:
-    """One setting on all pictures: seconds of one, from noise to pixels; dB, None where nothing differs.
+    """One setting on all images: seconds of one, from noise to pixels; dB, None where nothing differs.
 
-    `ratio` is the exact run's time over the setting's, `worst` the PSNR of the picture that changed most.
+    `ratio` is the exact run's time over the setting's, `worst` the PSNR of the image that changed most.
     """
 
     setting: str
@@ -55,15 +55,15 @@ class Tradeoff:
 
 
 def measure(model, height: int, width: int, steps: int, repeats: int, limit: float) -> Iterator[Tradeoff]:
-    """Every setting on every picture; a setting's time is the mean of each picture's median."""
+    """Every setting on every image; a setting's time is the mean of each image's median."""
     seconds = {name: [] for name in SETTINGS}
     errors = {name: [] for name in (*SETTINGS, OTHER_NOISE)}
     for prompt in PROMPTS:
         for seed in SEEDS:
             plan = model.plan(prompt, height, width, seed=seed)
-            calls = [partial(draw, model, plan, steps, seed, options) for options in SETTINGS.values()]
+            calls = [partial(render, model, plan, steps, seed, options) for options in SETTINGS.values()]
             images = [call() for call in calls]  # warms up too
-            images.append(draw(model, plan, steps, seed + len(SEEDS), {}))
+            images.append(render(model, plan, steps, seed + len(SEEDS), {}))
             for name, image in zip(errors, images):
                 errors[name].append((image - images[0]).square().mean().item())
             for name, sample in zip(seconds, interleave(calls, model.placement.devices[DECODER], repeats, limit)):
@@ -76,7 +76,7 @@ def measure(model, height: int, width: int, steps: int, repeats: int, limit: flo
         yield Tradeoff(name, f"{width}x{height}", steps, len(squares), mean[name], ratio, whole, worst)
 
 
-def draw(model, plan, steps: int, seed: int, options: dict) -> torch.Tensor:
+def render(model, plan, steps: int, seed: int, options: dict) -> torch.Tensor:
     """A plan's image, (1, H, W, 3) in 0..1."""
     return model.decode(model.denoise(plan, steps, seed=seed, **options))
 
@@ -87,7 +87,7 @@ def psnr(error: float) -> float | None:
 
 
 def header() -> str:
-    return f"{'setting':20} {'size':>9} {'steps':>5} {'pictures':>8} {'time':>10} {'speed':>7} {'PSNR':>8} {'worst':>8}"
+    return f"{'setting':20} {'size':>9} {'steps':>5} {'images':>8} {'time':>10} {'speed':>7} {'PSNR':>8} {'worst':>8}"
 
 
 def row(result: Tradeoff) -> str:

@@ -5,11 +5,14 @@ import json
 
 import pytest
 import torch
+from comfyui_glm_image.cli import bench
 from comfyui_glm_image.cli.main import main
-from comfyui_glm_image.pipeline.benchmark import run as bench
 from comfyui_glm_image.pipeline.benchmark import tradeoffs as bench_tradeoffs
+from comfyui_glm_image.pipeline.benchmark.case import Bench, Case
 from comfyui_glm_image.pipeline.benchmark.models import CONFIGURATIONS, RandomModels
-from comfyui_glm_image.pipeline.benchmark.stages import STAGES, Bench, Case, first_tokens, prompt_batch
+from comfyui_glm_image.pipeline.benchmark.planner_stages import first_tokens, prompt_batch
+from comfyui_glm_image.pipeline.benchmark.run import open_bench
+from comfyui_glm_image.pipeline.benchmark.stages import STAGES
 from comfyui_glm_image.pipeline.benchmark.timing import Ceilings, Sample, count_flops, interleave, time_call
 from comfyui_glm_image.pipeline.errors import InputError
 from comfyui_glm_image.pipeline.glm_image import GlmImage
@@ -21,7 +24,7 @@ CPU = torch.device("cpu")
 def arguments(*given):
     parser = argparse.ArgumentParser()
     bench.add_arguments(parser)
-    return parser.parse_args(given)
+    return bench.request_of(parser.parse_args(given))
 
 
 def test_the_slower_of_reading_and_computing_bounds_a_stage():
@@ -73,7 +76,7 @@ def built(references):
 def test_every_stage_runs_with_its_peer(built, name):
     stage = STAGES[name].make(built, Case(64, 64, 1, 16, 4))
     assert stage.amount > 0 and stage.flops > 0 and stage.nbytes > 0
-    assert stage.ours()() is not None
+    assert stage.call()() is not None
     if stage.peer:
         stage.peer()()
 
@@ -82,12 +85,12 @@ def test_a_token_by_8_bit_weights_reads_half_and_computes_as_much(references):
     folder, case = references("plain")[0], Case(64, 64, 1, 16, 4)
     stages = []
     for given in ([], ["--planner-int8"]):
-        made, _ = bench._bench(arguments("--model", str(folder), "--device", "cpu", "--dtype", "bf16", *given))
+        made, _ = open_bench(arguments("--model", str(folder), "--device", "cpu", "--dtype", "bf16", *given))
         stages.append(STAGES["planner decode"].make(made, case))
     plain, small = stages
     assert small.flops == plain.flops
     assert 0.5 < small.nbytes / plain.nbytes < 0.8
-    assert small.ours()()["full"].shape == (1, 4)
+    assert small.call()()["full"].shape == (1, 4)
 
 
 def test_the_command_ends_with_json(references, capsys):
@@ -115,17 +118,17 @@ def test_the_command_ends_with_json(references, capsys):
 
 
 def test_growth_goes_through_all_tokens_and_sizes():
-    work = bench.work(arguments("--growth", "--sizes", "64,96x128"))
+    work = arguments("--growth", "--sizes", "64,96x128").work()
     planned = [case.tokens for name, case in work if name == "planner decode"]
     assert planned == sorted(set(planned)) and len(planned) > 3
     assert [case.size for name, case in work if name == "vae decode"] == ["64x64", "96x128"]
     assert {name for name, _ in work} == {"planner decode", "decoder step", "vae decode"}
-    decoder = bench.work(arguments("--growth", "--stages", "decoder"))
+    decoder = arguments("--growth", "--stages", "decoder").work()
     assert {name for name, _ in decoder} == {"decoder step"} and len(decoder) > 3
 
 
 def test_every_plan_of_the_growth_is_as_long_as_it_says(built):
-    for name, case in bench.work(arguments("--growth", "--stages", "planner")):
+    for name, case in arguments("--growth", "--stages", "planner").work():
         assert STAGES[name].make(built, case).amount == case.tokens - 1
 
 
@@ -164,4 +167,4 @@ BAD = [
 @pytest.mark.parametrize("given, message", BAD)
 def test_what_cannot_be_measured_is_refused(given, message):
     with pytest.raises(InputError, match=message):
-        bench.check(arguments(*given))
+        arguments(*given)

@@ -1,0 +1,112 @@
+"""`glm-image bench`: each stage against the device's limits, as a table; the last line of the output is JSON."""
+
+import argparse
+import json
+from dataclasses import fields
+
+import torch
+
+from ..pipeline.benchmark import report, tradeoffs
+from ..pipeline.benchmark.case import STEPS, Bench
+from ..pipeline.benchmark.models import CONFIGURATIONS
+from ..pipeline.benchmark.run import SIZES, BenchRequest, about, compose, measure, open_bench
+from ..pipeline.benchmark.timing import measure_ceilings
+from ..pipeline.devices.device import current
+from ..pipeline.loading.checkpoint import PLANNER
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    models = parser.add_mutually_exclusive_group()
+    models.add_argument(
+        "--model", metavar="PATH_OR_ID", help="a checkpoint's folder or id; default: small, the bundled one"
+    )
+    models.add_argument(
+        "--config",
+        choices=sorted(CONFIGURATIONS),
+        help="random weights made on the device: the release's sizes, or about a third (planner of 0.3 billion)",
+    )
+    parser.add_argument("--device", help="auto, cpu, cuda, npu, ...")
+    parser.add_argument("--dtype", help="auto, bf16, fp16 or fp32")
+    parser.add_argument("--planner-int8", action="store_true", help="store the planner's matrices in 8 bits")
+    parser.add_argument("--compile", action="store_true", help="run the decoder's blocks by torch.compile")
+    parser.add_argument("--threads", type=int, help="CPU threads")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--growth", action="store_true", help="only how cost grows with tokens and with pixels")
+    what.add_argument(
+        "--tradeoffs", action="store_true", help="only the options that trade exactness for speed, on whole images"
+    )
+    parser.add_argument("--sizes", type=_sizes, help="sides or WIDTHxHEIGHT, by commas (default 512,1024)")
+    parser.add_argument("--batches", type=_numbers, help="images at once, by commas (default 1)")
+    parser.add_argument("--steps", type=int, help=f"steps of an image of --tradeoffs (default {STEPS})")
+    parser.add_argument("--stages", type=_words, default=("",), help="only stages whose names begin so, by commas")
+    parser.add_argument("--prompt-tokens", type=int, default=128)
+    parser.add_argument("--tokens", type=int, help="plan at most so many tokens; default: the whole plan")
+    parser.add_argument("--repeats", type=int, default=5, help="timed calls of each stage, after one that is not")
+    parser.add_argument("--limit", type=float, default=60, help="seconds after which a stage is not repeated")
+    parser.add_argument("--peer", action="store_true", help="time transformers and diffusers too (extra: test)")
+
+
+def _sizes(text: str) -> tuple[tuple[int, int], ...]:
+    """ "512,768x1024" -> (height, width) pixels each."""
+    sizes = []
+    for word in text.split(","):
+        width, _, height = word.strip().partition("x")
+        if not width.isdigit() or (height and not height.isdigit()):
+            raise argparse.ArgumentTypeError(f"{word!r} is not a size; give 1024 or 768x1024")
+        sizes.append((int(height or width), int(width)))
+    return tuple(sizes)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdigit() and int(word) for word in words):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers from 1 on, such as 1,4,8")
+    return tuple(int(word) for word in words)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(","))
+
+
+def run(args: argparse.Namespace) -> int:
+    request = request_of(args)
+    if request.threads:
+        torch.set_num_threads(request.threads)
+    bench, name = open_bench(request)
+    belongs = about(request, bench, name)
+    print(report.headline(belongs))
+    with current(bench.device):
+        measured = _tradeoffs(bench, request) if request.tradeoffs else _stages(bench, request)
+    print(json.dumps(belongs | measured))
+    return 0
+
+
+def request_of(args: argparse.Namespace) -> BenchRequest:
+    return BenchRequest(**{field.name: getattr(args, field.name) for field in fields(BenchRequest)})
+
+
+def _stages(bench: Bench, request: BenchRequest) -> dict:
+    """Measure and print stage by stage; what is measured, for the JSON."""
+    ceilings = measure_ceilings(bench.device, bench.dtypes[PLANNER])
+    print(report.ceilings(ceilings), report.header(request.peer), sep="\n", flush=True)
+    results = []
+    for result in measure(bench, ceilings, request.work(), request):
+        results.append(result)
+        print(report.row(result, request.peer), flush=True)
+    totals = list(compose(results))
+    for total in totals:
+        print(report.sentence(total))
+    rates = {"copy_bytes_per_second": ceilings.copy, "matrix_flops_per_second": ceilings.matrix}
+    return rates | {"results": [result.as_json() for result in results], "totals": totals}
+
+
+def _tradeoffs(bench: Bench, request: BenchRequest) -> dict:
+    """Measure and print the inexact options at every size."""
+    print(tradeoffs.header(), flush=True)
+    results = []
+    for height, width in request.sizes or SIZES:
+        steps = request.steps or STEPS
+        for result in tradeoffs.measure(bench.models, height, width, steps, request.repeats, request.limit):
+            results.append(result.as_json())
+            print(tradeoffs.row(result), flush=True)
+    return {"tradeoffs": results}
