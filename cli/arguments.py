@@ -47,6 +47,13 @@ def add_planning(parser: argparse.ArgumentParser, size: int = 1024) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise, and of the layout (default 0)")
     parser.add_argument("--temperature", type=float, help="of the planner; 0 is greedy (default: the checkpoint's)")
     parser.add_argument("--top-p", type=float, help="of the planner (default: the checkpoint's)")
+    parser.add_argument(
+        "--plan-rows",
+        type=int,
+        metavar="N",
+        help="tokens that go through the planner together, all but one drafts to be checked; 1 plans one by one "
+        "(default: what suits the device)",
+    )
 
 
 def add_drawing(parser: argparse.ArgumentParser, steps: int = 50) -> None:
@@ -114,7 +121,7 @@ def plan_request(args: argparse.Namespace, prompt: str):
 
     seed = args.seed if args.plan_seed is None else args.plan_seed
     references, sampling = read_images(args.image), (args.temperature, args.top_p)
-    return PlanRequest(prompt, args.height, args.width, references, seed, args.count, *sampling)
+    return PlanRequest(prompt, args.height, args.width, references, seed, args.count, *sampling, args.plan_rows)
 
 
 def open_model(args: argparse.Namespace, bar, local_only: bool = False):

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sizes", type=_sizes, help="sides or WIDTHxHEIGHT, by commas (default 512,1024)")
     parser.add_argument("--batches", type=_numbers, help="images at once, by commas (default 1)")
     parser.add_argument("--steps", type=int, help=f"steps of an image of --tradeoffs (default {STEPS})")
-    parser.add_argument("--stages", type=_words, default=("",), help="only stages whose names begin so, by commas")
+    parser.add_argument("--stages", type=_words, default="", help="only stages whose names begin so, by commas")
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--tokens", type=int, help="plan at most so many tokens; default: the whole plan")
     parser.add_argument("--repeats", type=int, default=5, help="timed calls of each stage, after one that is not")

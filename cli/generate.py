@@ -72,6 +72,7 @@ def about(model, plan, args: argparse.Namespace, row: int) -> dict[str, str]:
         "prompt": plan.prompts[row],
         "seed": str(args.seed + row),
         "plan_seed": str(plan.seed + row),
+        "plan_rows": str(plan.plan_rows),
         "size": f"{plan.width}x{plan.height}",
         "steps": str(args.steps),
         "guidance_scale": str(args.cfg),

@@ -18,6 +18,7 @@ LOCAL_ONLY = (
     "decoder_device",
     "planner_int8",
     "plan_seed",
+    "plan_rows",
     "temperature",
     "top_p",
     "guidance_interval",

@@ -95,7 +95,7 @@ def make_guide(guidance: PlanControl, layout: Layout, sketch: torch.Tensor | Non
         image = sketch_or_own(sketch, layout, TOKEN * h, TOKEN * w)
         device, dtype = part.patcher.load_device, part.module.compute_dtype
         tokens = sketch_tokens(part.module, image, grids, part.settings.processor, device, dtype)
-        return plan_controls(guidance, layout, tokens, grids, part.codebook_size)
+        return plan_controls(guidance, layout, tokens, grids)
 
     return guide
 

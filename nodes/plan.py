@@ -10,6 +10,7 @@ from comfy_api.latest import io, ui
 
 from ..pipeline.errors import InputError
 from ..pipeline.plan import Plan
+from ..pipeline.planning.rows import MOST
 from . import sockets
 from .comfyui.plan_preview import plan_images
 from .comfyui.planning import make_plan, remember
@@ -39,14 +40,27 @@ class GLMImagePlan(io.ComfyNode):
                     "count", default=1, min=1, max=MAX_COUNT, tooltip="Plans to make at once, each with its own seed."
                 ),
                 *reference_inputs("Image to edit or to take subjects from; any size up to 4:1. A batch is several."),
+                io.Int.Input(
+                    "plan_rows",
+                    default=0,
+                    min=0,
+                    max=MOST,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Tokens that go through the planner together, all but one drafts to be checked. 0 is what "
+                    "suits the device; 1 plans one by one, as older versions did.",
+                ),
             ],
             outputs=[sockets.Plan.Output(display_name="plan")],
         )
 
     @classmethod
-    def execute(cls, planner, prompt, width, height, seed, temperature, top_p, count, **references) -> io.NodeOutput:
+    def execute(
+        cls, planner, prompt, width, height, seed, temperature, top_p, count, plan_rows=0, **references
+    ) -> io.NodeOutput:
         images = reference_images(references)
         choices = {"seed": seed, "count": count, "temperature": temperature, "top_p": top_p}
+        choices["plan_rows"] = plan_rows or None
         settings = (prompt, height, width, *choices.values(), planner.guide, *map(digest, images))
         make = partial(make_plan, planner, prompt, height, width, **choices, images=images)
         return io.NodeOutput(remember(planner, settings, make))

@@ -152,6 +152,7 @@ class GlmImage:
         top_p: float | None = None,
         *,
         count: int = 1,
+        plan_rows: int | None = None,
         layout: Layouts | None = None,
         controls: dict[str, GridControl] | None = None,
         progress: Progress | None = None,
@@ -161,7 +162,7 @@ class GlmImage:
         `layout` (a `Layout`, a `LayoutControl` with strengths, or a list with one for each image) favours or imposes
         its texts' tokens in their boxes. `controls` may bias or force any tokens.
         """
-        request = PlanRequest(prompt, height, width, images, seed, count, temperature, top_p)
+        request = PlanRequest(prompt, height, width, images, seed, count, temperature, top_p, plan_rows)
         return self.make_plan(request, layout, controls, progress)
 
     def make_plan(
@@ -318,6 +319,7 @@ class GlmImage:
         temperature: float | None = None,
         top_p: float | None = None,
         count: int = 1,
+        plan_rows: int | None = None,
         layout: Layouts | None = None,
         noise: torch.Tensor | None = None,
         progress: Progress | None = None,
@@ -329,7 +331,7 @@ class GlmImage:
         is planned.
         """
         plan_seed = seed if plan_seed is None else plan_seed
-        request = PlanRequest(prompt, height, width, images, plan_seed, count, temperature, top_p)
+        request = PlanRequest(prompt, height, width, images, plan_seed, count, temperature, top_p, plan_rows)
         options = DenoiseOptions.of(steps=steps, guidance_scale=guidance_scale, seed=seed, **settings)
         self.check(request, options, layout, noise)
         plan = self.make_plan(request, layout, progress=progress)

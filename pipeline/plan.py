@@ -50,7 +50,8 @@ class Plan:
 
     `prior_token_ids_d32`: int64 (B, h*w) on the CPU, each in 0..codebook_size-1.
     `preview_token_ids`: int64 (B, ph*pw), or None for plans with references, which have no preview.
-    `seed`: the plan seed of the first row; row k was drawn with seed + k.
+    `seed`: the plan seed of the first row; row k was sampled with seed + k.
+    `plan_rows`: tokens a pass of the planner that would plan the same again (1 in float32, where any number does).
     """
 
     prior_token_ids_d32: torch.Tensor
@@ -61,6 +62,7 @@ class Plan:
     preview_token_ids: torch.Tensor | None = None
     preview_grid: tuple[int, int] | None = None
     references: list[Reference] = field(default_factory=list)
+    plan_rows: int = 1  # also of older files
 
     def __post_init__(self):
         _check_grid("grid", self.grid)
@@ -68,6 +70,7 @@ class Plan:
         _check_prompts(self.prompts)
         _check_whole("codebook_size", self.codebook_size, range(1, 2**31))
         _check_whole("seed", self.seed, range(SEEDS.start, SEEDS.stop - len(self.prompts) + 1))
+        _check_whole("plan_rows", self.plan_rows, range(1, MAX_ROWS + 1))
         self._check_tokens("prior_token_ids_d32", self.prior_token_ids_d32, self.grid)
         if self.preview_token_ids is not None:
             _check_grid("preview_grid", self.preview_grid)
@@ -114,6 +117,7 @@ class Plan:
             preview,
             self.preview_grid,
             self.references,
+            self.plan_rows,
         )
 
     def save(self, path: str | os.PathLike) -> None:
@@ -130,6 +134,7 @@ class Plan:
             "codebook_size": self.codebook_size,
             "prompts": self.prompts,
             "seed": self.seed,
+            "plan_rows": self.plan_rows,
             "references": [reference.grid for reference in self.references],
         }
         metadata = {"format": FORMAT, "version": str(VERSION), "plan": json.dumps(about, ensure_ascii=False)}
@@ -163,6 +168,7 @@ class Plan:
             tensors.get("preview_token_ids"),
             None if about["preview_grid"] is None else tuple(about["preview_grid"]),
             references,
+            about.get("plan_rows", 1),
         )
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from comfyui_glm_image.pipeline.errors import InputError
 from comfyui_glm_image.pipeline.plan import Plan, Reference, upsample_tokens
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 
@@ -19,7 +20,7 @@ def tokens(rows, grid, codebook=50, seed=0):
 def plan():
     reference = Reference(torch.zeros(64, 32, 3, dtype=torch.uint8), tokens(1, (2, 1))[0], (2, 1))
     prompts = ["a cat", 'ein "Grüß Gott" 日本']
-    return Plan(tokens(2, (2, 3)), (2, 3), 50, prompts, 7, tokens(2, (13, 19)), (13, 19), [reference])
+    return Plan(tokens(2, (2, 3)), (2, 3), 50, prompts, 7, tokens(2, (13, 19)), (13, 19), [reference], 16)
 
 
 def equal(a, b):
@@ -34,6 +35,18 @@ def test_a_plan_comes_back_whole(plan, tmp_path):
     assert torch.equal(loaded.preview_token_ids, plan.preview_token_ids)
     assert torch.equal(loaded.references[0].pixels, plan.references[0].pixels)
     assert loaded.references[0].grid == (2, 1)
+    assert loaded.plan_rows == 16
+
+
+def test_plans_of_older_files_were_planned_one_by_one(plan, tmp_path):
+    path = tmp_path / "plan.safetensors"
+    plan.save(path)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    about = json.loads(metadata["plan"])
+    del about["plan_rows"]
+    save_file(load_file(path), path, {**metadata, "plan": json.dumps(about)})
+    assert Plan.load(path).plan_rows == 1
 
 
 def test_sizes_and_patch_tokens(plan):

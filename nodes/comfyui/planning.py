@@ -15,7 +15,9 @@ from ...pipeline.models.kv_cache import BUCKET, cache_nbytes
 from ...pipeline.plan import Plan
 from ...pipeline.planning import make_plan as pipeline_plan
 from ...pipeline.planning.controls import GridControl
-from ...pipeline.planning.make_plan import PlanRequest
+from ...pipeline.planning.make_plan import PlanRequest, PreparedPlan
+from ...pipeline.planning.rows import WIDEST
+from ...pipeline.planning.window_step import noise_nbytes
 from .images import to_pil
 from .plan_preview import PREVIEW_SIDE, draw_tokens
 from .planner import PlannerPart
@@ -34,18 +36,19 @@ def make_plan(
     count: int = 1,
     temperature: float | None = None,
     top_p: float | None = None,
+    plan_rows: int | None = None,
     images: Sequence[torch.Tensor] = (),
     controls: dict[str, GridControl] | None = None,
 ) -> Plan:
     """Plan `count` images, the k-th with seed + k. `images` are references, (H, W, 3) in 0..1 each.
 
-    Loads the planner, shows progress and the plan as it grows at the running node, and stops within a token when
-    the user interrupts.
+    Loads the planner, shows progress and the plan as it grows at the running node, and stops within a pass when the
+    user interrupts.
     """
     pictures = [to_pil(image) for image in images]
-    request = PlanRequest(prompt, height, width, pictures, seed, count, temperature, top_p)
+    request = PlanRequest(prompt, height, width, pictures, seed, count, temperature, top_p, plan_rows)
     prepared = part.settings.prepare(request)
-    _load(part, prepared.prompt_length + prepared.planned, count)
+    _load(part, prepared)
     device = part.patcher.load_device
     with current(device):
         if part.guide:
@@ -57,7 +60,7 @@ def make_plan(
             part.module.compute_dtype,
             controls=controls,
             progress=Watch(part, prepared.grids, prepared.planned),
-            before_token=comfy.model_management.throw_exception_if_processing_interrupted,
+            before_pass=comfy.model_management.throw_exception_if_processing_interrupted,
         )
 
 
@@ -74,9 +77,11 @@ def remember(part: PlannerPart, settings: tuple, make: Callable[[], Plan]) -> Pl
     return part.plans[settings]
 
 
-def _load(part: PlannerPart, length: int, count: int) -> None:
-    """Bring the planner to its device with room for caches of `length` tokens for the prompt and every image."""
-    kept = cache_nbytes(part.config.text_config, 1 + count, length + BUCKET, part.module.compute_dtype)
+def _load(part: PlannerPart, prepared: PreparedPlan) -> None:
+    """Bring the planner to its device with room for the prompt's cache, and each image's cache and noise."""
+    count, length = prepared.request.rows, prepared.prompt_length + prepared.planned + BUCKET
+    kept = cache_nbytes(part.config.text_config, 1 + count, length, part.module.compute_dtype)
+    kept += noise_nbytes(part.config, count, prepared.planned, WIDEST, prepared.sampling)
     comfy.model_management.load_models_gpu([part.patcher], memory_required=kept)
 
 
@@ -89,13 +94,15 @@ class Watch:
         self.colours = part.codebook_colours
         height, width = grids.get("preview", (0, 0))
         self.skipped = height * width  # tokens before the full grid
+        self.shown = 0  # tokens in the last picture
 
     def __call__(self, done: int, total: int, stage: str, grid: str, tokens: torch.Tensor | None = None) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
         if stage != "plan":
             return
         picture = None
-        if done % PREVIEW_EVERY == 0 or done == total:
+        if done // PREVIEW_EVERY > self.shown // PREVIEW_EVERY or done == total:
+            self.shown = done
             start = self.skipped if grid == "full" else 0
             picture = ("JPEG", draw_tokens(tokens[:, start:], self.grids[grid], self.colours), PREVIEW_SIDE)
         self.bar.update_absolute(done, self.total, picture)

@@ -11,11 +11,11 @@ import torch
 from ..geometry import preview_grid, token_grid
 from ..loading.checkpoint import PLANNER
 from ..models.kv_cache import cache_nbytes
-from ..planning.decode_step import new_step
 from ..planning.generate import decode
 from ..planning.graphs import GraphRunner
 from ..planning.prefill import prefill
 from ..planning.prompt import EncodedPrompt, PromptBatch, collate
+from ..planning.steps import new_step
 from . import peers
 from .case import META, SAMPLING, Bench, Case, Stage
 from .models import weight_bytes

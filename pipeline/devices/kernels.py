@@ -5,12 +5,24 @@ the first tensor comes. Shapes: `B` batch, `H` heads, `L` tokens, `D` head dim, 
 """
 
 import functools
+import math
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 
-NAMES = {"attention", "rms_norm", "rope", "swiglu", "gelu", "gelu_tanh", "modulated_norm", "int8_linear"}
+NAMES = {
+    "attention",
+    "window_mask",
+    "window_attention",
+    "rms_norm",
+    "rope",
+    "swiglu",
+    "gelu",
+    "gelu_tanh",
+    "modulated_norm",
+    "int8_linear",
+}
 FEW_ROWS = 32  # up to which a CPU multiplies 8-bit weights faster than it widens them
 _REGISTERED: dict[str, dict[str, Callable]] = {}  # device type -> public name -> that device's implementation
 _PLAIN: dict[str, Callable] = {}
@@ -46,6 +58,19 @@ def attention(
     float position bias there. `scale` defaults to 1/sqrt(D). Query heads share keys in consecutive groups.
     """
     return _implementation("attention", q, _attention)(q, k, v, mask, scale)
+
+
+def window_mask(mask: torch.Tensor, group: int, dtype: torch.dtype) -> torch.Tensor:
+    """(B, 1, L, Lk) bool, True where a key may be seen -> what `window_attention` of all layers takes.
+
+    `group` query heads share a key head; `dtype` is the queries'.
+    """
+    return _implementation("window_mask", mask, plain_window_mask)(mask, group, dtype)
+
+
+def window_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """`attention` of few queries (B, H, L, D) that see different keys, with a mask of `window_mask`."""
+    return _implementation("window_attention", q, plain_window_attention)(q, k, v, mask)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -91,6 +116,18 @@ def int8_linear(
 def _attention(q, k, v, mask, scale):
     grouped = q.shape[1] != k.shape[1]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped)
+
+
+def plain_window_mask(mask, group, dtype):
+    """As amounts to add, which torch would otherwise make of a boolean mask in every layer."""
+    amounts = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -math.inf)
+    return amounts.repeat(1, 1, group, 1)
+
+
+def plain_window_attention(q, k, v, mask):
+    """Heads that share a key head, each with all its rows, are queries of one head: keys are never repeated."""
+    folded = q.reshape(len(q), k.shape[1], -1, q.shape[-1])
+    return attention(folded, k, v, mask).view(q.shape)
 
 
 def _rms_norm(x, weight, eps):

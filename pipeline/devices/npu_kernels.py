@@ -54,6 +54,28 @@ def _decode(q, k, v, forbidden, scale):
     return out.view(q.shape)
 
 
+def window_mask(mask, group, dtype):
+    """Half types only, since the kernel takes no others: where a key may not be seen, in one piece."""
+    return ~mask.contiguous() if dtype in HALVES else kernels.plain_window_mask(mask, group, dtype)
+
+
+def window_attention(q, k, v, mask):
+    """By the inference kernel, which unlike the training one can be captured and takes several queries a head."""
+    if q.dtype not in HALVES:
+        return kernels.plain_window_attention(q, k, v, mask)
+    out, _ = npu.npu_fused_infer_attention_score(
+        q.contiguous(),
+        k.contiguous(),
+        v.contiguous(),
+        atten_mask=mask,
+        num_heads=q.shape[1],
+        num_key_value_heads=k.shape[1],
+        scale=q.shape[-1] ** -0.5,
+        input_layout="BNSD",
+    )
+    return out
+
+
 def sliced_attention(q, k, v, mask, scale):
     """`kernels.attention` for chips without a fused kernel, in pieces that bound the memory of the scores."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
@@ -114,6 +136,8 @@ def int8_linear(x, weight, scale, bias):
 
 FUSED = {
     "attention": attention,
+    "window_mask": window_mask,
+    "window_attention": window_attention,
     "rms_norm": rms_norm,
     "rope": rope,
     "swiglu": swiglu,

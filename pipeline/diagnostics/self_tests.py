@@ -10,12 +10,13 @@ from ..devices.capabilities import capabilities
 from ..devices.memory import is_out_of_memory
 from ..models.config import GenerationConfig
 from ..models.planner import Planner
-from ..planning.decode_step import new_step
 from ..planning.generate import decode
 from ..planning.graphs import GraphRunner
 from ..planning.prefill import prefill
+from ..planning.steps import new_step
 from .tiny_models import planner_config, prompt_batch
 
+ROWS = 4  # of a pass of the planner
 LIMITS = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 
@@ -82,9 +83,9 @@ def graph_agrees(device: torch.device) -> tuple[str | None, bool, int]:
     planner.fuse()
     sampling, prefix = GenerationConfig(0.9, 0.75), prefill(planner, prompt_batch(), device)
     graphs = GraphRunner(planner, device)
-    step = new_step(planner, prefix, sampling, 1)
-    captured = decode(planner, prefix, sampling, [0], step=step, run=graphs)["full"]
-    eager = decode(planner, prefix, sampling, [0])["full"]
+    step = new_step(planner, prefix, sampling, 1, ROWS)
+    captured = decode(planner, prefix, sampling, [0], rows=ROWS, step=step, run=graphs)["full"]
+    eager = decode(planner, prefix, sampling, [0], rows=ROWS)["full"]
     replays, reason = graphs.replays, graphs.reason
     graphs.release()
     return reason, torch.equal(captured, eager), replays

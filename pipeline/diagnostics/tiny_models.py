@@ -13,11 +13,13 @@ from ..models.int8 import quantise
 from ..models.planner import Planner
 from ..models.transformer import Dit
 from ..models.vae import Vae
+from ..planning.controls import Steering
 from ..planning.decode_step import DecodeStep
 from ..planning.prefill import Prefix, prefill
 from ..planning.prompt import PromptBatch
+from ..planning.window_step import WindowStep
 
-PROMPT, PLANNED = 12, 8
+PROMPT, PLANNED, ROWS = 12, 8, 4
 GRID = (4, 4)  # decoder patches
 
 Part = tuple[str, bool, Callable[[], object]]
@@ -86,14 +88,25 @@ def planner_parts(device: torch.device, dtype: torch.dtype) -> Iterator[Part]:
     yield "planner: first token", False, lambda: step.first(prefix.logits)
     yield "planner: token", True, lambda: step.eager(1)
     yield "planner: token for a graph", True, lambda: step.captured(step.cache.capacity)
+    window = new_window(planner, prefix, sampling)
+    yield "planner: first window", False, lambda: window.first(prefix.logits)
+    yield "planner: window for a graph", True, lambda: window.captured(window.cache.capacity)
     small = new_step(quantise(copy.deepcopy(planner)), prefix, sampling)
     yield "planner: token by 8-bit weights", True, lambda: small.captured(small.cache.capacity)
 
 
 def new_step(planner: Planner, prefix: Prefix, sampling: GenerationConfig) -> DecodeStep:
     capacity = PROMPT + PLANNED
-    step = DecodeStep(planner, sampling, rows=1, capacity=capacity, planned=PLANNED, device=prefix.logits.device)
+    step = DecodeStep(planner, sampling, batch=1, capacity=capacity, planned=PLANNED, device=prefix.logits.device)
     step.start(prefix)
+    return step
+
+
+def new_window(planner: Planner, prefix: Prefix, sampling: GenerationConfig) -> WindowStep:
+    sizes = {"batch": 1, "capacity": PROMPT + PLANNED + ROWS, "planned": PLANNED, "device": prefix.logits.device}
+    step = WindowStep(planner, sampling, rows=ROWS, **sizes)
+    ids = torch.zeros(1, PLANNED, dtype=torch.long)
+    step.start(prefix, Steering(forced=ids - 1, biased=ids, bias=ids.float()))  # whose operators a graph always has
     return step
 
 

@@ -84,7 +84,6 @@ def plan_controls(
     layout: Layout,
     tokens: dict[str, torch.Tensor],
     grids: dict[str, tuple[int, int]],
-    codebook: int,
 ) -> dict[str, GridControl]:
     """Controls for `generate.decode` from the sketch's tokens on each grid; none when it is off."""
     if not control.active:
@@ -98,7 +97,7 @@ def plan_controls(
         if control.mode == "force":
             controls[name] = _forced(tokens[name], weights)
         else:
-            controls[name] = _biased(tokens[name], control.strength * weights, codebook)
+            controls[name] = _biased(tokens[name], control.strength * weights)
     return controls
 
 
@@ -107,17 +106,8 @@ def _forced(tokens: torch.Tensor, weights: torch.Tensor) -> GridControl:
     return GridControl(forced=torch.where(mask, tokens, 0), forced_mask=mask)
 
 
-def _biased(tokens: torch.Tensor, weights: torch.Tensor, codebook: int) -> GridControl:
-    ids, amounts = tokens.tolist(), weights.tolist()
-
-    def bias(position: int) -> torch.Tensor | None:
-        if amounts[position] == 0:
-            return None
-        row = torch.zeros(codebook)
-        row[ids[position]] = amounts[position]
-        return row
-
-    return GridControl(logit_bias=bias)
+def _biased(tokens: torch.Tensor, weights: torch.Tensor) -> GridControl:
+    return GridControl(biased=tokens, bias=weights)
 
 
 def replan_controls(plan: Plan, layout: Layout) -> dict[str, GridControl]:
@@ -143,8 +133,8 @@ def merge_controls(kept: dict[str, GridControl], sketched: dict[str, GridControl
             mask = mask | control.forced_mask
         elif control.forced is not None:
             forced, mask = control.forced, control.forced_mask
-        bias = base.logit_bias if control.logit_bias is None else control.logit_bias
-        merged[name] = GridControl(bias, forced, mask)
+        biased = base if control.biased is None else control
+        merged[name] = GridControl(forced, mask, biased.biased, biased.bias)
     return merged
 
 

@@ -79,31 +79,25 @@ def plan_controls_for(
     """Controls of every grid for `make_plan`; the planner's vision tokenizer reads the sketches."""
     if not rows or not rows[0].plan.active:
         return {}
-    request, codebook = prepared.request, prepared.config.vq_config.num_embeddings
+    request = prepared.request
     made: dict[int, dict[str, GridControl]] = {}
     for one in rows:
         if id(one) not in made:
             picture = one.picture(request.height, request.width)
             tokens = sketch_tokens(planner, picture, prepared.grids, processor, device, dtype)
-            made[id(one)] = plan_controls(one.plan, one.layout, tokens, prepared.grids, codebook)
+            made[id(one)] = plan_controls(one.plan, one.layout, tokens, prepared.grids)
     if len(made) == 1:
         return made[id(rows[0])]
-    return {name: _stacked([made[id(one)][name] for one in rows], codebook) for name in made[id(rows[0])]}
+    return {name: _stacked([made[id(one)][name] for one in rows]) for name in made[id(rows[0])]}
 
 
-def _stacked(controls: list[GridControl], codebook: int) -> GridControl:
+def _stacked(controls: list[GridControl]) -> GridControl:
     """Controls of one grid for each image -> one control of the batch."""
     if controls[0].forced is not None:
         forced, masks = zip(*((control.forced, control.forced_mask) for control in controls))
         return GridControl(forced=torch.stack(forced), forced_mask=torch.stack(masks))
-
-    def bias(position: int) -> torch.Tensor | None:
-        rows = [control.bias_at(position) for control in controls]
-        if all(row is None for row in rows):
-            return None
-        return torch.stack([torch.zeros(codebook) if row is None else row for row in rows])
-
-    return GridControl(logit_bias=bias)
+    biased, bias = zip(*((control.biased, control.bias) for control in controls))
+    return GridControl(biased=torch.stack(biased), bias=torch.stack(bias))
 
 
 def attention_mask_for(rows: list[LayoutControl], texts: list[list[str]], height: int, width: int):

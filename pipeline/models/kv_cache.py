@@ -1,8 +1,9 @@
 """The planner's keys and values, allocated once and written in place.
 
 Nothing is ever concatenated or moved: a step writes its token's keys at its own slot and reads the slots in use.
-A position is a Python int (eager: the read covers exactly the used slots) or a one-element tensor on the cache's
-device (captured graphs: the read covers a fixed length, and the caller masks the slots not written yet).
+A position is a Python int (eager: the read covers exactly the used slots) or on the cache's device, where captured
+graphs take it from: one element for all plans, or the slots of several tokens of each plan, which stand where it does.
+The read then covers a fixed length, and the caller masks the slots not written yet.
 Shapes: B batch, L slots, D head dim.
 """
 
@@ -49,13 +50,18 @@ class KVCache:
     def update(
         self, layer: int, keys: torch.Tensor, values: torch.Tensor, position: int | torch.Tensor, read: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write (B, kv_heads, n, D) from slot `position` on -> that layer's first `read` slots, as views."""
+        """Write (B, kv_heads, n, D) from slot `position` on -> that layer's first `read` slots, as views.
+
+        A `position` of the shape of `keys` names each number's own slot.
+        """
         cached = self.keys[layer], self.values[layer]
         for slots, new in zip(cached, (keys, values)):
             if isinstance(position, int):
                 slots.narrow(2, position, new.shape[2]).copy_(new)
-            else:
+            elif position.ndim == 1:
                 slots.index_copy_(2, position, new)
+            else:
+                slots.scatter_(2, position, new)
         return cached[0].narrow(2, 0, read), cached[1].narrow(2, 0, read)
 
     def take_prefix(self, other: "KVCache", length: int) -> None:

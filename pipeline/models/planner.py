@@ -39,6 +39,9 @@ class Attention(nn.Module):
         v = v.view(batch, length, self.kv_heads, self.head_dim).transpose(1, 2)
         q, k = qk.split((self.heads, self.kv_heads), dim=1)
         k, v = cache.update(layer, k, v, position, read)
+        if isinstance(position, torch.Tensor) and position.ndim > 1:
+            out = kernels.window_attention(q, k, v, mask)
+            return self.o_proj(out.transpose(1, 2).reshape(batch, length, -1))
         if length == 1:
             # Query heads that share a key head become queries of one head: keys are read once and never repeated.
             q = q.reshape(batch, self.kv_heads, -1, self.head_dim)
@@ -148,14 +151,17 @@ class Planner(nn.Module):
         cache: KVCache,
         position: int | torch.Tensor,
         read: int,
+        every_row: bool = False,
     ) -> torch.Tensor:
         """(B, L) ids at slots from `position` on -> (B, vision vocabulary) logits after the last of them.
 
         `mask` is boolean and broadcasts to (B, heads, L, read); None sees all `read` slots. `tables` come from
-        `rope_tables`. One token with a tensor `position` has static shapes and no host sync.
+        `rope_tables`. A tensor `position` has static shapes and no host sync: one element for one token, or for a
+        window of each plan the slots as `KVCache.update` takes them, with a mask of `kernels.window_mask`.
+        `every_row` gives the logits (B, L, vision vocabulary) after each token.
         """
         hidden = self.model.language_model(ids, *tables, mask, cache, position, read)
-        return self.lm_head(hidden[:, -1])
+        return self.lm_head(hidden if every_row else hidden[:, -1])
 
     def new_cache(self, batch: int, capacity: int, device: torch.device | str) -> KVCache:
         """An empty cache in the dtype of the hidden states, which is the norms' (never a quantised one)."""

@@ -1,8 +1,8 @@
-"""The CPU decode fast path: one token of every plan, where calling an operator costs more than small ones compute.
+"""The CPU decode fast path: one token of every plan or a few, where calls cost more than small operators compute.
 
 It is `Planner.forward` with other roundings and half the calls: no modules, the rotation as one product for all
 heads, keys and values sliced once for all layers, each half's sum taken inside its last norm.
-Shapes: B plans, H hidden size, D head dim, R rotary channels of a head, N tokens to plan.
+Shapes: B plans, n rows of all plans, H hidden size, D head dim, R rotary channels of a head, N tokens to plan.
 """
 
 from collections.abc import Callable
@@ -43,8 +43,11 @@ class CpuDecode:
         self.layers, self.head = [_layer(layer) for layer in model.layers], product(planner.lm_head.weight)
         self.heads, self.kv_heads, self.head_dim = text.num_attention_heads, text.num_key_value_heads, text.head_dim
         self.eps = text.rms_norm_eps
-        self.cos, self.sin = (_padded(table, text.head_dim, rest) for table, rest in zip(tables, (1.0, 0.0)))
+        cos, sin = (_padded(table, text.head_dim, rest) for table, rest in zip(tables, (1.0, 0.0)))
+        self.cos, self.sin = cos.unbind(2), sin.unbind(2)
+        self.flat = torch.cat((cos, sin), dim=-1).flatten(0, 2)[:, None]  # (B * N, 1, 2D)
         self.straight, self.across = _rotation_parts(text.head_dim, tables[0].shape[-1])
+        self.plans = torch.arange(cache.batch)[:, None]
 
     @staticmethod
     def suits(planner, device: torch.device) -> bool:
@@ -58,30 +61,75 @@ class CpuDecode:
 
         `mask` (B, 1, 1, slot + 1) is True where a key may be seen; None sees all.
         """
-        x = F.embedding(ids, self.embedding)
         rotation = torch.addcmul(self.straight * self.cos[k], self.across, self.sin[k])
         written = self.cache.slots.select(4, slot).flatten(0, 1).unbind()
-        read = self.cache.slots.narrow(4, 0, slot + 1).flatten(0, 1).unbind()
+
+        def write(i: int, k: torch.Tensor, v: torch.Tensor) -> None:
+            written[2 * i].copy_(k)
+            written[2 * i + 1].copy_(v)
+
+        return self._run(ids, rotation, write, slot + 1, mask)
+
+    def window(
+        self, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor, slots: torch.Tensor, read: int
+    ) -> torch.Tensor:
+        """Ids (B, W) of W tokens of each plan, whose keys go to `slots` (B, W) -> (B, W, vision vocabulary) logits.
+
+        `positions` (B * W,) count tokens through all plans, N to each; `mask` is of `kernels.window_mask`.
+        """
+        cos, sin = self.flat.index_select(0, positions).chunk(2, dim=-1)
+        rotation = torch.addcmul(self.straight * cos, self.across, sin)
+        write = self._writer(slots)
+        return self._run(ids.flatten(), rotation, write, read, mask).view(*ids.shape, -1)
+
+    def _writer(self, slots: torch.Tensor) -> Callable[[int, torch.Tensor, torch.Tensor], None]:
+        """Puts keys and values (B * W, kv_heads, D) of a layer where their slots are, which follow each other."""
+        if len(slots) == 1:
+            written = self.cache.slots.narrow(4, int(slots[0, 0]), slots.shape[1]).flatten(0, 1).unbind()
+
+            def write(i: int, k: torch.Tensor, v: torch.Tensor) -> None:
+                written[2 * i].copy_(k.transpose(0, 1))
+                written[2 * i + 1].copy_(v.transpose(0, 1))
+
+        else:
+            where = self.plans, slice(None), slots
+
+            def write(i: int, k: torch.Tensor, v: torch.Tensor) -> None:
+                self.cache.keys[i][where] = k.unflatten(0, slots.shape)
+                self.cache.values[i][where] = v.unflatten(0, slots.shape)
+
+        return write
+
+    def _run(self, ids: torch.Tensor, rotation, write, read: int, mask) -> torch.Tensor:
+        """Ids (n,), n / B of each plan, their rotations (n, D, D) -> (n, vision vocabulary) logits."""
+        x = F.embedding(ids, self.embedding)
+        seen = self.cache.slots.narrow(4, 0, read).flatten(0, 1).unbind()
         for i, layer in enumerate(self.layers):
-            slots = (*written[2 * i : 2 * i + 2], *read[2 * i : 2 * i + 2])
-            half = self._attention(self._normed(x, layer.input_norm), layer, rotation, slots, mask)
+            q, k, v = self._project(self._normed(x, layer.input_norm), layer, rotation)
+            write(i, k, v)
+            half = layer.out(self._attention(q, seen[2 * i], seen[2 * i + 1], mask))
             x = torch.addcmul(x, kernels.unit_rms(half, self.eps), layer.attention_norm)
             gate, up = layer.gate_up(self._normed(x, layer.mlp_norm)).chunk(2, dim=-1)
             half = layer.down(F.silu(gate).mul_(up))
             x = torch.addcmul(x, kernels.unit_rms(half, self.eps), layer.post_mlp_norm)
         return self.head(self._normed(x, self.norm))
 
-    def _attention(self, x, layer: Layer, rotation, slots, mask) -> torch.Tensor:
-        """(B, H) -> (B, H); `slots`: this token's key and value to write, and all keys and values to read."""
-        key, value, keys, values = slots
+    def _project(self, x: torch.Tensor, layer: Layer, rotation) -> tuple[torch.Tensor, ...]:
+        """(n, H) -> rotated queries (n, heads, D) and keys, values (n, kv_heads, D)."""
         qkv = layer.qkv(x).view(len(x), -1, self.head_dim)
         qk, v = qkv.split((self.heads + self.kv_heads, self.kv_heads), dim=1)
-        q, k = torch.bmm(qk, rotation).split((self.heads, self.kv_heads), dim=1)
-        key.copy_(k)
-        value.copy_(v)
-        q = q.reshape(len(x), self.kv_heads, -1, self.head_dim)
+        return *torch.bmm(qk, rotation).split((self.heads, self.kv_heads), dim=1), v
+
+    def _attention(self, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask) -> torch.Tensor:
+        """(n, heads, D) queries over (B, kv_heads, S, D) -> (n, H). Heads that share a key head are queries of it."""
+        width = len(q) // len(keys)
+        if width == 1:
+            q = q.reshape(len(q), self.kv_heads, -1, self.head_dim)
+            return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask).reshape(len(q), -1)
+        group = self.heads // self.kv_heads
+        q = q.view(-1, width, self.kv_heads, group, self.head_dim).permute(0, 2, 3, 1, 4).flatten(2, 3)
         out = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
-        return layer.out(out.reshape(len(x), -1))
+        return out.unflatten(2, (group, width)).permute(0, 3, 1, 2, 4).reshape(len(keys) * width, -1)
 
     def _normed(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return kernels.unit_rms(x, self.eps).mul_(weight)
@@ -108,9 +156,9 @@ def _layer(layer) -> Layer:
     )
 
 
-def _padded(table: torch.Tensor, head_dim: int, value: float) -> tuple[torch.Tensor, ...]:
-    """(B, 1, N, R) -> N times (B, 1, D), `value` for the channels that do not rotate."""
-    return F.pad(table, (0, head_dim - table.shape[-1]), value=value).unbind(2)
+def _padded(table: torch.Tensor, head_dim: int, value: float) -> torch.Tensor:
+    """(B, 1, N, R) -> (B, 1, N, D), `value` for the channels that do not rotate."""
+    return F.pad(table, (0, head_dim - table.shape[-1]), value=value)
 
 
 def _rotation_parts(head_dim: int, rotary: int) -> tuple[torch.Tensor, torch.Tensor]:

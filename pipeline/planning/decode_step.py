@@ -6,21 +6,21 @@ Shapes: B images, N tokens to plan, V codebook size, S cache slots read.
 import torch
 
 from ..models.config import GenerationConfig
-from ..models.kv_cache import BUCKET, bucket_length
+from ..models.kv_cache import bucket_length
 from ..models.planner import Planner
 from ..models.planner_cpu import CpuDecode
+from .controls import FREE, Steering, add_bias
 from .prefill import Prefix
-from .sampling import warp
+from .sampling import Noise, choose
 
 NOISE_ROWS = 32  # tokens whose noise is made and sent at once
+NOTHING = Steering()
 
 
-class DecodeStep:
-    """One token for each of `rows` images: the planner, the choice of a token, and every buffer they use.
+class Step:
+    """What steps of one token and of several have in common: a cache, and buffers with `room` behind the last token.
 
-    Nothing in a step depends on a value on the device and no shape changes, so `captured` can become a graph: it
-    takes its position from `index` and moves it on. `eager` does the same for a Python position and reads exactly
-    the slots in use. `start` rewrites all buffers in place for another prompt, seed or control.
+    `start` rewrites them in place for another prompt, seed or control, since captured graphs read fixed addresses.
     """
 
     def __init__(
@@ -28,71 +28,89 @@ class DecodeStep:
         planner: Planner,
         sampling: GenerationConfig,
         *,
-        rows: int,
+        batch: int,
         capacity: int,
         planned: int,
         device: torch.device | str,
-        biased: bool = False,
+        room: int = 0,
     ):
-        text = planner.config.text_config
-        codebook = planner.config.vq_config.num_embeddings
-        rotary = int(text.head_dim * text.rope_parameters.partial_rotary_factor)
-        self.planner, self.sampling, self.planned, self.codebook = planner, sampling, planned, codebook
-        self.cache = planner.new_cache(rows, capacity, device)
-        self.tokens = torch.zeros(rows, planned, dtype=torch.long, device=device)
-        self.forced = torch.zeros_like(self.tokens)
-        self.forced_mask = torch.zeros_like(self.tokens, dtype=torch.bool)
-        self.tables = tuple(torch.zeros(rows, 1, planned, rotary, device=device) for _ in range(2))
-        self.visible = torch.ones(rows, 1, 1, capacity, dtype=torch.bool, device=device)
+        self.planner, self.sampling, self.planned = planner, sampling, planned
+        self.codebook = planner.config.vq_config.num_embeddings
+        self.cache = planner.new_cache(batch, capacity, device)
+        self.forced = torch.full((batch, planned + room), FREE, device=device)
+        self.biased = torch.zeros_like(self.forced)
+        self.bias = torch.zeros(batch, planned + room, device=device)
+        self.visible = torch.ones(batch, 1, 1, capacity, dtype=torch.bool, device=device)
         self.slots = torch.arange(capacity, device=device)
-        self.index = torch.ones(1, dtype=torch.long, device=device)  # the token a captured step plans
         self.offset = torch.zeros(1, dtype=torch.long, device=device)  # the slot of token 0, on the device
         self.length = 0  # the same as a Python int
-        self.padded = self.any_forced = False
-        self.single: CpuDecode | None = None  # the planner's pass over one token, where there is a faster form
-        block = (min(NOISE_ROWS, planned), rows, codebook)
-        self.noise = None if sampling.temperature == 0 else torch.zeros(block, device=device)
-        self.bias = torch.zeros(block, device=device) if biased else None
+        self.padded = False
+        self.steering = NOTHING
+        self.fast: CpuDecode | None = None  # the planner's pass, where there is a faster form
 
     @property
-    def rows(self) -> int:
+    def batch(self) -> int:
         return self.cache.batch
 
-    def fits(self, prefix: Prefix, sampling: GenerationConfig, rows: int, biased: bool) -> bool:
-        """Whether `start` can take these; a prompt of another length may, as long as its plan has the same grids."""
-        planned = prefix.batch.decode_positions.shape[2]
-        made_for = (self.sampling, self.rows, self.planned, self.bias is not None)
-        return made_for == (sampling, rows, planned, biased) and prefix.length + planned <= self.cache.capacity
+    @property
+    def device(self) -> torch.device:
+        return self.slots.device
 
-    def start(self, prefix: Prefix, forced: torch.Tensor | None = None, forced_mask: torch.Tensor | None = None):
-        """Copy a prefix (of one row for all, or of one a row) and the forced tokens (B, N) in; the next token is 0."""
-        batch = prefix.batch
+    def start(self, prefix: Prefix, steering: Steering = NOTHING) -> None:
+        """Copy in a prefix (of one prompt for all images, or of one for each) and what is imposed on the plan."""
+        prompts = prefix.batch
         self.cache.take_prefix(prefix.cache, prefix.length)
-        self.length, self.padded = prefix.length, batch.padded
+        self.length, self.padded, self.steering = prefix.length, prompts.padded, steering
         self.offset.fill_(prefix.length)
-        self.index.fill_(1)
         self.visible.fill_(True)
-        self.visible[..., : prefix.length] = batch.mask[:, None, None].to(self.visible.device)
-        for table, new in zip(self.tables, self.planner.rope_tables(batch.decode_positions)):
+        self.visible[..., : prefix.length] = prompts.mask[:, None, None].to(self.device)
+        self.forced.fill_(FREE)
+        self.bias.zero_()
+        buffers = {"forced": self.forced, "biased": self.biased, "bias": self.bias}
+        for name, buffer in buffers.items():
+            given = getattr(steering, name)
+            if given is not None:
+                buffer[:, : self.planned].copy_(given)
+
+
+class DecodeStep(Step):
+    """One token for each image: the planner, the choice of a token, and every buffer they use.
+
+    Nothing in a step depends on a value on the device and no shape changes, so `captured` can become a graph: it
+    takes its position from `index` and moves it on. `eager` does the same for a Python position and reads exactly
+    the slots in use.
+    """
+
+    rows = 1
+
+    def __init__(self, planner: Planner, sampling: GenerationConfig, **sizes):
+        super().__init__(planner, sampling, **sizes)
+        text, device = planner.config.text_config, self.device
+        self.tokens = torch.zeros(self.batch, self.planned, dtype=torch.long, device=device)
+        rotary = int(text.head_dim * text.rope_parameters.partial_rotary_factor)
+        self.tables = tuple(torch.zeros(self.batch, 1, self.planned, rotary, device=device) for _ in range(2))
+        self.index = torch.ones(1, dtype=torch.long, device=device)  # the token a captured step plans
+        block = (min(NOISE_ROWS, self.planned), self.batch, self.codebook)
+        self.noise = None if sampling.temperature == 0 else torch.zeros(block, device=device)
+
+    def start(self, prefix: Prefix, steering: Steering = NOTHING) -> None:
+        super().start(prefix, steering)
+        self.index.fill_(1)
+        for table, new in zip(self.tables, self.planner.rope_tables(prefix.batch.decode_positions)):
             table.copy_(new)
-        suits = CpuDecode.suits(self.planner, self.tokens.device)
-        self.single = CpuDecode(self.planner, self.cache, self.tables) if suits else None
-        self.any_forced = forced is not None
-        self.forced_mask.zero_()
-        if forced is not None:
-            self.forced.copy_(forced)
-            self.forced_mask.copy_(forced_mask)
+        suits = CpuDecode.suits(self.planner, self.device)
+        self.fast = CpuDecode(self.planner, self.cache, self.tables) if suits else None
 
     def first(self, logits: torch.Tensor) -> None:
         """Choose token 0 from the prefix's logits (1 or B, V)."""
-        self._choose(logits.expand(self.rows, -1), 0)
+        self._choose(logits.expand(self.batch, -1), 0)
 
     def eager(self, k: int) -> None:
         """Plan token `k`, 1 or later, from token k - 1."""
         read = self.length + k
         mask = self.visible[..., :read] if self.padded else None
-        if self.single:
-            logits = self.single(self.tokens.select(1, k - 1), k - 1, mask, read - 1)
+        if self.fast:
+            logits = self.fast(self.tokens.select(1, k - 1), k - 1, mask, read - 1)
         else:
             tables = tuple(table.narrow(2, k - 1, 1) for table in self.tables)
             logits = self.planner(self.tokens.narrow(1, k - 1, 1), tables, mask, self.cache, read - 1, read)
@@ -114,30 +132,48 @@ class DecodeStep:
 
     def _choose(self, logits: torch.Tensor, k: int | torch.Tensor) -> None:
         """Write token `k` of every image from (B, V or more) logits."""
-        scores = logits[:, : self.codebook].float()
-        row = k % NOISE_ROWS
-        if self.bias is not None:
-            scores = scores + _row(self.bias, 0, row).squeeze(0)
-        if self.noise is not None:
-            scores = warp(scores, self.sampling) + _row(self.noise, 0, row).squeeze(0)
-        token = scores.argmax(dim=-1, keepdim=True)
-        if self.any_forced or not isinstance(k, int):
-            token = torch.where(_row(self.forced_mask, 1, k), _row(self.forced, 1, k), token)
-        if isinstance(k, int):
-            self.tokens.narrow(1, k, 1).copy_(token)
-        else:
+        logits, in_graph = logits[:, : self.codebook].float(), not isinstance(k, int)
+        if in_graph or self.steering.bias is not None:
+            logits = add_bias(logits, _column(self.biased, k), _column(self.bias, k))
+        noise = None if self.noise is None else _column(self.noise.transpose(0, 1), k % NOISE_ROWS).squeeze(1)
+        token = choose(logits, noise, self.sampling)[:, None]
+        if in_graph or self.steering.forced is not None:
+            forced = _column(self.forced, k)
+            token = torch.where(forced == FREE, token, forced)
+        if in_graph:
             self.tokens.index_copy_(1, k, token)
+        else:
+            self.tokens.narrow(1, k, 1).copy_(token)
 
 
-def _row(table: torch.Tensor, dim: int, k: int | torch.Tensor) -> torch.Tensor:
-    return table.narrow(dim, k, 1) if isinstance(k, int) else table.index_select(dim, k)
+def _column(table: torch.Tensor, k: int | torch.Tensor) -> torch.Tensor:
+    return table.narrow(1, k, 1) if isinstance(k, int) else table.index_select(1, k)
 
 
-def new_step(
-    planner: Planner, prefix: Prefix, sampling: GenerationConfig, rows: int, biased: bool = False
-) -> DecodeStep:
-    """Buffers for plans from this prefix, with room for prompts of similar length."""
-    planned = prefix.batch.decode_positions.shape[2]
-    capacity = -(-(prefix.length + planned) // BUCKET) * BUCKET
-    device = prefix.logits.device
-    return DecodeStep(planner, sampling, rows=rows, capacity=capacity, planned=planned, device=device, biased=biased)
+class BlockNoise:
+    """Keeps the noise of a `DecodeStep` ahead of it, made while the device is busy and sent without waiting."""
+
+    def __init__(self, step: DecodeStep, seeds):
+        self.step, self.noise = step, Noise(seeds, step.codebook)
+        self.ready = self._make(0)
+
+    def before(self, k: int) -> None:
+        """Send the block that begins with token `k`, if one does."""
+        if k % NOISE_ROWS == 0 and self.ready is not None:
+            self.step.noise[: len(self.ready)].copy_(self.ready, non_blocking=True)
+
+    def after(self, k: int) -> None:
+        """Make the next block once token `k`, the last of one, is under way: before anything waits for the device."""
+        if (k + 1) % NOISE_ROWS == 0:
+            self.ready = self._make(k + 1)
+
+    def _make(self, start: int) -> torch.Tensor | None:
+        left = self.step.planned - start
+        if self.step.noise is None or left <= 0:
+            return None
+        return sendable(self.noise.block(min(NOISE_ROWS, left)), self.step.device)
+
+
+def sendable(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A host tensor as it can be sent without waiting: only pinned memory is copied while the device works."""
+    return tensor if device.type == "cpu" else tensor.pin_memory()

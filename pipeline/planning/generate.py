@@ -1,10 +1,12 @@
-"""The loop of planning: token after token until every grid is complete.
+"""The loop of planning: pass after pass until every grid is complete.
 
 Inside a grid only codebook ids are possible and the number of tokens is fixed, so every plan is complete and in range.
 Shapes: B images, N tokens to plan, V codebook size.
 """
 
+import time
 from collections.abc import Callable, Sequence
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -12,12 +14,17 @@ from ..errors import InputError
 from ..models.config import GenerationConfig
 from ..models.planner import Planner
 from ..progress import Progress
-from .controls import GridControl, check_controls, forced_tokens, grid_at, grid_spans
-from .decode_step import NOISE_ROWS, DecodeStep, new_step
+from .controls import GridControl, check_controls, grid_at, grid_spans, steering
+from .decode_step import BlockNoise, DecodeStep, Step
 from .prefill import Prefix
-from .sampling import Noise, check_sampling
+from .readback import Readback
+from .rows import MeasuredRows, check_rows
+from .sampling import check_sampling
+from .steps import fits, new_step
+from .window_step import WindowNoise, WindowStep
 
-READ_EVERY = 16  # tokens between two progress reports on an accelerator, where each report waits for the device
+READ_EVERY = 16  # single tokens between two reports of progress on an accelerator, where each waits for the device
+_measured: WeakKeyDictionary = WeakKeyDictionary()  # planner -> {what was planned: rows that plan it fastest}
 
 
 @torch.no_grad()
@@ -29,71 +36,93 @@ def decode(
     *,
     controls: dict[str, GridControl] | None = None,
     progress: Progress | None = None,
-    read_every: int | None = None,
-    step: DecodeStep | None = None,
-    run: Callable[[DecodeStep, int], None] = DecodeStep.eager,
+    rows: int | None = None,
+    step: Step | None = None,
+    run: Callable[[Step, int], None] | None = None,
 ) -> dict[str, torch.Tensor]:
     """Plan one image for each seed -> {"preview": (B, ph*pw), "full": (B, h*w)} int64 ids on the CPU.
 
     The prefix has one prompt, shared by all images, or one for each. Temperature 0 is greedy. `controls` may hold a
-    `GridControl` for "preview" and "full". `progress(done, total, grid=, tokens=)` gets the (B, done) ids so far
-    every `read_every` tokens (default: each on the CPU, every 16th elsewhere) and may raise to interrupt. `step`
-    reuses the buffers of an earlier call that `fits`; `run(step, k)` plans token k, as a captured graph's replay does.
+    `GridControl` for "preview" and "full". `progress(done, total, grid=, tokens=)` gets the (B, done) ids so far after
+    every pass and may raise to interrupt. `rows` are those of a pass, None what suits device and batch. `step` reuses
+    the buffers of an earlier call that `fits`; `run(step, k)` does the pass of token k, as a captured graph's replay.
     """
-    device = prefix.logits.device
     grids = grid_spans(prefix.batch.grids)
     controls = controls or {}
     check_sampling(sampling)
+    check_rows(rows)
     _check_seeds(prefix, seeds)
     check_controls(controls, grids, planner.config.vq_config.num_embeddings)
-    total = prefix.batch.decode_positions.shape[2]
-    biased = any(control.logit_bias is not None for control in controls.values())
     if step is None:
-        step = new_step(planner, prefix, sampling, len(seeds), biased)
-    elif not step.fits(prefix, sampling, len(seeds), biased):
-        raise ValueError("this step was made for another batch, size or sampling; make one with new_step")
-    step.start(prefix, *forced_tokens(controls, grids, len(seeds), total))
-    noise = Noise(seeds, step.codebook)
-    read_every = read_every or (1 if device.type == "cpu" else READ_EVERY)
-    block = _next_block(step, noise, total)
-    for k in range(total):
-        if k % NOISE_ROWS == 0:
-            _fill_block(step, block, controls, grids, k, min(NOISE_ROWS, total - k))
-        with torch.inference_mode():  # a tenth faster than no_grad alone for small models on a CPU
-            if k == 0:
-                step.first(prefix.logits)
-            else:
-                run(step, k)
-        if (k + 1) % NOISE_ROWS == 0:  # before anything waits for the device, which is busy meanwhile
-            block = _next_block(step, noise, total - k - 1)
-        if progress and ((k + 1) % read_every == 0 or k + 1 == total):
-            progress(k + 1, total, grid=grid_at(grids, k)[0], tokens=step.tokens[:, : k + 1].cpu())
-    tokens = step.tokens.cpu()
+        step = new_step(planner, prefix, sampling, len(seeds), rows)
+    elif not fits(step, prefix, sampling, len(seeds), rows):
+        raise ValueError("this step was made for another batch, size, sampling or rows; make one with new_step")
+    step.start(prefix, steering(controls, grids, len(seeds), step.planned))
+    plan = _one_by_one if isinstance(step, DecodeStep) else _by_windows
+    with torch.inference_mode():  # a tenth faster than no_grad alone for small models on a CPU
+        tokens = plan(step, prefix, seeds, run or type(step).eager, _reporter(progress, grids))
     return {name: tokens[:, span.start : span.stop].clone() for name, span in grids.items()}
+
+
+def _one_by_one(step: DecodeStep, prefix: Prefix, seeds: Sequence[int], run, report) -> torch.Tensor:
+    """(B, N) tokens, one a pass."""
+    noise, every = BlockNoise(step, seeds), 1 if step.device.type == "cpu" else READ_EVERY
+    for k in range(step.planned):
+        noise.before(k)
+        if k == 0:
+            step.first(prefix.logits)
+        else:
+            run(step, k)
+        noise.after(k)
+        if report and ((k + 1) % every == 0 or k + 1 == step.planned):
+            report(step.tokens[:, : k + 1].cpu(), step.planned)
+    return step.tokens.cpu()
+
+
+def _by_windows(step: WindowStep, prefix: Prefix, seeds: Sequence[int], run, report) -> torch.Tensor:
+    """(B, N) tokens, several a pass."""
+    noise, readback, measured = WindowNoise(step, seeds), Readback(step.state), _rows_to_measure(step)
+    noise.until(2 * step.rows)
+    step.first(prefix.logits)
+    known = [1] * step.batch
+    while min(known) < step.planned:
+        noise.until(max(known) + 3 * step.rows)  # of this pass, its drafts, and the pass whose end is not yet known
+        start = time.perf_counter()
+        if measured:
+            step.width = measured.next()
+        run(step, max(known))
+        state = readback.after_pass()
+        if state is None:
+            continue
+        before, known = known, state[:, 0].tolist()
+        if measured:
+            gains = [now - then for now, then in zip(known, before) if then < step.planned]
+            measured.note(step.width, time.perf_counter() - start, gains)
+        if report:
+            report(state[:, 1 : 1 + min(known)], step.planned)
+    return state[:, 1 : 1 + step.planned].clone()
+
+
+def _rows_to_measure(step: WindowStep) -> MeasuredRows | None:
+    """What chooses the rows of each pass, with what it learned from earlier plans, where the tokens allow a choice."""
+    if step.asked is not None or not step.free or step.device.type != "cpu":
+        return None
+    known = _measured.setdefault(step.planner, {})
+    return known.setdefault((step.batch, step.planned, step.sampling), MeasuredRows(step.rows))
+
+
+def _reporter(progress: Progress | None, grids: dict[str, range]) -> Callable[[torch.Tensor, int], None] | None:
+    """Reports (B, n) tokens of `total`, if anyone listens."""
+    if progress is None:
+        return None
+
+    def report(tokens: torch.Tensor, total: int) -> None:
+        done = tokens.shape[1]
+        progress(done, total, grid=grid_at(grids, done - 1)[0], tokens=tokens)
+
+    return report
 
 
 def _check_seeds(prefix: Prefix, seeds: Sequence[int]) -> None:
     if prefix.cache.batch not in (1, len(seeds)):
         raise InputError(f"{prefix.cache.batch} prompts need as many seeds, got {len(seeds)}")
-
-
-def _next_block(step: DecodeStep, noise: Noise, left: int) -> torch.Tensor | None:
-    """Noise of the next tokens of `left`, ready to be sent without waiting; None when nothing is sampled."""
-    if step.noise is None or not left:
-        return None
-    block = noise.block(min(NOISE_ROWS, left))
-    if step.noise.device.type == "cpu":
-        return block
-    return block.pin_memory()  # only pinned memory is copied while the device works
-
-
-def _fill_block(step: DecodeStep, block, controls, grids: dict[str, range], start: int, rows: int) -> None:
-    """Send noise and bias of the next tokens to the device without waiting for it."""
-    if block is not None:
-        step.noise[:rows].copy_(block, non_blocking=True)
-    if step.bias is None:
-        return
-    for row in range(rows):
-        name, span = grid_at(grids, start + row)
-        bias = controls[name].bias_at(start + row - span.start) if name in controls else None
-        step.bias[row] = 0 if bias is None else bias.to(step.bias.device, non_blocking=True)

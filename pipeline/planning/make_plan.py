@@ -23,13 +23,15 @@ from ..plan import Plan, Reference
 from ..progress import Progress
 from ..text import check_prompt
 from .controls import GridControl
-from .decode_step import DecodeStep, new_step
+from .decode_step import Step
 from .generate import decode
 from .graphs import GraphRunner
 from .prefill import Prefix, prefill
 from .prompt import EncodedPrompt, Grid, PromptEncoder, check_length, collate
 from .references import PreparedReference, prepare_reference
+from .rows import check_rows
 from .sampling import check_sampling
+from .steps import fits, new_step, plan_rows
 
 MAX_COUNT = 64  # images of one plan
 SEEDS = (-(2**63), 2**64 - 1)  # what a torch.Generator takes
@@ -51,7 +53,7 @@ class PlanRequest:
 
     `height` and `width`: pixels, multiples of 32. `images`: references for every row, of any size up to 4:1. `count`
     images are planned for each prompt, row k sampled with seed + k. Temperature (0 is greedy) and top_p default to
-    the checkpoint's.
+    the checkpoint's. `plan_rows` tokens of each image go through the planner in one pass, None what suits the device.
     """
 
     prompts: tuple[str, ...]
@@ -62,6 +64,7 @@ class PlanRequest:
     count: int = 1
     temperature: float | None = None
     top_p: float | None = None
+    plan_rows: int | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "prompts", check_prompts(self.prompts))
@@ -71,6 +74,7 @@ class PlanRequest:
         check_seed("plan seed", self.seed, self.rows)
         _check_number("temperature", self.temperature)
         _check_number("top_p", self.top_p)
+        check_rows(self.plan_rows)
 
     @property
     def rows(self) -> int:
@@ -142,7 +146,7 @@ class PlanMemory:
     """What one planner keeps from plan to plan: prompts that it has read, and the last plan's buffers and graphs."""
 
     prefixes: dict[tuple, tuple[list[Reference], Prefix]] = field(default_factory=dict)
-    step: DecodeStep | None = None
+    step: Step | None = None
     graphs: GraphRunner | None = None
 
     def recall(self, key: tuple, read: Callable[[], tuple[list[Reference], Prefix]]) -> tuple[list[Reference], Prefix]:
@@ -152,11 +156,11 @@ class PlanMemory:
             del self.prefixes[next(iter(self.prefixes))]
         return self.prefixes[key]
 
-    def step_for(self, planner: Planner, prefix: Prefix, sampling: GenerationConfig, rows: int, biased: bool):
+    def step_for(self, planner: Planner, prefix: Prefix, sampling: GenerationConfig, batch: int, rows: int | None):
         """Buffers and graphs of the last plan where they fit, else new ones."""
-        if self.step is None or not self.step.fits(prefix, sampling, rows, biased):
+        if self.step is None or not fits(self.step, prefix, sampling, batch, rows):
             self.graphs = GraphRunner(planner, prefix.logits.device)
-            self.step = new_step(planner, prefix, sampling, rows, biased)
+            self.step = new_step(planner, prefix, sampling, batch, rows)
         return self.step, self.graphs
 
 
@@ -170,24 +174,23 @@ def make_plan(
     controls: Controls | None = None,
     memory: PlanMemory | None = None,
     progress: Progress | None = None,
-    before_token: Callable[[], None] | None = None,
+    before_pass: Callable[[], None] | None = None,
 ) -> Plan:
     """Plan what `prepared` asks for by a planner that computes on `device` in `dtype`.
 
     `controls` may bias or force tokens of each grid. `memory` spares work when only the seed changes.
-    `progress(done, total, stage="prompt" or "plan", **more)` and `before_token()` may raise to interrupt. Raises
+    `progress(done, total, stage="prompt" or "plan", **more)` and `before_pass()` may raise to interrupt. Raises
     `InputError` for controls that do not fit, `DeviceError` for logits that are not finite.
     """
     memory, request = memory or PlanMemory(), prepared.request
     references, prefix = memory.recall(
         prepared.key, lambda: _read_prompt(planner, prepared, device, dtype, _staged(progress, "prompt"))
     )
-    biased = any(control.logit_bias is not None for control in (controls or {}).values())
-    step, graphs = memory.step_for(planner, prefix, prepared.sampling, request.rows, biased)
+    step, graphs = memory.step_for(planner, prefix, prepared.sampling, request.rows, request.plan_rows)
 
-    def run(step: DecodeStep, k: int) -> None:
-        if before_token:
-            before_token()
+    def run(step: Step, k: int) -> None:
+        if before_pass:
+            before_pass()
         graphs(step, k)
 
     tokens = decode(
@@ -197,10 +200,11 @@ def make_plan(
         request.seeds,
         controls=controls,
         progress=_staged(progress, "plan"),
+        rows=request.plan_rows,
         step=step,
         run=run,
     )
-    return _as_plan(prepared, tokens, references)
+    return _as_plan(prepared, tokens, references, plan_rows(step))
 
 
 def _read_prompt(planner, prepared: PreparedPlan, device, dtype, progress) -> tuple[list[Reference], Prefix]:
@@ -220,7 +224,7 @@ def _tokenize(planner: Planner, reference: PreparedReference, device, dtype: tor
     return Reference(reference.pixels, ids.cpu(), reference.grid)
 
 
-def _as_plan(prepared: PreparedPlan, tokens: dict[str, torch.Tensor], references: list[Reference]) -> Plan:
+def _as_plan(prepared: PreparedPlan, tokens: dict[str, torch.Tensor], references: list[Reference], rows: int) -> Plan:
     return Plan(
         tokens["full"],
         prepared.grids["full"],
@@ -230,6 +234,7 @@ def _as_plan(prepared: PreparedPlan, tokens: dict[str, torch.Tensor], references
         tokens.get("preview"),
         prepared.grids.get("preview"),
         references,
+        rows,
     )
 
 

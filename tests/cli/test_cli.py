@@ -39,7 +39,7 @@ def test_generate_writes_a_picture_with_everything_to_draw_it_again(run, tmp_pat
     image = Image.open(tmp_path / "a/out.png")
     assert image.size == (64, 32)
     assert image.text["prompt"] == "a 'HI' sign"
-    wanted = {"seed": "3", "plan_seed": "3", "size": "64x32", "steps": "2", "guidance_scale": "1.5"}
+    wanted = {"seed": "3", "plan_seed": "3", "plan_rows": "1", "size": "64x32", "steps": "2", "guidance_scale": "1.5"}
     assert wanted.items() <= image.text.items()
     assert image.text["model"]
 

@@ -49,8 +49,7 @@ def tokens(small):
 
 def planned(small, guidance, tokens, layout=LAYOUT, seeds=(3, 4)):
     planner, prefix, _ = small
-    codebook = planner.config.vq_config.num_embeddings
-    controls = G.plan_controls(guidance, layout, tokens, GRIDS, codebook)
+    controls = G.plan_controls(guidance, layout, tokens, GRIDS)
     return decode(planner, prefix, SAMPLED, seeds, controls=controls)
 
 
@@ -99,7 +98,7 @@ def test_guidance_that_is_off_leaves_every_token_as_it_was(small, tokens, plain,
 @pytest.mark.parametrize("grids", ["both", "preview", "full"])
 def test_forced_tokens_are_the_sketchs_inside_boxes_and_nowhere_else(small, tokens, grids):
     guidance = PlanControl("force", grids=grids)
-    controls = G.plan_controls(guidance, LAYOUT, tokens, GRIDS, small[0].config.vq_config.num_embeddings)
+    controls = G.plan_controls(guidance, LAYOUT, tokens, GRIDS)
     result = planned(small, guidance, tokens)
     for name, grid in GRIDS.items():
         inside = inside_boxes(LAYOUT, grid).any(0).flatten()
@@ -144,7 +143,7 @@ def test_replanning_with_forced_sketch_tokens_does_both(small, tokens, plain):
     planner, prefix, _ = small
     codebook = planner.config.vq_config.num_embeddings
     plan = Plan(plain["full"], GRIDS["full"], codebook, ["a", "a"], 3, plain["preview"], GRIDS["preview"])
-    forced = G.plan_controls(PlanControl("force", grids="full"), LAYOUT, tokens, GRIDS, codebook)
+    forced = G.plan_controls(PlanControl("force", grids="full"), LAYOUT, tokens, GRIDS)
     controls = G.merge_controls(G.replan_controls(plan, LAYOUT), forced)
     again = decode(planner, prefix, SAMPLED, (90, 91), controls=controls)["full"]
     inside = inside_boxes(LAYOUT, GRIDS["full"]).any(0).flatten()
@@ -177,7 +176,7 @@ def test_bad_settings_are_refused(fields, message):
 
 def test_a_plan_without_a_preview_has_none_to_guide(tokens):
     with pytest.raises(InputError, match="no preview grid to control"):
-        G.plan_controls(PlanControl("force", grids="preview"), LAYOUT, tokens, {"full": GRIDS["full"]}, 64)
+        G.plan_controls(PlanControl("force", grids="preview"), LAYOUT, tokens, {"full": GRIDS["full"]})
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ def denoised(model, plan, layout=None):
 def forced_tokens(model, layout):
     grids = {"preview": (13, 18), "full": (6, 8)}
     tokens = sketch_tokens(model.planner, render(layout, HEIGHT, WIDTH), grids, model.settings.processor)
-    return plan_controls(FORCE, layout, tokens, grids, model.codebook_size)["full"]
+    return plan_controls(FORCE, layout, tokens, grids)["full"]
 
 
 def test_a_forced_layout_stands_in_the_plan(model):

@@ -13,11 +13,12 @@ from comfyui_glm_image.pipeline.models.kv_cache import BUCKET, cache_nbytes
 from comfyui_glm_image.pipeline.models.planner import Planner, rope_tables
 from comfyui_glm_image.pipeline.models.planner_cpu import CpuDecode
 from comfyui_glm_image.pipeline.planning import prefill as prefilling
-from comfyui_glm_image.pipeline.planning.decode_step import DecodeStep, new_step
+from comfyui_glm_image.pipeline.planning.decode_step import DecodeStep
 from comfyui_glm_image.pipeline.planning.generate import decode
 from comfyui_glm_image.pipeline.planning.prefill import prefill
 from comfyui_glm_image.pipeline.planning.prompt import PromptEncoder, collate
 from comfyui_glm_image.pipeline.planning.references import prepare_reference
+from comfyui_glm_image.pipeline.planning.steps import new_step
 from PIL import Image
 from torch.testing import assert_close
 
@@ -92,7 +93,7 @@ def our_greedy(planner, batch, **options):
     rows = batch.ids.shape[0]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DecodeStep, "_choose", noting)
-        tokens = decode(planner, prefill(planner, batch, "cpu"), GREEDY, [0] * rows, **options)
+        tokens = decode(planner, prefill(planner, batch, "cpu"), GREEDY, [0] * rows, rows=1, **options)
     return torch.cat(list(tokens.values()), dim=1), torch.stack(logits)
 
 
@@ -209,7 +210,7 @@ def test_captured_steps_equal_eager_steps(pair, prompts):
     sampling = GenerationConfig(temperature=0.9, top_p=0.75, top_k=0)
     seeds = list(range(len(prompts)))
     eager = decode(pair.ours, prefix, sampling, seeds)
-    captured = decode(pair.ours, prefix, sampling, seeds, run=lambda step, k: DecodeStep.captured(step, step.bucket(k)))
+    captured = decode(pair.ours, prefix, sampling, seeds, rows=1, run=lambda step, k: step.captured(step.bucket(k)))
     assert_close(captured, eager)
 
 

@@ -19,10 +19,10 @@ from comfyui_glm_image.pipeline.devices.device import resolve_device  # noqa: E4
 from comfyui_glm_image.pipeline.diagnostics.tiny_models import planner_config, prompt_batch  # noqa: E402
 from comfyui_glm_image.pipeline.models.config import GenerationConfig  # noqa: E402
 from comfyui_glm_image.pipeline.models.planner import Planner  # noqa: E402
-from comfyui_glm_image.pipeline.planning.decode_step import new_step  # noqa: E402
 from comfyui_glm_image.pipeline.planning.generate import decode  # noqa: E402
 from comfyui_glm_image.pipeline.planning.graphs import GraphRunner  # noqa: E402
 from comfyui_glm_image.pipeline.planning.prefill import prefill  # noqa: E402
+from comfyui_glm_image.pipeline.planning.steps import new_step  # noqa: E402
 
 LAYERS = 40
 SAMPLING = GenerationConfig(0.9, 0.75)
@@ -41,13 +41,13 @@ def main() -> None:
         if fuse:
             planner.fuse()
         prefix = prefill(planner, prompt_batch(), device)
-        step = new_step(planner, prefix, SAMPLING, 1)
+        step = new_step(planner, prefix, SAMPLING, 1, rows=1)
         step.start(prefix)
         with torch.inference_mode(), fake_cann.count() as seen:
             step.eager(1)
         print(f"{name:26} {seen.launches:5} launches a token, {seen.synchronizations} waits")
     graphs = GraphRunner(planner, device)
-    decode(planner, prefix, SAMPLING, [0], step=step, run=graphs)
+    decode(planner, prefix, SAMPLING, [0], rows=1, step=step, run=graphs)
     step.start(prefix)
     with torch.inference_mode(), fake_cann.count() as seen:
         graphs(step, 1)

@@ -12,10 +12,10 @@ from comfyui_glm_image.pipeline.models.config import GenerationConfig
 from comfyui_glm_image.pipeline.models.int8 import quantise
 from comfyui_glm_image.pipeline.models.planner import Planner
 from comfyui_glm_image.pipeline.planning.controls import GridControl
-from comfyui_glm_image.pipeline.planning.decode_step import new_step
 from comfyui_glm_image.pipeline.planning.generate import decode
 from comfyui_glm_image.pipeline.planning.graphs import GraphRunner
 from comfyui_glm_image.pipeline.planning.prefill import prefill
+from comfyui_glm_image.pipeline.planning.steps import new_step
 
 SAMPLING = GenerationConfig(0.9, 0.75)
 
@@ -33,11 +33,8 @@ def prefix(planner, npu):
     return prefill(planner, prompt_batch(), npu)
 
 
-def plan(planner, prefix, seeds, sampling=SAMPLING, graphs=None, **options):
-    biased = any(control.logit_bias is not None for control in options.get("controls", {}).values())
-    step = new_step(planner, prefix, sampling, len(seeds), biased)
-    run = {"run": graphs} if graphs else {}
-    return decode(planner, prefix, sampling, seeds, step=step, **run, **options)["full"]
+def plan(planner, prefix, seeds, sampling=SAMPLING, graphs=None, rows=1, **options):
+    return decode(planner, prefix, sampling, seeds, rows=rows, run=graphs, **options)["full"]
 
 
 @pytest.mark.parametrize("seeds", [[0], [3, 4, 5]])
@@ -50,6 +47,65 @@ def test_captured_tokens_equal_eager_ones(planner, prefix, npu, seeds, sampling)
     assert torch.equal(captured, plan(planner, prefix, seeds, sampling))
 
 
+@pytest.mark.parametrize("seeds", [[0], [3, 4, 5]])
+@pytest.mark.parametrize("sampling", [SAMPLING, GenerationConfig(0.0), GenerationConfig(1.1, 0.9, 20)])
+def test_captured_windows_equal_eager_ones_and_those_of_a_cpu(planner, npu, seeds, sampling):
+    """In float32, where a CPU and the stand-in round alike."""
+    planner = copy.deepcopy(planner).float()
+    prefix, graphs = prefill(planner, prompt_batch(), npu), GraphRunner(planner, npu)
+    captured = plan(planner, prefix, seeds, sampling, graphs, rows=3)
+    assert graphs.reason is None and graphs.replays > 0
+    assert torch.equal(captured, plan(planner, prefix, seeds, sampling, rows=3))
+    at_home = copy.deepcopy(planner).cpu()
+    assert torch.equal(captured, plan(at_home, prefill(at_home, prompt_batch(), "cpu"), seeds, sampling))
+
+
+def one_by_one(graphs):
+    """Passes of all rows of which only the first token is kept."""
+
+    def run(step, k):
+        known = step.known.clone()
+        graphs(step, k)
+        step.known.copy_(torch.minimum(known + 1, step.complete))
+
+    return run
+
+
+def test_captured_windows_in_bfloat16_equal_single_tokens_of_as_many_rows(planner, prefix, npu):
+    for seeds in ([0], [1, 2]):
+        windows = plan(planner, prefix, seeds, graphs=GraphRunner(planner, npu), rows=4)
+        alone = plan(planner, prefix, seeds, graphs=one_by_one(GraphRunner(planner, npu)), rows=4)
+        assert torch.equal(windows, alone)
+
+
+def test_a_captured_window_copies_nothing_waits_for_nothing_and_launches_once(planner, prefix, npu, cann):
+    graphs, step = GraphRunner(planner, npu), new_step(planner, prefix, SAMPLING, 1, rows=4)
+    decode(planner, prefix, SAMPLING, [0], rows=4, step=step, run=graphs)
+    step.start(prefix)
+    step.first(prefix.logits)
+    with torch.inference_mode(), cann.count() as seen:
+        for _ in range(3):
+            graphs(step, 1)
+    assert (seen.host_to_device_copies, seen.device_to_host_copies, seen.synchronizations) == (0, 0, 0)
+    assert (seen.replays, seen.launches) == (3, 0)
+
+
+def test_a_plan_by_windows_reads_back_one_copy_a_pass_and_waits_for_no_pass_that_runs(planner, prefix, npu, cann):
+    graphs, step, runs = GraphRunner(planner, npu), new_step(planner, prefix, SAMPLING, 1, rows=4), []
+
+    def run(step, k):
+        graphs(step, k)
+        runs.append(k)
+
+    decode(planner, prefix, SAMPLING, [0], rows=4, step=step, run=run)
+    runs.clear()
+    with cann.count() as seen:
+        decode(planner, prefix, SAMPLING, [0], rows=4, step=step, run=run)
+    assert seen.replays == len(runs)
+    assert seen.device_to_host_copies == len(runs)
+    assert runs[-1] == runs[-2] or runs[-1] < step.planned  # the last pass began before the end was known
+
+
 def test_captured_tokens_by_8_bit_weights_equal_eager_ones(planner, npu):
     small = quantise(copy.deepcopy(planner))
     prefix, graphs = prefill(small, prompt_batch(), npu), GraphRunner(small, npu)
@@ -58,28 +114,28 @@ def test_captured_tokens_by_8_bit_weights_equal_eager_ones(planner, npu):
     assert torch.equal(captured, plan(small, prefix, [0]))
 
 
-def test_forced_and_biased_tokens_are_honoured_by_a_graph(planner, prefix, npu):
-    bias = torch.zeros(8, 64)
-    bias[3, 7] = 1e4
+@pytest.mark.parametrize("rows", [1, 3])
+def test_forced_and_biased_tokens_are_honoured_by_a_graph(planner, prefix, npu, rows):
+    bias = torch.where(torch.arange(8) == 3, 1e4, 0.0)
     forced, mask = torch.arange(8), torch.arange(8) == 5
-    controls = {"full": GridControl(bias, forced, mask)}
-    captured = plan(planner, prefix, [0], graphs=GraphRunner(planner, npu), controls=controls)
+    controls = {"full": GridControl(forced, mask, torch.full((8,), 7), bias)}
+    captured = plan(planner, prefix, [0], graphs=GraphRunner(planner, npu), rows=rows, controls=controls)
     assert captured[0, 3] == 7 and captured[0, 5] == 5
-    assert torch.equal(captured, plan(planner, prefix, [0], controls=controls))
+    assert torch.equal(captured, plan(planner, prefix, [0], rows=rows, controls=controls))
 
 
 def test_one_step_serves_other_seeds_and_prompts_without_a_new_capture(planner, prefix, npu):
-    graphs, step = GraphRunner(planner, npu), new_step(planner, prefix, SAMPLING, 1)
-    decode(planner, prefix, SAMPLING, [0], step=step, run=graphs)
+    graphs, step = GraphRunner(planner, npu), new_step(planner, prefix, SAMPLING, 1, rows=1)
+    decode(planner, prefix, SAMPLING, [0], rows=1, step=step, run=graphs)
     other = prefill(planner, prompt_batch(), npu)
-    again = decode(planner, other, SAMPLING, [9], step=step, run=graphs)["full"]
+    again = decode(planner, other, SAMPLING, [9], rows=1, step=step, run=graphs)["full"]
     assert graphs.replays == 6 + 7
     assert torch.equal(again, plan(planner, other, [9]))
 
 
 def test_a_replay_copies_nothing_waits_for_nothing_and_launches_once(planner, prefix, npu, cann):
-    graphs, step = GraphRunner(planner, npu), new_step(planner, prefix, SAMPLING, 1)
-    decode(planner, prefix, SAMPLING, [0], step=step, run=graphs)
+    graphs, step = GraphRunner(planner, npu), new_step(planner, prefix, SAMPLING, 1, rows=1)
+    decode(planner, prefix, SAMPLING, [0], rows=1, step=step, run=graphs)
     step.start(prefix)
     step.first(prefix.logits)
     with torch.inference_mode(), cann.count() as seen:
@@ -91,7 +147,7 @@ def test_a_replay_copies_nothing_waits_for_nothing_and_launches_once(planner, pr
 
 def test_forms_and_graph_cut_the_launches_of_a_token(planner, prefix, npu, cann):
     fused = kernels.registered_kernels("npu")
-    step = new_step(planner, prefix, SAMPLING, 1)
+    step = new_step(planner, prefix, SAMPLING, 1, rows=1)
     step.start(prefix)
     counts = {}
     for name, chosen in (("plain", {}), ("fused", fused)):
@@ -106,8 +162,8 @@ def test_released_graphs_give_their_memory_back(planner, prefix, npu):
     gc.collect()
     torch.npu.empty_cache()
     before = torch.npu.memory_reserved(npu)
-    graphs, step = GraphRunner(planner, npu), new_step(planner, prefix, SAMPLING, 1)
-    decode(planner, prefix, SAMPLING, [0], step=step, run=graphs)
+    graphs, step = GraphRunner(planner, npu), new_step(planner, prefix, SAMPLING, 1, rows=1)
+    decode(planner, prefix, SAMPLING, [0], rows=1, step=step, run=graphs)
     graphs.release()
     del graphs, step
     gc.collect()

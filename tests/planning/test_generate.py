@@ -11,11 +11,12 @@ from comfyui_glm_image.pipeline.loading.weights import load_module
 from comfyui_glm_image.pipeline.models.config import GenerationConfig, VisionLanguageConfig
 from comfyui_glm_image.pipeline.models.planner import Planner
 from comfyui_glm_image.pipeline.planning.controls import GridControl, grid_spans
-from comfyui_glm_image.pipeline.planning.decode_step import DecodeStep, new_step
+from comfyui_glm_image.pipeline.planning.decode_step import DecodeStep
 from comfyui_glm_image.pipeline.planning.generate import decode
 from comfyui_glm_image.pipeline.planning.prefill import prefill
 from comfyui_glm_image.pipeline.planning.prompt import PromptEncoder, collate
 from comfyui_glm_image.pipeline.planning.sampling import Noise, warp
+from comfyui_glm_image.pipeline.planning.steps import new_step
 from torch.testing import assert_close
 
 GRID, PREVIEW = (4, 9), (2, 3)
@@ -147,17 +148,11 @@ def test_plans_without_a_preview_have_the_full_grid_only(model):
 
 def test_progress_reports_every_token_with_the_tokens_so_far(model, prefix):
     reports = []
-    tokens = decode(model[0], prefix, SAMPLED, [3], progress=lambda *a, **info: reports.append((a, info)))
+    tokens = decode(model[0], prefix, SAMPLED, [3], rows=1, progress=lambda *a, **info: reports.append((a, info)))
     assert [a for a, _ in reports] == [(k, 42) for k in range(1, 43)]
     assert [info["grid"] for _, info in reports] == ["preview"] * 6 + ["full"] * 36
     so_far = reports[9][1]["tokens"]
     assert_close(so_far, torch.cat([tokens["preview"], tokens["full"]], dim=1)[:, :10])
-
-
-def test_progress_can_be_rarer(model, prefix):
-    done = []
-    decode(model[0], prefix, SAMPLED, [3], read_every=10, progress=lambda k, total, **_: done.append(k))
-    assert done == [10, 20, 30, 40, 42]
 
 
 def test_a_raising_progress_callback_stops_after_that_token(model, prefix):
@@ -175,7 +170,7 @@ def test_a_raising_progress_callback_stops_after_that_token(model, prefix):
             raise Stop
 
     with pytest.raises(Stop):
-        decode(model[0], prefix, SAMPLED, [3], progress=stop, run=run)
+        decode(model[0], prefix, SAMPLED, [3], rows=1, progress=stop, run=run)
     assert next(steps) == 4  # token 0 comes from the prompt
     fresh = decode(model[0], prefix_of(model, "a sampled picture"), SAMPLED, [3])
     assert_close(decode(model[0], prefix, SAMPLED, [3]), fresh)
@@ -192,7 +187,7 @@ def test_forced_tokens_stay_and_steer_what_follows(model, prefix, run):
     mask = torch.zeros(2, 36, dtype=torch.bool)
     mask[0, 10:20] = True
     controls = {"full": GridControl(forced=forced, forced_mask=mask)}
-    held = decode(model[0], prefix, SAMPLED, [3, 3], controls=controls, run=run)
+    held = decode(model[0], prefix, SAMPLED, [3, 3], controls=controls, rows=1, run=run)
     assert_close(held["preview"], free["preview"].expand(2, -1))
     assert_close(held["full"][1], free["full"][0])
     assert_close(held["full"][0, :10], free["full"][0, :10])
@@ -209,23 +204,25 @@ def test_forcing_a_whole_grid_returns_it(model, prefix):
 
 @pytest.mark.parametrize("run", [DecodeStep.eager, captured])
 def test_logit_bias_acts_on_its_positions_only(model, prefix, run):
-    bias = torch.zeros(36, 100)
-    bias[12:15, 33] = 1e4
-    by_tensor = decode(model[0], prefix, SAMPLED, [3], controls={"full": GridControl(bias)}, run=run)
-    by_rows = decode(model[0], prefix, SAMPLED, [3], controls={"full": GridControl(bias[None])}, run=run)
-    by_call = decode(
+    bias = torch.zeros(36)
+    bias[12:15] = 1e4
+    biased = torch.full((36,), 33)
+    by_tensor = decode(
+        model[0], prefix, SAMPLED, [3], rows=1, controls={"full": GridControl(biased=biased, bias=bias)}, run=run
+    )
+    by_rows = decode(
         model[0],
         prefix,
         SAMPLED,
         [3],
-        controls={"full": GridControl(lambda i: bias[i] if 12 <= i < 15 else None)},
+        rows=1,
+        controls={"full": GridControl(biased=biased[None], bias=bias[None])},
         run=run,
     )
     free = decode(model[0], prefix, SAMPLED, [3])
     assert (by_tensor["full"][0, 12:15] == 33).all()
     assert_close(by_tensor["full"][0, :12], free["full"][0, :12])
     assert_close(by_rows, by_tensor)
-    assert_close(by_call, by_tensor)
 
 
 @pytest.mark.parametrize(
@@ -233,8 +230,10 @@ def test_logit_bias_acts_on_its_positions_only(model, prefix, run):
     [
         ({"small": GridControl()}, "no 'small' grid .* it has preview, full"),
         ({"full": GridControl(forced=torch.zeros(36, dtype=torch.long))}, "both the tokens and their mask"),
-        ({"full": GridControl(None, torch.zeros(9), torch.ones(9).bool())}, "must number 36"),
-        ({"full": GridControl(None, torch.full((36,), 100), torch.ones(36).bool())}, "outside the codebook of 100"),
+        ({"full": GridControl(torch.zeros(9), torch.ones(9).bool())}, "must number 36"),
+        ({"full": GridControl(torch.full((36,), 100), torch.ones(36).bool())}, "outside the codebook of 100"),
+        ({"full": GridControl(biased=torch.zeros(36, dtype=torch.long))}, "both the tokens and their bias"),
+        ({"full": GridControl(biased=torch.full((36,), 100), bias=torch.ones(36))}, "outside the codebook of 100"),
     ],
 )
 def test_bad_controls_are_refused(model, prefix, controls, message):
