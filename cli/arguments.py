@@ -24,7 +24,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         default=None,
         help="store the planner's matrices in 8 bits: half the memory, and faster where memory is the limit; another "
-        "picture",
+        "image",
     )
     parser.add_argument("--planner-device", metavar="DEVICE", help="where the planner runs, if elsewhere")
     parser.add_argument("--decoder-device", metavar="DEVICE", help="where glyph encoder, decoder and VAE run")
@@ -43,8 +43,8 @@ def add_planning(parser: argparse.ArgumentParser, size: int = 1024) -> None:
         "--image", action="append", type=Path, default=[], metavar="FILE", help="reference image; may be repeated"
     )
     parser.add_argument("--count", type=int, default=1, help="images, each with a plan of its own (default 1)")
-    parser.add_argument("--plan-seed", type=int, help="seed of the layout (default: --seed)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the noise, and of the layout (default 0)")
+    parser.add_argument("--plan-seed", type=int, help="seed of the plan (default: --seed)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the noise, and of the plan (default 0)")
     parser.add_argument("--temperature", type=float, help="of the planner; 0 is greedy (default: the checkpoint's)")
     parser.add_argument("--top-p", type=float, help="of the planner (default: the checkpoint's)")
     parser.add_argument(
@@ -60,7 +60,7 @@ def add_drawing(parser: argparse.ArgumentParser, steps: int = 50) -> None:
     parser.add_argument("--steps", type=int, default=steps, help=f"passes through the decoder (default {steps})")
     parser.add_argument("--cfg", type=float, default=1.5, help="guidance scale; 1 switches it off (default 1.5)")
     parser.add_argument(
-        "--text", action="append", metavar="TEXT", help="text to draw, instead of the quoted ones; may be repeated"
+        "--text", action="append", metavar="TEXT", help="text to render, instead of the quoted ones; may be repeated"
     )
     parser.add_argument(
         "--glyph-mode",
@@ -73,14 +73,14 @@ def add_drawing(parser: argparse.ArgumentParser, steps: int = 50) -> None:
         nargs=2,
         type=float,
         metavar=("FROM", "TO"),
-        help="compute guidance only between these shares of the steps, such as 0 0.5: faster, another picture",
+        help="compute guidance only between these shares of the steps, such as 0 0.5: faster, another image",
     )
     parser.add_argument(
         "--step-cache",
         type=float,
         metavar="THRESHOLD",
         help="repeat the decoder's later blocks while its first one changes by less, such as 0.1: faster, "
-        "another picture",
+        "another image",
     )
     parser.add_argument(
         "--guidance-batching",
@@ -91,7 +91,7 @@ def add_drawing(parser: argparse.ArgumentParser, steps: int = 50) -> None:
         "--compile",
         action="store_true",
         default=None,  # given or not, as with the others
-        help="run the decoder by torch.compile, which needs a compiler: pays for many pictures of one size",
+        help="run the decoder by torch.compile, which needs a compiler: pays for many images of one size",
     )
 
 

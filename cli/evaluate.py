@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ..pipeline.errors import InputError
 from ..pipeline.evaluation import edits, ocr
-from ..pipeline.evaluation.generate import ABLATIONS, check_settings, draw, paint
+from ..pipeline.evaluation.generate import ABLATIONS, check_settings, generate_batch, generate_images
 from ..pipeline.evaluation.prompts import BENCHMARKS, EDITS, SMALL, Case, load_cases
 from ..pipeline.evaluation.read import check_reader, existing_image, open_image, read
 from ..pipeline.evaluation.report import write_report
@@ -27,21 +27,21 @@ from .progress import Bars
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Draw a benchmark's prompts, read the pictures by OCR, score the words, write a report."
+    parser.description = "Generate a benchmark's prompts, read the images by OCR, score the words, write a report."
     parser.add_argument("--benchmark", default="small", help=f"{', '.join((*BENCHMARKS, EDITS))} (default: small)")
     parser.add_argument("--data", type=Path, help="folder of the benchmark's files; small comes with the package")
     arguments.add_model(parser)
     parser.set_defaults(model="small")
-    parser.add_argument("-o", "--out", type=Path, required=True, help="folder of pictures and report; resumed")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="folder of images and report; resumed")
     parser.add_argument("--limit", type=int, help="only the first prompts of each group")
     parser.add_argument("--height", type=int, help="pixels, where a prompt does not say its own (default: 1024)")
     parser.add_argument("--width", type=int, help="pixels, where a prompt does not say its own (default: 1024)")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--cfg", type=float, default=1.5, help="guidance scale (default: 1.5)")
     parser.add_argument("--seed", type=int, default=0, help="of the first prompt; the next ones count up")
-    parser.add_argument("--batch", type=int, default=1, help="pictures drawn at once (default: 1)")
+    parser.add_argument("--batch", type=int, default=1, help="images generated at once (default: 1)")
     parser.add_argument("--ablation", default="none", help=f"{', '.join(ABLATIONS)} (default: none)")
-    parser.add_argument("--read-only", action="store_true", help="draw nothing; score the pictures that lie in --out")
+    parser.add_argument("--read-only", action="store_true", help="generate nothing; score the images that lie in --out")
     parser.add_argument("--ocr", default="auto", help=f"{', '.join(ocr.ENGINES)} (default: auto)")
     parser.add_argument("--languages", default="eng", help="of tesseract, as eng+chi_sim (default: eng)")
     parser.add_argument(
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Everything that can be wrong is looked at before the first picture is drawn."""
+    """Everything that can be wrong is looked at before the first image is generated."""
     if args.ablation not in ABLATIONS:
         raise InputError(f"ablation {args.ablation!r} is not known; use {', '.join(ABLATIONS)}")
     for name in ("batch", "limit"):
@@ -64,34 +64,32 @@ def run(args: argparse.Namespace) -> int:
     about = {"benchmark": args.benchmark, "OCR": f"{engine} ({args.languages})"}
     about["comparison"] = "strict" if args.strict else "look-alikes count as one"
     if not args.read_only:
-        drawn = _settings(args)
-        check_settings(args.out, drawn)
-        draw(cases, args.out, _painter(args, cases), args.batch, _bar("drawing"))
-        about = {**about, **{key: str(value) for key, value in drawn.items()}}
+        settings = _settings(args)
+        check_settings(args.out, settings)
+        generate_images(cases, args.out, _painter(args, cases), args.batch, _bar("generating"))
+        about = {**about, **{key: str(value) for key, value in settings.items()}}
     readings = read(cases, args.out, engine, args.languages, _bar("reading"), args.strict)
     print(write_report(args.out, f"GLM-Image: {args.benchmark}", about, cases, readings))
     return 0
 
 
 def _run_edits(args: argparse.Namespace) -> int:
-    """Edit every picture of the benchmark, one at a time, and say what changed and what stayed."""
+    """Edit every image of the benchmark, one at a time, and say what changed and what stayed."""
     if args.ablation != "none":
         raise InputError(f"{EDITS} has no ablations; leave --ablation out")
     cases = edits.load_edits(args.data or SMALL / "edit", args.limit)
     engine = ocr.available_engine(args.ocr)
     about = {"benchmark": EDITS, "OCR": f"{engine} ({args.languages})"}
     if not args.read_only:
-        drawn = _settings(args)
-        check_settings(args.out, drawn)
-        draw(cases, args.out, _editor(args, cases), 1, _bar("drawing"))
-        about = {**about, **{key: str(value) for key, value in drawn.items()}}
-    pictures = [open_image(existing_image(args.out, case)) for case in cases]
-    results = [
-        edits.score_edit(case, picture, engine, args.languages, args.strict) for case, picture in zip(cases, pictures)
-    ]
+        settings = _settings(args)
+        check_settings(args.out, settings)
+        generate_images(cases, args.out, _editor(args, cases), 1, _bar("generating"))
+        about = {**about, **{key: str(value) for key, value in settings.items()}}
+    images = [open_image(existing_image(args.out, case)) for case in cases]
+    results = [edits.score_edit(case, image, engine, args.languages, args.strict) for case, image in zip(cases, images)]
     check_reader([result for result in results if result.kind == "word"])
     text, content = edits.report(f"GLM-Image: {EDITS}", about, results)
-    edits.edit_sheet(cases, pictures).save(args.out / "sheet.png")
+    edits.edit_sheet(cases, images).save(args.out / "sheet.png")
     write_text(args.out / "report.md", text)
     write_text(args.out / "report.json", json.dumps(content, indent=2))
     print(text)
@@ -99,11 +97,11 @@ def _run_edits(args: argparse.Namespace) -> int:
 
 
 def _editor(args: argparse.Namespace, cases: list[edits.EditCase]) -> Callable:
-    """Draw edits with the model, each with a seed of its own."""
+    """Generate edits with the model, each with a seed of its own."""
     model = _open_model(args, cases, count=1)
 
     def make(cases: list[edits.EditCase], index: int) -> list[Image.Image]:
-        return [edits.paint_edit(model, case, args.seed + index, steps=args.steps, cfg=args.cfg) for case in cases]
+        return [edits.generate_edit(model, case, args.seed + index, steps=args.steps, cfg=args.cfg) for case in cases]
 
     return make
 
@@ -116,14 +114,14 @@ def _sized(case: Case, args: argparse.Namespace) -> Case:
 
 
 def _settings(args: argparse.Namespace) -> dict:
-    """What pictures depend on, besides the prompts."""
+    """What images depend on, besides the prompts."""
     names = ("model", "revision", "steps", "cfg", "seed", "ablation", "height", "width", "device", "dtype")
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 
 def _bar(what: str) -> Progress:
     """A progress bar that follows `progress(done, total)`."""
-    bar = tqdm(desc=what, unit="picture", disable=None)  # None: only on a terminal
+    bar = tqdm(desc=what, unit="image", disable=None)  # None: only on a terminal
 
     def progress(done: int, total: int, **_more) -> None:
         bar.total = total
@@ -135,18 +133,18 @@ def _bar(what: str) -> Progress:
 
 
 def _painter(args: argparse.Namespace, cases: list[Case]) -> Callable[[list[Case], int], list[Image.Image]]:
-    """Draw with the model; every prompt has a seed of its own, counted from the first prompt of the benchmark."""
+    """Generate with the model; every prompt has a seed of its own, counted from the first prompt of the benchmark."""
     model = _open_model(args, cases, args.batch)
 
     def make(cases: list[Case], index: int) -> list[Image.Image]:
         seed = args.seed + index
-        return paint(model, cases, seed, steps=args.steps, cfg=args.cfg, ablation=args.ablation)
+        return generate_batch(model, cases, seed, steps=args.steps, cfg=args.cfg, ablation=args.ablation)
 
     return make
 
 
 def _open_model(args: argparse.Namespace, cases: list, count: int):
-    """The model with room for `count` of the largest pictures at once."""
+    """The model with room for `count` of the largest images at once."""
     largest = max(cases, key=lambda case: case.height * case.width)
     planned = {"height": largest.height, "width": largest.width, "count": count}
     with Bars() as bars:

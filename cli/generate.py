@@ -1,4 +1,4 @@
-"""`glm-image generate`: prompt or plan -> PNG files with everything needed to draw them again."""
+"""`glm-image generate`: prompt or plan -> PNG files with everything needed to generate them again."""
 
 import argparse
 from pathlib import Path
@@ -10,9 +10,9 @@ from .progress import Bars
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("prompt", nargs="?", help="what to draw, with the texts to draw in quotes")
+    parser.add_argument("prompt", nargs="?", help="what the image shows, with the texts to render in quotes")
     parser.add_argument("-o", "--output", type=Path, default=Path("out.png"), help="PNG file (default out.png)")
-    parser.add_argument("--plan", type=Path, metavar="FILE", help="draw this saved plan instead of planning")
+    parser.add_argument("--plan", type=Path, metavar="FILE", help="generate from this saved plan instead of planning")
     arguments.add_model(parser)
     arguments.add_planning(parser)
     arguments.add_drawing(parser)

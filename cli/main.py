@@ -13,11 +13,11 @@ from importlib import import_module
 from ..pipeline.errors import GlmImageError
 
 COMMANDS = {  # name -> (module, help)
-    "generate": (".generate", "draw images from a prompt, or from a saved plan"),
-    "plan": (".plan", "lay an image out as tokens and save the plan"),
-    "demo": (".demo", "draw a picture with the bundled small checkpoint"),
+    "generate": (".generate", "generate images from a prompt, or from a saved plan"),
+    "plan": (".plan", "plan an image as tokens and save the plan"),
+    "demo": (".demo", "generate an image with the bundled small checkpoint"),
     "download": (".download", "fetch a checkpoint's files"),
-    "doctor": ("..pipeline.diagnostics.doctor", "versions, devices and memory, and what to mend"),
+    "doctor": ("..pipeline.diagnostics.doctor", "versions, devices and memory, and what to fix"),
     "audit-npu": ("..pipeline.diagnostics.operator_audit", "every operator of the model, and how an NPU runs it"),
     "bench": (".bench", "time each stage against the device's limits"),
     "eval": (".evaluate", "score a checkpoint on text-rendering benchmarks by OCR"),

@@ -1,4 +1,4 @@
-"""`glm-image plan`: prompt -> a plan file, which `generate --plan` draws."""
+"""`glm-image plan`: prompt -> a plan file, from which `generate --plan` generates."""
 
 import argparse
 from pathlib import Path
@@ -8,7 +8,7 @@ from .progress import Bars
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("prompt", help="what to draw, with the texts to draw in quotes")
+    parser.add_argument("prompt", help="what the image shows, with the texts to render in quotes")
     parser.add_argument(
         "-o", "--output", type=Path, default=Path("plan.safetensors"), help="file (default plan.safetensors)"
     )

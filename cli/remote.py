@@ -30,7 +30,7 @@ LOCAL_ONLY = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
-        "remote", "draw on a server instead of this machine; keys come from the environment, see docs/serving.md"
+        "remote", "generate on a server instead of this machine; keys come from the environment, see docs/serving.md"
     )
     group.add_argument(
         "--server", action="append", metavar="URL", help="vLLM-Omni, SGLang or https://api.z.ai; may be repeated"

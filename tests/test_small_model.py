@@ -53,16 +53,16 @@ def test_the_index_names_classes_that_exist_and_is_the_one_the_recipe_writes(tmp
 def test_words_it_never_saw_are_read_back(model, reader):
     cases = prompts.load_cases("small", limit=8)
     cases = [case for case in cases if case.group == "1"]
-    pictures = generate.paint(model, cases, seed=0, steps=20, cfg=1.5)
-    found = [ocr.read_words(picture, reader) for picture in pictures]
+    images = generate.generate_batch(model, cases, seed=0, steps=20, cfg=1.5)
+    found = [ocr.read_words(image, reader) for image in images]
     scores = [ocr.score_texts(list(case.texts), words) for case, words in zip(cases, found)]
     read = [[word.text for word in words] for words in found]
     assert sum(score.correct for score in scores) >= FLOOR * len(cases), list(zip([c.texts for c in cases], read))
 
 
 def test_the_demo_says_its_word(model, reader):
-    (picture,) = model.generate(demo.PROMPT, HEIGHT, WIDTH, steps=demo.STEPS, seed=0)
-    words = ocr.read_words(picture, reader)
+    (image,) = model.generate(demo.PROMPT, HEIGHT, WIDTH, steps=demo.STEPS, seed=0)
+    words = ocr.read_words(image, reader)
     assert ocr.score_texts(["HELLO"], words).correct == 1, [word.text for word in words]
 
 

@@ -1,8 +1,8 @@
 """The benchmark of edits: was the asked thing changed, and did the rest stay?
 
-A case is a prompt, its references, and the picture that it asks for, with the 32 px tokens that the edit changes. A new
+A case is a prompt, its references, and the image that it asks for, with the 32 px tokens that the edit changes. A new
 word must be read by OCR. Any other change must bring the changed tokens to at most `NEARER` of the squared error
-between the picture before and the picture asked for. The rest is compared with the picture asked for, by PSNR.
+between the image before and the image asked for. The rest is compared with the image asked for, by PSNR.
 """
 
 import json
@@ -22,14 +22,14 @@ from . import ocr
 
 KEPT = 25.0  # dB over the tokens that were not to change
 NEARER = 0.25
-BEST = 99.0  # dB of equal pictures, which have no error to take a logarithm of
+BEST = 99.0  # dB of equal images, which have no error to take a logarithm of
 RESAMPLES = 2000  # of the bootstrap
 SHEET_LIMIT, SHEET_WIDTH = 40, 192
 STRIPS = ("before", "second", "after")
-HEADINGS = ("edit", "pictures", "changed (95 %)", "rest kept (95 %)", "both", "PSNR of the rest, median")
+HEADINGS = ("edit", "images", "changed (95 %)", "rest kept (95 %)", "both", "PSNR of the rest, median")
 NOTE = (
     f"Changed: the new word is read exactly, or the changed tokens are nearer than {NEARER:g} of the old error to the "
-    f"picture asked for. Kept: PSNR of all other tokens is {KEPT:g} dB or more. Intervals: bootstrap over pictures."
+    f"image asked for. Kept: PSNR of all other tokens is {KEPT:g} dB or more. Intervals: bootstrap over images."
 )
 
 
@@ -98,7 +98,7 @@ def _cut(strip: Image.Image, index: int, height: int, width: int) -> Image.Image
 
 
 def write_edits(folder: Path, cases: list[EditCase]) -> None:
-    """Write cases of one size: `edits.json`, and their pictures one below the other."""
+    """Write cases of one size: `edits.json`, and their images one below the other."""
     folder.mkdir(parents=True, exist_ok=True)
     entries = [
         {
@@ -118,19 +118,19 @@ def write_edits(folder: Path, cases: list[EditCase]) -> None:
         "second": [case.references[1] for case in cases if len(case.references) > 1],
         "after": [case.asked for case in cases],
     }
-    for name, pictures in strips.items():
-        _below_each_other(pictures).save(folder / f"{name}.png", optimize=True)
+    for name, images in strips.items():
+        _below_each_other(images).save(folder / f"{name}.png", optimize=True)
 
 
-def _below_each_other(pictures: list[Image.Image]) -> Image.Image:
-    strip = Image.new("RGB", (pictures[0].width, sum(picture.height for picture in pictures)))
-    for i, picture in enumerate(pictures):
-        strip.paste(picture, (0, i * picture.height))
+def _below_each_other(images: list[Image.Image]) -> Image.Image:
+    strip = Image.new("RGB", (images[0].width, sum(image.height for image in images)))
+    for i, image in enumerate(images):
+        strip.paste(image, (0, i * image.height))
     return strip
 
 
-def paint_edit(model, case: EditCase, seed: int, *, steps: int, cfg: float) -> Image.Image:
-    """The picture that the model makes of an edit."""
+def generate_edit(model, case: EditCase, seed: int, *, steps: int, cfg: float) -> Image.Image:
+    """The image that the model makes of an edit."""
     from ..images import to_pil
 
     plan = model.plan([case.prompt], case.height, case.width, images=list(case.references), seed=seed)
@@ -138,15 +138,17 @@ def paint_edit(model, case: EditCase, seed: int, *, steps: int, cfg: float) -> I
 
 
 def score_edit(
-    case: EditCase, picture: Image.Image, engine: str, languages: str = "eng", strict: bool = False
+    case: EditCase, image: Image.Image, engine: str, languages: str = "eng", strict: bool = False
 ) -> EditResult:
-    """Judge one picture; only those with a new word are read."""
-    if picture.size != case.asked.size:
-        given, wanted = ("x".join(map(str, each.size)) for each in (picture, case.asked))
-        raise InputError(f"{case.name} is {given}, this edit asks for {wanted}; delete it, and it will be drawn again")
-    drawn, asked, before = (_pixels(each) for each in (picture, case.asked, case.references[0]))
+    """Judge one image; only those with a new word are read."""
+    if image.size != case.asked.size:
+        given, wanted = ("x".join(map(str, each.size)) for each in (image, case.asked))
+        raise InputError(
+            f"{case.name} is {given}, this edit asks for {wanted}; delete it, and it will be generated again"
+        )
+    drawn, asked, before = (_pixels(each) for each in (image, case.asked, case.references[0]))
     inside = case.changed.repeat(TOKEN, 0).repeat(TOKEN, 1)
-    found = ocr.read_words(picture, engine, languages) if case.texts else []
+    found = ocr.read_words(image, engine, languages) if case.texts else []
     if case.texts:
         score = ocr.score_texts(list(case.texts), found, strict)
         changed = score.correct == score.words
@@ -157,8 +159,8 @@ def score_edit(
     return EditResult(case.name, case.kind, bool(changed), psnr, tuple(word.text for word in found))
 
 
-def _pixels(picture: Image.Image) -> np.ndarray:
-    return np.asarray(picture.convert("RGB")).astype(np.float32)
+def _pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image.convert("RGB")).astype(np.float32)
 
 
 def _error(a: np.ndarray, b: np.ndarray, where: np.ndarray) -> float:
@@ -188,16 +190,16 @@ def _share(hits: list[bool]) -> str:
     return f"{sum(hits) / len(hits):.3f} ({samples[edge]:.3f} to {samples[-1 - edge]:.3f})"
 
 
-def edit_sheet(cases: Iterable[EditCase], pictures: Iterable[Image.Image]) -> Image.Image:
+def edit_sheet(cases: Iterable[EditCase], images: Iterable[Image.Image]) -> Image.Image:
     """The first cases in rows: what was given, what came out, what was asked for, over the prompt."""
-    rows = list(zip(cases, pictures))[:SHEET_LIMIT]
+    rows = list(zip(cases, images))[:SHEET_LIMIT]
     height = rows[0][0].height * SHEET_WIDTH // rows[0][0].width
     sheet = Image.new("RGB", (4 * (SHEET_WIDTH + 8), len(rows) * (height + 20)), "white")
     pen = ImageDraw.Draw(sheet)
-    for i, (case, picture) in enumerate(rows):
+    for i, (case, image) in enumerate(rows):
         y = i * (height + 20)
         second = case.references[1] if len(case.references) > 1 else None
-        for k, each in enumerate((case.references[0], second, picture, case.asked)):
+        for k, each in enumerate((case.references[0], second, image, case.asked)):
             if each is not None:
                 sheet.paste(each.resize((SHEET_WIDTH, height)), (k * (SHEET_WIDTH + 8) + 4, y))
         pen.text((4, y + height + 3), case.prompt.encode("ascii", "replace").decode(), fill="black")
@@ -210,5 +212,5 @@ def report(title: str, about: dict[str, str], results: list[EditResult]) -> tupl
     lines += [f"- {key}: {value}" for key, value in about.items()]
     lines += ["", "| " + " | ".join(HEADINGS) + " |", "|" + "---|" * len(HEADINGS)]
     lines += ["| " + " | ".join(row) + " |" for row in edit_rows(results)]
-    lines += ["", NOTE, "", "![pictures](sheet.png)", ""]
+    lines += ["", NOTE, "", "![images](sheet.png)", ""]
     return "\n".join(lines), {"title": title, "about": about, "edits": [asdict(result) for result in results]}

@@ -1,7 +1,7 @@
-"""Text as it is compared with what OCR reads: characters that look alike on a picture count as one.
+"""Text as it is compared with what OCR reads: characters that look alike on an image count as one.
 
 Readers answer with the plain character of several that look the same: a straight apostrophe for a curly one, a
-hyphen for a dash, ASCII for full width. The picture is right all the same. Folding is Unicode's NFKC (full width,
+hyphen for a dash, ASCII for full width. The image is right all the same. Folding is Unicode's NFKC (full width,
 ligatures, ℃, superscripts, the micro sign as the letter mu) after and before the tables below. It does not help with
 what a reader never sees: rapidocr's PP-OCRv6 leaves out a lone I or l.
 """

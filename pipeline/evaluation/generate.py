@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def draw(
+def generate_images(
     cases: Iterable[Case],
     folder: Path,
     make: Callable[[list[Case], int], list[Image.Image]],
@@ -38,17 +38,17 @@ def draw(
 ) -> None:
     """Write `folder/NAME.png` for every case that has none yet.
 
-    `make(some cases of one size, the index of the first)` draws up to `batch` pictures. What a case looks like does
-    not depend on which pictures existed before: batches are always cut at the same places.
+    `make(some cases of one size, the index of the first)` draws up to `batch` images. What a case looks like does
+    not depend on which images existed before: batches are always cut at the same places.
     """
     folder.mkdir(parents=True, exist_ok=True)
     cases = list(cases)
     for start, part in batches(cases, batch):
-        missing = [case for case in part if not picture_path(folder, case).exists()]
+        missing = [case for case in part if not image_path(folder, case).exists()]
         if missing:
-            for case, picture in zip(part, make(part, start), strict=True):
-                with replacing(picture_path(folder, case)) as partial:
-                    picture.save(partial, format="PNG")
+            for case, image in zip(part, make(part, start), strict=True):
+                with replacing(image_path(folder, case)) as partial:
+                    image.save(partial, format="PNG")
         if progress:
             progress(start + len(part), len(cases), name=part[-1].name)
 
@@ -63,23 +63,25 @@ def batches(cases: list[Case], most: int) -> Iterator[tuple[int, list[Case]]]:
         start += len(same)
 
 
-def picture_path(folder: Path, case: Case) -> Path:
+def image_path(folder: Path, case: Case) -> Path:
     return folder / f"{case.name}.png"
 
 
 def check_settings(folder: Path, settings: dict) -> None:
-    """Keep the settings in `settings.json`; refuse to go on with pictures that were drawn with others."""
+    """Keep the settings in `settings.json`; refuse to go on with images that were generated with others."""
     path = folder / "settings.json"
     old = read_json(path) if path.exists() else settings
     changed = sorted(key for key in old.keys() | settings.keys() if old.get(key) != settings.get(key))
     if changed:
         pairs = ", ".join(f"{key} {old.get(key)!r}, now {settings.get(key)!r}" for key in changed)
-        raise InputError(f"{folder} holds pictures drawn with {pairs}; use another --out, or the same settings")
+        raise InputError(f"{folder} holds images generated with {pairs}; use another --out, or the same settings")
     write_text(path, json.dumps(settings, indent=2))
 
 
-def paint(model, cases: list[Case], seed: int, *, steps: int, cfg: float, ablation: str = "none") -> list[Image.Image]:
-    """Pictures of cases of one size, case k with seed + k, with one part of the model left out if so asked."""
+def generate_batch(
+    model, cases: list[Case], seed: int, *, steps: int, cfg: float, ablation: str = "none"
+) -> list[Image.Image]:
+    """Images of cases of one size, case k with seed + k, with one part of the model left out if so asked."""
     plan = model.plan([case.prompt for case in cases], cases[0].height, cases[0].width, seed=seed)
     if ablation == "shuffled-plan":
         plan = replace(plan, prior_token_ids_d32=_shuffled(plan.prior_token_ids_d32, seed))

@@ -1,4 +1,4 @@
-"""Reading pictures back: words with boxes by tesseract or rapidocr, and how well they match the texts asked for.
+"""Reading images back: words with boxes by tesseract or rapidocr, and how well they match the texts asked for.
 
 Both engines are optional. Scores follow CVTG-2K: words in lower case, accuracy = words read exactly / all words,
 NED = mean over words of 1 - edit distance / longer length. What differs: characters that look alike count as one
@@ -26,7 +26,7 @@ INSTALL = (
     "install one: `pip install pytesseract` and the tesseract program (Debian: `apt install tesseract-ocr "
     "tesseract-ocr-chi-sim`), or `pip install rapidocr onnxruntime`"
 )
-READ_SIDE, ENLARGE = 1400, 4.0  # px and times: engines want capitals of 30 px and more, so small pictures are enlarged
+READ_SIDE, ENLARGE = 1400, 4.0  # px and times: engines want capitals of 30 px and more, so small images are enlarged
 MIN_CONFIDENCE = 20.0  # percent; below it tesseract reads texture as letters
 MIN_LINE_CONFIDENCE = 60.0  # percent; read as a line, even texture gives letters
 SPARSE_TEXT, ONE_LINE = 11, 7  # tesseract's page segmentation modes
@@ -35,7 +35,7 @@ SAME_WORD = 0.5  # similarity from which a word read counts as an attempt at a w
 
 @dataclass(frozen=True)
 class Word:
-    """One word read: its box in fractions of the picture, confidence in percent."""
+    """One word read: its box in fractions of the image, confidence in percent."""
 
     text: str
     x: float
@@ -91,7 +91,7 @@ def available_engine(name: str = "auto") -> str:
 
 
 def read_words(image: Image.Image, engine: str = "auto", languages: str = "eng") -> list[Word]:
-    """Words on an RGB picture. `languages` are tesseract's, joined by + ("eng+chi_sim"); rapidocr needs none."""
+    """Words on an RGB image. `languages` are tesseract's, joined by + ("eng+chi_sim"); rapidocr needs none."""
     read = {"tesseract": _tesseract, "rapidocr": _rapidocr}[available_engine(engine)]
     return read(image.convert("RGB"), languages)
 
@@ -99,7 +99,7 @@ def read_words(image: Image.Image, engine: str = "auto", languages: str = "eng")
 def _tesseract(image: Image.Image, languages: str) -> list[Word]:
     """Sparse text, read dark on light and light on dark; of two readings of a place the surer one stays.
 
-    A lone word on a label is sometimes not found as text at all; then the picture is read as one line.
+    A lone word on a label is sometimes not found as text at all; then the image is read as one line.
     """
     missing = set(languages.split("+")) - _tesseract_languages()
     if missing:

@@ -10,16 +10,16 @@ from PIL import Image, UnidentifiedImageError
 from ..errors import InputError
 from ..progress import Progress
 from . import ocr
-from .generate import picture_path
+from .generate import image_path
 from .prompts import Case
 
-SILENT = 5  # pictures from which on "nothing read at all" is a failure of the reader, not of the pictures
+SILENT = 5  # images from which on "nothing read at all" is a failure of the reader, not of the images
 SHEET_COLUMNS, SHEET_WIDTH, SHEET_LIMIT = 4, 256, 48
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What OCR made of one picture. `words` and `correct` count, `similarity` adds up over words."""
+    """What OCR made of one image. `words` and `correct` count, `similarity` adds up over words."""
 
     name: str
     group: str
@@ -37,7 +37,7 @@ def read(
     progress: Progress | None = None,
     strict: bool = False,
 ) -> list[Reading]:
-    """Read every picture of `folder`, keeping readings in `readings.jsonl` beside them; `strict` is that of scores."""
+    """Read every image of `folder`, keeping readings in `readings.jsonl` beside them; `strict` is that of scores."""
     cases = list(cases)
     engine = ocr.available_engine(engine)
     for case in cases:
@@ -47,11 +47,11 @@ def read(
     readings = []
     with open(path, "a", encoding="utf-8") as file:
         for done, case in enumerate(cases, start=1):
-            picture = picture_path(folder, case)
-            # A picture that was drawn again since is read again.
-            key = f"{engine} {languages} {picture.stat().st_mtime_ns}"
+            image = image_path(folder, case)
+            # An image that was generated again since is read again.
+            key = f"{engine} {languages} {image.stat().st_mtime_ns}"
             if known.get(case.name, {}).get("key") != key:
-                words = ocr.read_words(open_image(picture), engine, languages)
+                words = ocr.read_words(open_image(image), engine, languages)
                 known[case.name] = {"key": key, "name": case.name, "read": _as_rows(words)}
                 file.write(json.dumps(known[case.name], ensure_ascii=False) + "\n")
                 file.flush()
@@ -62,9 +62,9 @@ def read(
 
 
 def existing_image(folder: Path, case: Case) -> Path:
-    path = picture_path(folder, case)
+    path = image_path(folder, case)
     if not path.exists():
-        raise InputError(f"{path} is missing; draw it first")
+        raise InputError(f"{path} is missing; generate it first")
     return path
 
 
@@ -72,7 +72,7 @@ def open_image(path: Path) -> Image.Image:
     try:
         return Image.open(path)
     except UnidentifiedImageError:
-        raise InputError(f"{path} is not a picture; delete it, and it will be drawn again") from None
+        raise InputError(f"{path} is not an image; delete it, and it will be generated again") from None
 
 
 def _known_readings(path: Path) -> dict[str, dict]:
@@ -98,6 +98,6 @@ def check_reader(readings: list[Reading]) -> None:
     """Raise when not one word was read anywhere: then the reader failed, and a score of zero would be a lie."""
     if len(readings) >= SILENT and not any(reading.read for reading in readings):
         raise InputError(
-            f"OCR read nothing on any of {len(readings)} pictures, so there is no score; look at the contact sheet: "
+            f"OCR read nothing on any of {len(readings)} images, so there is no score; look at the contact sheet: "
             "if the words are legible, the engine or its language data is broken, try another with --ocr"
         )

@@ -10,16 +10,16 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from ..files import write_text
-from .generate import picture_path
+from .generate import image_path
 from .prompts import Case
 from .read import Reading, check_reader, open_image
 from .scores import GroupScore, score_groups
 
 SHEET_COLUMNS, SHEET_WIDTH, SHEET_LIMIT = 4, 256, 48
-HEADINGS = ("regions", "pictures", "words", "word accuracy (95 %)", "NED (95 %)")
+HEADINGS = ("regions", "images", "words", "word accuracy (95 %)", "NED (95 %)")
 NOTE = (
     "Word accuracy: words asked for that OCR read exactly, in lower case. NED: 1 - edit distance / longer length, "
-    "mean over words. Intervals: bootstrap over pictures."
+    "mean over words. Intervals: bootstrap over images."
 )
 
 
@@ -33,7 +33,7 @@ def write_report(folder: Path, title: str, about: dict[str, str], cases: list[Ca
     lines += [f"- {key}: {value}" for key, value in about.items()]
     lines += ["", "| " + " | ".join(HEADINGS) + " |", "|" + "---|" * len(HEADINGS)]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
-    lines += ["", NOTE, "", "![pictures](sheet.png)", ""]
+    lines += ["", NOTE, "", "![images](sheet.png)", ""]
     text = "\n".join(lines)
     write_text(folder / "report.md", text)
     write_text(folder / "report.html", _html(title, about, rows))
@@ -43,24 +43,24 @@ def write_report(folder: Path, title: str, about: dict[str, str], cases: list[Ca
 
 
 def contact_sheet(cases: list[Case], readings: list[Reading], folder: Path) -> Image.Image:
-    """The first pictures in rows, each over what was asked for and what was read."""
+    """The first images in rows, each over what was asked for and what was read."""
     chosen = list(zip(cases, readings))[:SHEET_LIMIT]
-    pictures = [_fit(open_image(picture_path(folder, case)).convert("RGB")) for case, _ in chosen]
-    cell = max(picture.height for picture in pictures) + 34
+    images = [_fit(open_image(image_path(folder, case)).convert("RGB")) for case, _ in chosen]
+    cell = max(image.height for image in images) + 34
     rows = math.ceil(len(chosen) / SHEET_COLUMNS)
     sheet = Image.new("RGB", (SHEET_COLUMNS * (SHEET_WIDTH + 8), rows * cell), "white")
     pen = ImageDraw.Draw(sheet)
-    for i, ((case, reading), picture) in enumerate(zip(chosen, pictures)):
+    for i, ((case, reading), image) in enumerate(zip(chosen, images)):
         x, y = i % SHEET_COLUMNS * (SHEET_WIDTH + 8) + 4, i // SHEET_COLUMNS * cell + 2
-        sheet.paste(picture, (x, y))
+        sheet.paste(image, (x, y))
         good = reading.correct == reading.words
-        pen.text((x, y + picture.height + 2), _ascii(" | ".join(case.texts)), fill="black")
-        pen.text((x, y + picture.height + 15), _ascii(" | ".join(reading.read)), fill="green" if good else "red")
+        pen.text((x, y + image.height + 2), _ascii(" | ".join(case.texts)), fill="black")
+        pen.text((x, y + image.height + 15), _ascii(" | ".join(reading.read)), fill="green" if good else "red")
     return sheet
 
 
-def _fit(picture: Image.Image) -> Image.Image:
-    return picture.resize((SHEET_WIDTH, round(picture.height * SHEET_WIDTH / picture.width)))
+def _fit(image: Image.Image) -> Image.Image:
+    return image.resize((SHEET_WIDTH, round(image.height * SHEET_WIDTH / image.width)))
 
 
 def _ascii(text: str, longest: int = 42) -> str:
@@ -72,7 +72,7 @@ def _ascii(text: str, longest: int = 42) -> str:
 def _row(score: GroupScore) -> tuple[str, ...]:
     accuracy = f"{score.accuracy:.3f} ({score.accuracy_low:.3f} to {score.accuracy_high:.3f})"
     ned = f"{score.ned:.3f} ({score.ned_low:.3f} to {score.ned_high:.3f})"
-    return score.group, str(score.pictures), str(score.words), accuracy, ned
+    return score.group, str(score.images), str(score.words), accuracy, ned
 
 
 def _html(title: str, about: dict[str, str], rows: list[tuple[str, ...]]) -> str:
@@ -86,5 +86,5 @@ def _html(title: str, about: dict[str, str], rows: list[tuple[str, ...]]) -> str
         "<style>body{font-family:sans-serif;margin:2em}td,th{padding:.3em .8em;border:1px solid #ccc}"
         "table{border-collapse:collapse}img{max-width:100%}</style>"
         f"<h1>{html.escape(title)}</h1><ul>{items}</ul><table>{table}</table>"
-        f"<p>{html.escape(NOTE)}</p><img src='sheet.png' alt='pictures'>\n"
+        f"<p>{html.escape(NOTE)}</p><img src='sheet.png' alt='images'>\n"
     )

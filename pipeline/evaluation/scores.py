@@ -16,10 +16,10 @@ RESAMPLES = 2000  # of the bootstrap
 
 @dataclass(frozen=True)
 class GroupScore:
-    """Word accuracy and NED of one group, with the bounds of a 95 % bootstrap interval over pictures."""
+    """Word accuracy and NED of one group, with the bounds of a 95 % bootstrap interval over images."""
 
     group: str
-    pictures: int
+    images: int
     words: int
     accuracy: float
     accuracy_low: float
@@ -30,7 +30,7 @@ class GroupScore:
 
 
 def score_groups(readings: list[Reading], seed: int = 0) -> list[GroupScore]:
-    """Scores of every group, then of all pictures as "all" if there are several groups."""
+    """Scores of every group, then of all images as "all" if there are several groups."""
     groups: dict[str, list[Reading]] = {}
     for reading in readings:
         groups.setdefault(reading.group, []).append(reading)

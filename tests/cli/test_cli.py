@@ -60,8 +60,8 @@ def test_guidance_as_one_batch_draws_the_same_picture(run, tmp_path, monkeypatch
     for way in ("batched", "sequential"):
         given = ("a 'HI' sign", "-o", f"{way}.png", *SIZE, "--steps", "2", "--guidance-batching", way)
         assert run("generate", *given)[0] == 0 and len(asked) == 1
-    pictures = [np.asarray(Image.open(f"{way}.png")).astype(int) for way in ("batched", "sequential")]
-    assert np.abs(pictures[0] - pictures[1]).max() <= 1
+    images = [np.asarray(Image.open(f"{way}.png")).astype(int) for way in ("batched", "sequential")]
+    assert np.abs(images[0] - images[1]).max() <= 1
 
 
 def test_several_images_get_numbers(run, tmp_path):
@@ -82,7 +82,7 @@ def test_references_are_read_from_files(run, tmp_path):
         (["generate"], "give a prompt, or a plan with --plan"),
         (["generate", "x", "--plan", "p"], "give a prompt, or a plan with --plan, and not both"),
         (["generate", "--plan", "nowhere.safetensors"], "plan file nowhere.safetensors does not exist"),
-        (["generate", "x", "-o", "picture.gif"], "output picture.gif must end in .png"),
+        (["generate", "x", "-o", "image.gif"], "output image.gif must end in .png"),
         (["generate", "x", "--steps", "0"], "steps 0 is not usable"),
         (["generate", "x", "--step-cache", "2"], "step cache 2.0 is not accepted"),
         (["generate", "x", "--step-cache", "0.1", "--guidance-batching", "batched"], "use guidance batching auto or"),

@@ -1,4 +1,4 @@
-"""The benchmark of edits: its files, its judgement of pictures that are known, and the command on tiny checkpoints."""
+"""The benchmark of edits: its files, its judgement of images that are known, and the command on tiny checkpoints."""
 
 import argparse
 import json
@@ -25,17 +25,17 @@ def options(*words):
 def case(kind="background", texts=(), references=1, before="red", asked="blue"):
     """Four of six tokens change their colour; the lower left ones stay grey."""
     changed = np.array([[True, True, True], [False, False, True]])
-    pictures = []
+    images = []
     for colour in (before, asked):
-        picture = Image.new("RGB", SIZE, colour)
-        picture.paste("grey", (0, 32, 64, 64))
-        pictures.append(picture)
+        image = Image.new("RGB", SIZE, colour)
+        image.paste("grey", (0, 32, 64, 64))
+        images.append(image)
     more = [Image.new("RGB", SIZE, asked)] * (references - 1)
-    return edits.EditCase(f"{kind}_0", kind, "a prompt", texts, (pictures[0], *more), pictures[1], changed)
+    return edits.EditCase(f"{kind}_0", kind, "a prompt", texts, (images[0], *more), images[1], changed)
 
 
-def judge(case, picture):
-    return edits.score_edit(case, picture, "no engine is needed")
+def judge(case, image):
+    return edits.score_edit(case, image, "no engine is needed")
 
 
 def test_the_picture_asked_for_is_changed_and_kept_and_the_one_before_is_not_changed():
@@ -51,9 +51,9 @@ def test_a_change_counts_when_most_of_the_way_is_gone():
 
 
 def test_damage_outside_the_change_is_measured_in_decibels():
-    picture = np.array(case().asked)
-    picture[32:, :64] += 20  # grey of 128 becomes 148
-    result = judge(case(), Image.fromarray(picture))
+    image = np.array(case().asked)
+    image[32:, :64] += 20  # grey of 128 becomes 148
+    result = judge(case(), Image.fromarray(image))
     assert result.changed and not result.kept
     assert result.psnr == pytest.approx(10 * np.log10(255**2 / 20**2), abs=1e-3)
 

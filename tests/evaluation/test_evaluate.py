@@ -31,7 +31,7 @@ def cvtg(tmp_path):
 
 @pytest.fixture
 def fake_ocr(monkeypatch):
-    """Let OCR read what a picture's file was saved with, and count its calls."""
+    """Let OCR read what an image's file was saved with, and count its calls."""
     calls = []
 
     def read_words(image, engine, languages):
@@ -47,7 +47,7 @@ def painter(words):
     """A `make` that draws nothing but lets the fake OCR read `words[case.name]`; `batches` tells what it was given."""
     from PIL.PngImagePlugin import PngInfo
 
-    def picture(case):
+    def image(case):
         image = Image.new("RGB", (64, 32))
         info = PngInfo()
         info.add_text("words", words[case.name])
@@ -57,7 +57,7 @@ def painter(words):
 
     def make(cases, index):
         make.batches.append((index, [case.name for case in cases]))
-        return [picture(case) for case in cases]
+        return [image(case) for case in cases]
 
     make.batches = []
     return make
@@ -110,25 +110,25 @@ def test_a_benchmark_that_is_not_bundled_asks_for_its_folder():
 def test_pictures_and_readings_are_not_made_twice(cvtg, tmp_path, fake_ocr):
     cases, out = prompts.load_cases("cvtg2k", cvtg), tmp_path / "out"
     make = painter({"2_0": "open late tea", "2_1": "go", "3_7": "one two it's three"})
-    generate.draw(cases, out, make)
+    generate.generate_images(cases, out, make)
     first = read.read(cases, out)
-    generate.draw(cases, out, lambda cases, index: pytest.fail("drawn again"))
+    generate.generate_images(cases, out, lambda cases, index: pytest.fail("generated again"))
     assert read.read(cases, out) == first
     assert len(fake_ocr) == 3
 
 
 def test_a_picture_drawn_again_is_read_again(cvtg, tmp_path, fake_ocr):
     cases, out = prompts.load_cases("cvtg2k", cvtg, limit=1)[:1], tmp_path / "out"
-    generate.draw(cases, out, painter({"2_0": "nothing like it"}))
+    generate.generate_images(cases, out, painter({"2_0": "nothing like it"}))
     assert read.read(cases, out)[0].correct == 0
     (out / "2_0.png").unlink()
-    generate.draw(cases, out, painter({"2_0": "open late tea"}))
+    generate.generate_images(cases, out, painter({"2_0": "open late tea"}))
     assert read.read(cases, out)[0].correct == 3
 
 
 def test_a_run_cut_off_within_a_line_goes_on(cvtg, tmp_path, fake_ocr):
     cases, out = prompts.load_cases("cvtg2k", cvtg), tmp_path / "out"
-    generate.draw(cases, out, painter({"2_0": "open", "2_1": "go", "3_7": "one"}))
+    generate.generate_images(cases, out, painter({"2_0": "open", "2_1": "go", "3_7": "one"}))
     read.read(cases, out)
     log = out / "readings.jsonl"
     log.write_text(log.read_text()[:-20])
@@ -157,7 +157,7 @@ def test_intervals_narrow_with_more_pictures():
 
 def test_a_reader_that_reads_nothing_at_all_gives_no_score():
     blind = [read.Reading(str(i), "1", 1, 0, 0.0, ()) for i in range(6)]
-    with pytest.raises(InputError, match="OCR read nothing on any of 6 pictures"):
+    with pytest.raises(InputError, match="OCR read nothing on any of 6 images"):
         read.check_reader(blind)
 
 
@@ -168,7 +168,7 @@ def test_one_word_read_anywhere_makes_zero_an_honest_score():
 
 def test_the_report_names_scores_and_shows_pictures(cvtg, tmp_path, fake_ocr):
     cases, out = prompts.load_cases("cvtg2k", cvtg), tmp_path / "out"
-    generate.draw(cases, out, painter({"2_0": "open late tea", "2_1": "no home", "3_7": "<b> two"}))
+    generate.generate_images(cases, out, painter({"2_0": "open late tea", "2_1": "no home", "3_7": "<b> two"}))
     text = report.write_report(out, "A & B", {"model": "<m>"}, cases, read.read(cases, out))
     assert "| 2 | 2 | 5 | 0.800 (" in text
     page = (out / "report.html").read_text()
@@ -188,10 +188,10 @@ def test_batches_are_of_one_size_and_cut_at_the_same_places_however_often_a_run_
     sizes = [32, 32, 32, 64, 64]
     cases = [prompts.Case(str(i), "2", "x", ("x",), side, side) for i, side in enumerate(sizes)]
     make = painter(dict.fromkeys("01234", "x"))
-    generate.draw(cases, tmp_path, make, batch=2)
+    generate.generate_images(cases, tmp_path, make, batch=2)
     assert make.batches == [(0, ["0", "1"]), (2, ["2"]), (3, ["3", "4"])]
     (tmp_path / "4.png").unlink()
-    generate.draw(cases, tmp_path, make, batch=2)
+    generate.generate_images(cases, tmp_path, make, batch=2)
     assert make.batches[3:] == [(3, ["3", "4"])]
     assert (tmp_path / "4.png").exists()
 
@@ -235,7 +235,7 @@ def test_the_command_draws_reads_scores_and_resumes(small, reads_word0, capsys):
 def test_pictures_of_other_settings_are_not_mixed_in(small, reads_word0):
     words, out = small
     evaluate.run(options(*words))
-    with pytest.raises(InputError, match="drawn with cfg 1.5, now 2.0; use another --out"):
+    with pytest.raises(InputError, match="generated with cfg 1.5, now 2.0; use another --out"):
         evaluate.run(options(*words, "--cfg", "2"))
 
 
@@ -252,21 +252,21 @@ def test_pictures_from_elsewhere_are_scored_without_a_model(small, reads_word0):
 def test_each_ablation_leaves_its_part_out_and_nothing_else(references):
     model = GlmImage.from_pretrained(references("plain")[0], device="cpu")
     cases = [prompts.Case("a", "1", "a sign 'Open'", ("Open",), 64, 96)]
-    drawn = {name: paint(model, cases, name) for name in generate.ABLATIONS}
+    drawn = {name: generate_batch(model, cases, name) for name in generate.ABLATIONS}
     assert len(set(drawn.values())) == len(generate.ABLATIONS)
-    assert paint(model, cases, "none") == drawn["none"]
-    assert paint(model, [replace(cases[0], texts=())], "none") == drawn["no-glyphs"]
+    assert generate_batch(model, cases, "none") == drawn["none"]
+    assert generate_batch(model, [replace(cases[0], texts=())], "none") == drawn["no-glyphs"]
 
 
-def paint(model, cases, ablation):
-    return generate.paint(model, cases, seed=3, steps=2, cfg=1.5, ablation=ablation)[0].tobytes()
+def generate_batch(model, cases, ablation):
+    return generate.generate_batch(model, cases, seed=3, steps=2, cfg=1.5, ablation=ablation)[0].tobytes()
 
 
 def test_without_a_plan_pictures_of_different_plans_are_equal(references):
     model = GlmImage.from_pretrained(references("plain")[0], device="cpu")
     one, other = (prompts.Case("a", "1", text, ("x",), 64, 96) for text in ("a sign", "another"))
-    assert paint(model, [one], "none") != paint(model, [other], "none")
-    assert paint(model, [one], "no-plan") == paint(model, [other], "no-plan")
+    assert generate_batch(model, [one], "none") != generate_batch(model, [other], "none")
+    assert generate_batch(model, [one], "no-plan") == generate_batch(model, [other], "no-plan")
 
 
 @pytest.mark.parametrize(
@@ -296,5 +296,5 @@ def test_a_file_that_is_no_picture_is_named(small, reads_word0):
     out.mkdir()
     for name in ("2_0", "2_1"):
         (out / f"{name}.png").write_bytes(b"half a file")
-    with pytest.raises(InputError, match="2_0.png is not a picture; delete it"):
+    with pytest.raises(InputError, match="2_0.png is not an image; delete it"):
         evaluate.run(options(*words, "--read-only"))

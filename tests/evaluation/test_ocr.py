@@ -136,7 +136,7 @@ def test_a_line_of_rapidocr_is_cut_into_words_by_their_lengths(monkeypatch):
     corners = np.array([[[100, 50], [300, 50], [300, 90], [100, 90]]], dtype=float)
     lines = SimpleNamespace(boxes=corners, txts=("FRESH tea!",), scores=(0.5,))
     monkeypatch.setattr(ocr, "available_engine", lambda name: "rapidocr")
-    monkeypatch.setattr(ocr, "_rapidocr_reader", lambda: lambda picture: lines)
+    monkeypatch.setattr(ocr, "_rapidocr_reader", lambda: lambda image: lines)
     fresh, tea = ocr.read_words(Image.new("RGB", (400, 100)), "rapidocr")
     assert (fresh.text, fresh.x, fresh.y, fresh.width, fresh.height) == ("FRESH", 0.25, 0.5, 0.25, 0.4)
     assert (tea.text, tea.x, tea.width, tea.confidence) == ("tea!", 0.55, 0.2, 50.0)
