@@ -6,6 +6,9 @@ CPU_TORCH := torch==2.13.0
 
 .PHONY: demo test lint test-js test-comfyui test-npu comfyui clean
 
+# Tests compute little at a time: threads that wait for each other take several times what they save.
+test test-comfyui: export OMP_NUM_THREADS := 1
+
 demo: $(VENV)/base
 	$(BIN)/glm-image demo -o out/demo.png
 
