@@ -9,7 +9,7 @@ from comfyui_glm_image.cli.main import COMMANDS
 from comfyui_glm_image.tests.conftest import ROOT
 
 ENGLISH, CHINESE = ROOT / "README.md", ROOT / "README.zh.md"
-PAGES = [ENGLISH, CHINESE, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ENGLISH, CHINESE, ROOT / "CONTRIBUTING.md", ROOT / "BENCHMARKS.md", *sorted((ROOT / "docs").glob("*.md"))]
 IN_PLAIN_ENGLISH = [
     ENGLISH,
     ROOT / "CONTRIBUTING.md",
