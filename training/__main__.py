@@ -5,6 +5,7 @@
     python -m comfyui_glm_image.training planner --minutes 40
     python -m comfyui_glm_image.training decoder --minutes 60
     python -m comfyui_glm_image.training export --out checkpoints/small
+    python -m comfyui_glm_image.training plans --start checkpoints/small    a minute's look at a planner
     python -m comfyui_glm_image.training benchmark --out checkpoints/small/benchmark
     python -m comfyui_glm_image.training truth --out out/truth     the benchmark's scenes, the ceiling of any score
     python -m comfyui_glm_image.training curves --out docs/images/small_model_training.png
@@ -22,7 +23,7 @@ from ..pipeline.devices.device import resolve_device
 from . import autoencoder, curves, decoder, export, planner, vision
 from .common import Recipe
 
-SIZES = "1x4:1,2x4:3,2x6:1,3x6:2,4x6:1"
+SIZES = "1x4:1,2x4:2,2x6:1,3x6:4,4x6:4"  # with many lines, so that many words are seen often enough
 
 
 # stage -> what trains it, pictures a step, learning rate of AdamW
@@ -34,11 +35,20 @@ STAGES = {
 }
 
 OUTPUTS = {
+    "plans": lambda args: planner.print_plans(args.start),
     "export": lambda args: export.write_checkpoint(args.runs, args.out),
     "benchmark": lambda args: export.write_benchmark(args.out),
     "truth": lambda args: export.write_truth(args.out),
     "curves": lambda args: curves.write_curves(args.runs, args.out),
     "growth": lambda args: curves.write_growth(args.report, args.out),
+}
+NEEDS = {
+    "plans": ("start",),
+    "export": ("out",),
+    "benchmark": ("out",),
+    "truth": ("out",),
+    "curves": ("out",),
+    "growth": ("out", "report"),
 }
 
 
@@ -51,18 +61,18 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30, help="in all, restarts included")
     parser.add_argument("--batch", type=int, help="pictures a step, of eight tokens each")
     parser.add_argument("--sizes", default=SIZES, help="ROWSxCOLUMNS:WEIGHT of tokens of 32 px, comma-separated")
-    parser.add_argument("--regions", type=float, default=0.2, help="share of pictures with two to four words")
+    parser.add_argument("--regions", type=float, default=0.5, help="share of pictures with two to four words")
+    parser.add_argument("--edits", type=float, default=0.4, help="share of steps on edits, of planner and decoder")
     parser.add_argument("--lr", type=float, help="of AdamW")
     parser.add_argument("--muon-lr", type=float, default=0.02)
-    parser.add_argument("--start", type=Path, help="checkpoint folder whose weights a new stage starts from")
+    parser.add_argument("--start", type=Path, help="checkpoint folder that a new stage starts from, or plans looks at")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, npu:1, ... (default: the best present)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="on a CPU")
     args = parser.parse_args()
-    if args.stage in OUTPUTS and args.out is None:
-        parser.error(f"{args.stage} needs --out")
-    if args.stage == "growth" and args.report is None:
-        parser.error("growth needs --report")
+    for name in NEEDS.get(args.stage, ()):
+        if getattr(args, name) is None:
+            parser.error(f"{args.stage} needs --{name}")
     run(args)
 
 
@@ -79,6 +89,7 @@ def run(args: argparse.Namespace) -> None:
             device=resolve_device(args.device),
             sizes=args.sizes,
             regions=args.regions,
+            edits=args.edits,
             muon_lr=args.muon_lr,
             seed=args.seed,
             start=args.start,

@@ -28,7 +28,8 @@ class Recipe:
     lr: float
     device: torch.device
     sizes: str = "2x4"
-    regions: float = 0.2  # share of pictures with several words
+    regions: float = 0.5  # share of pictures with several words
+    edits: float = 0.4  # share of steps on edits of references, of planner and decoder
     muon_lr: float = 0.02
     seed: int = 0
     start: Path | None = None  # a checkpoint folder whose weights a new stage starts from

@@ -23,7 +23,7 @@ from .common import Recipe, Stage, optimisers, read_component, read_meta
 AUX_LAYER = 2  # the aux head reads this block's output
 BACKGROUND_WEIGHT = 0.1  # most patches are empty
 REFERENCE_NOISE = 0.1  # on latents of references: those of the autoencoder are not exact either
-EDITS, COMBINED = 0.6, 0.15  # shares of steps with one reference and with two
+COMBINED = 0.2  # share of edits that have two references
 
 
 class DecoderModel(nn.Module):
@@ -213,19 +213,17 @@ def train(folder: Path, recipe: Recipe) -> None:
         h, w, _ = rng.choices(grids, [weight for *_, weight in grids])[0]
         # ragged pictures cost what their patches cost: keep the tokens of a batch alike
         count = max(8, math.ceil(recipe.batch * 8 / (h * w)))
-        train_step(stage, draw_batch(rng, h, w, count, recipe.regions), rng, generator, aux=0.3)
+        train_step(stage, draw_batch(rng, h, w, count, recipe), rng, generator, aux=0.3)
         if stage.step % 250 == 0:
             log_words(stage, *grids[stage.step // 250 % len(grids)][:2])
 
 
-def draw_batch(rng: random.Random, h: int, w: int, count: int, regions: float) -> list[data.Scene]:
+def draw_batch(rng: random.Random, h: int, w: int, count: int, recipe: Recipe) -> list[data.Scene]:
     """Scenes with the same number of references: none, one or two."""
-    draw = rng.random()
-    if draw < EDITS:
-        return edits.draw_edits(rng, h, w, count, edits.SINGLE)
-    if draw < EDITS + COMBINED:
-        return edits.draw_edits(rng, h, w, count, ("combine",))
-    return data.draw_scenes(rng, h, w, count, regions)
+    if rng.random() >= recipe.edits:
+        return data.draw_scenes(rng, h, w, count, recipe.regions)
+    kinds = ("combine",) if rng.random() < COMBINED else edits.SINGLE
+    return edits.draw_edits(rng, h, w, count, kinds)
 
 
 def log_words(stage: Stage, h: int, w: int) -> None:

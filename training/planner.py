@@ -25,13 +25,12 @@ from .common import Recipe, Stage, optimisers, read_component, read_meta
 
 SAMPLING = GenerationConfig(temperature=0.9, top_p=1.0, top_k=0)
 WITHOUT_PREVIEW = 0.25  # share of the time: steps without the preview grid cost a fifth and teach what prompts mean
-MODES = ("plain", "skipped", "preview", "edit")
-EARLY_SHARES, LATE_SHARES = (6, 0, 0, 4), (0, 3, 4, 4)
+MODES, LATE_SHARES = ("plain", "skipped", "preview"), (1, 4, 5)
 COPY_WEIGHT = 0.1  # preview tokens that repeat the row above, of which a plan has three in four
 CENTRED = 0.92  # share of lines in the middle: what a prompt leaves open is what sampling gets wrong
 WITH_PREVIEW = ("skipped", "preview")
 AUX_LAYER = 1  # the auxiliary heads read this layer's output
-AUX_WEIGHT = 0.1
+AUX_WEIGHT, AUX_WEIGHT_STARTED = 0.3, 0.1  # a started planner counts already; fresh heads would only disturb it
 UNMARKED = -100  # cross_entropy ignores it
 ROWS = 2 * data.MAX_WORD  # classes before it: index in the quoted word, then the word's length at its closing quote
 SIDE = 40  # most rows or columns of a grid
@@ -180,7 +179,9 @@ def run_planner(planner, ids, positions, mask, planned: int) -> tuple[torch.Tens
     return planner.lm_head(hidden[:, -planned:]), middle[0]
 
 
-def train_step(stage: Stage, scenes: list[data.Scene], mode: str, mistakes: float = 0.0) -> None:
+def train_step(
+    stage: Stage, scenes: list[data.Scene], mode: str, mistakes: float = 0.0, aux: float = AUX_WEIGHT
+) -> None:
     *sequence, full = to_sequence(scenes, mode, mistakes)
     device = next(stage.model.parameters()).device
     ids, positions, mask, places, targets = (tensor.to(device) for tensor in sequence)
@@ -190,7 +191,7 @@ def train_step(stage: Stage, scenes: list[data.Scene], mode: str, mistakes: floa
         F.cross_entropy(head(middle).flatten(0, 1), place.flatten(), ignore_index=UNMARKED)
         for head, place in zip((stage.model.place, stage.model.column), places)
     )
-    loss = losses[:, -full:].mean() + AUX_WEIGHT * counting
+    loss = losses[:, -full:].mean() + aux * counting
     hits = (logits.argmax(-1) == targets)[:, -full:].float()
     whole = hits.amin(1).mean()
     figures = {"counting": counting}
@@ -249,33 +250,52 @@ def train(folder: Path, recipe: Recipe) -> None:
     blocks = "planner.model.language_model.layers"
     stage = Stage(folder, model, optimisers(model, blocks, recipe), recipe.minutes)
     rng = random.Random(recipe.seed + stage.step)
-    grids = data.parse_sizes(recipe.sizes)
+    grids, aux = data.parse_sizes(recipe.sizes), AUX_WEIGHT_STARTED if recipe.start else AUX_WEIGHT
     while stage.running():
         h, w, _ = rng.choices(grids, [weight for *_, weight in grids])[0]
         early = not recipe.start and stage.progress < WITHOUT_PREVIEW  # a trained planner would forget its previews
-        mode = rng.choices(MODES, EARLY_SHARES if early else LATE_SHARES)[0]
+        mode = "plain" if early else rng.choices(MODES, LATE_SHARES)[0]
+        mode = "edit" if rng.random() < recipe.edits else mode
         count = recipe.batch if mode == "preview" else 3 * recipe.batch
         mistakes = rng.choice((0.0, 0.1, 0.3))
         if mode == "edit":
             scenes = edits.draw_edits(rng, h, w, count)
         else:
             scenes = data.draw_scenes(rng, h, w, count, recipe.regions, CENTRED)
-        train_step(stage, scenes, mode, mistakes)
+        train_step(stage, scenes, mode, mistakes, aux)
         if stage.step % 500 == 0:
             h, w, _ = grids[stage.step // 500 % len(grids)]
             log_plans(stage, h, w)
 
 
 def log_plans(stage: Stage, h: int, w: int) -> None:
-    """Log the share of right plans without a preview, which are cheap, for held-out prompts of one to four words."""
-    right = {}
-    for regions in range(1, min(4, h) + 1):
-        scenes = data.held_scenes(32, h, w, regions)
-        plans = sample_plans(stage.ema.planner, scenes, preview=False)
-        hits = [is_plan_of(codes, scene.texts) for codes, scene in zip(plans, scenes)]
-        right[f"plans{regions}"] = sum(hits) / len(hits)
-    rng = random.Random(7)
-    asked = [edits.draw_edit(rng, h, w, rng.choice(tuple(edits.KINDS)), edits.held_word).scene for _ in range(32)]
-    plans = sample_plans(stage.ema.planner, asked, preview=False)
-    right["edited"] = sum((codes == scene.codes).all() for codes, scene in zip(plans, asked)) / len(asked)
-    stage.log({**right, "grid": [h, w]})
+    """Log how many plans are right without a preview, which are cheap."""
+    figures = {f"plans{n}": plans_right(stage.ema.planner, h, w, n) for n in range(1, min(4, h) + 1)}
+    stage.log({**figures, "edited": edits_right(stage.ema.planner, h, w), "grid": [h, w]})
+
+
+def plans_right(planner, h: int, w: int, regions: int, count: int = 32, preview: bool = False) -> float:
+    """Share of right plans of held-out prompts of `regions` words."""
+    scenes = data.held_scenes(count, h, w, regions)
+    plans = sample_plans(planner, scenes, preview)
+    return sum(is_plan_of(codes, scene.texts) for codes, scene in zip(plans, scenes)) / count
+
+
+def edits_right(planner, h: int, w: int, count: int = 32) -> float:
+    """Share of edits of pictures of held-out words whose every token is right."""
+    rng, kinds = random.Random(7), tuple(edits.KINDS)
+    scenes = [edits.draw_edit(rng, h, w, rng.choice(kinds), edits.held_word).scene for _ in range(count)]
+    plans = sample_plans(planner, scenes, preview=False)
+    return sum(bool((codes == scene.codes).all()) for codes, scene in zip(plans, scenes)) / count
+
+
+def print_plans(checkpoint: Path, count: int = 64) -> None:
+    """A checkpoint's share of right plans, made as the pipeline makes them, and of right edits: a minute, no OCR."""
+    model = models.planner().eval()
+    model.load_state_dict(read_component(checkpoint, "vision_language_encoder"))
+    for regions, (h, w) in ((1, (3, 6)), (2, (3, 6)), (3, (3, 6)), (4, (4, 6))):
+        print(
+            f"{regions} words on {h}x{w} tokens: {plans_right(model, h, w, regions, count, preview=True):.3f}",
+            flush=True,
+        )
+    print(f"edits on 3x6 tokens: {edits_right(model, 3, 6, count):.3f}")

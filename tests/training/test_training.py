@@ -331,6 +331,36 @@ def test_a_stage_can_start_from_a_checkpoint(tmp_path, monkeypatch):
             assert torch.equal(state[f"ema.{prefix}{name}"], tensor), name
 
 
+def test_the_shares_of_right_plans_tell_a_planner_that_knows_from_one_that_does_not(monkeypatch):
+    known = {}
+
+    def recall(_planner, asked, preview):
+        assert not (preview and asked[0].references)  # the pipeline makes no preview where there are references
+        known["asked"] = asked
+        return np.stack([scene.codes for scene in asked])
+
+    monkeypatch.setattr(planner, "sample_plans", recall)
+    assert planner.plans_right(None, 4, 6, 4, count=8, preview=True) == planner.edits_right(None, 3, 6, count=8) == 1.0
+    assert all(scene.references for scene in known["asked"])
+    monkeypatch.setattr(
+        planner, "sample_plans", lambda _planner, asked, _preview=None, **_: 0 * recall(0, asked, False)
+    )
+    assert planner.plans_right(None, 3, 6, 2, count=8) == planner.edits_right(None, 3, 6, count=8) == 0.0
+
+
+def test_steps_are_edits_as_often_as_asked(tmp_path, monkeypatch):
+    modes = []
+    monkeypatch.setattr(Stage, "running", lambda stage: len(modes) < 60)
+    monkeypatch.setattr(
+        planner, "train_step", lambda _stage, drawn, mode, *_: modes.append((mode, bool(drawn[0].references)))
+    )
+    for share, least, most in ((0.0, 0, 0), (0.5, 15, 45), (1.0, 60, 60)):
+        modes.clear()
+        planner.train(tmp_path, replace(RECIPE, edits=share))
+        count = sum(mode == "edit" for mode, _ in modes)
+        assert least <= count <= most and all((mode == "edit") == edited for mode, edited in modes)
+
+
 def test_mistakes_are_only_read_never_asked_for():
     torch.manual_seed(0)
     drawn = scenes(4, h=2, w=4)
