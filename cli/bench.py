@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=int, help="plan at most so many tokens; default: the whole plan")
     parser.add_argument("--repeats", type=int, default=5, help="timed calls of each stage, after one that is not")
     parser.add_argument("--limit", type=float, default=60, help="seconds after which a stage is not repeated")
-    parser.add_argument("--peer", action="store_true", help="time transformers and diffusers too (extra: test)")
+    parser.add_argument("--peer", action="store_true", help="time transformers and diffusers too (extra: peer)")
 
 
 def _sizes(text: str) -> tuple[tuple[int, int], ...]:

@@ -17,8 +17,8 @@ COMMANDS = {  # name -> (module, help)
     "plan": (".plan", "plan an image as tokens and save the plan"),
     "demo": (".demo", "generate an image with the bundled small checkpoint"),
     "download": (".download", "fetch a checkpoint's files"),
-    "doctor": ("..pipeline.diagnostics.doctor", "versions, devices and memory, and what to fix"),
-    "audit-npu": ("..pipeline.diagnostics.operator_audit", "every operator of the model, and how an NPU runs it"),
+    "doctor": (".doctor", "versions, devices and memory, and what to fix"),
+    "audit-npu": (".audit", "every operator of the model, and how an NPU runs it"),
     "bench": (".bench", "time each stage against the device's limits"),
     "eval": (".evaluate", "score a checkpoint on text-rendering benchmarks by OCR"),
 }

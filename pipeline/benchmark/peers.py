@@ -20,7 +20,7 @@ def require() -> None:
     """Refuse before anything is measured when the libraries are not installed."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        raise InputError(f"--peer needs {', '.join(missing)}; run pip install 'comfyui-glm-image[test]'")
+        raise InputError(f"--peer needs {', '.join(missing)}; run pip install 'comfyui-glm-image[peer]'")
 
 
 def versions() -> dict[str, str]:

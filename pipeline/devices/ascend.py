@@ -9,6 +9,7 @@ import torch
 
 from ..errors import DeviceError
 from .memory import explain_out_of_memory, is_out_of_memory
+from .npu_pairs import installed_pair, minor
 
 ALLOCATOR = ("PYTORCH_NPU_ALLOC_CONF", "expandable_segments:True")  # read when torch_npu first allocates
 _prepared: set[int] = set()
@@ -22,6 +23,9 @@ def require_npu() -> None:
                 "an NPU was asked for and torch_npu is not installed; install the one made for this torch: "
                 f"pip install 'torch-npu=={minor(torch.__version__)}.*', after CANN for your card"
             )
+        pair = installed_pair()
+        if pair.aborts:
+            raise DeviceError(pair.fault)
         os.environ.setdefault(*ALLOCATOR)
         try:
             importlib.import_module("torch_npu")
@@ -52,7 +56,10 @@ def prepare_npu(device: torch.device) -> None:
 
 def explain_npu_failure(error: BaseException) -> str:
     """What an import of torch_npu that failed means, and what to do."""
-    text = " ".join(str(cause) for cause in _causes(error))
+    return explain_npu_message(" ".join(str(cause) for cause in _causes(error)))
+
+
+def explain_npu_message(text: str) -> str:
     if re.search(r"lib(hccl|ascendcl|ge_runner|graph|acl_\w+|opapi)\.so", text):
         return (
             f"torch_npu cannot find CANN ({text}). Install CANN for your card, then run "
@@ -77,10 +84,6 @@ def explain_npu_failure(error: BaseException) -> str:
 
 def first_line(text: str) -> str:
     return next((line.strip() for line in text.splitlines() if line.strip()), "")[:200]
-
-
-def minor(version: str) -> str:
-    return ".".join(version.split("+")[0].split(".")[:2])
 
 
 def _causes(error: BaseException | None):

@@ -1,4 +1,4 @@
-"""`glm-image audit-npu`: every operator that the model runs, and how torch_npu would run it.
+"""Every operator that the model runs, and how torch_npu would run it.
 
 Runs each part of a small random model of the release's architecture and watches PyTorch's dispatcher. On a CPU the
 NPU's own kernels run through reference operators, so that what is listed is what an NPU gets.
@@ -7,7 +7,6 @@ A finding is an operator without an NPU kernel, float64, a complex number, a ten
 floating-point attention mask, or a wait for the device in a loop that runs once a token or once a step.
 """
 
-import argparse
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,8 +21,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..devices import kernels
-from ..devices.capabilities import DTYPES, capabilities
-from ..devices.device import resolve_device
 from . import npu_reference_ops
 from .tiny_models import parts
 
@@ -143,27 +140,6 @@ def audit(device: torch.device, dtype: torch.dtype, fused: bool = True) -> list[
             section.findings = list(dict.fromkeys(section.findings))
             sections.append(section)
     return sections
-
-
-# ---- the command ----
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="cpu", help="where to run: cpu, or an npu to see its real dispatcher")
-    parser.add_argument("--dtype", choices=list(DTYPES), default="bf16", help="of the weights (default bf16)")
-    parser.add_argument("--plain", action="store_true", help="without fused kernels, as on Ascend310P")
-    parser.add_argument("--summary", action="store_true", help="only the counts and the findings")
-
-
-def run(args: argparse.Namespace) -> int:
-    """Print the table; exit code 1 if there is a finding."""
-    device = resolve_device(args.device)
-    fused = not args.plain and (device.type != "npu" or capabilities(device).fused)
-    sections = audit(device, DTYPES[args.dtype], fused)
-    if not args.summary:
-        print("\n\n".join(map(listing, sections)) + "\n")
-    print(summary(sections))
-    return 1 if any(section.findings for section in sections) else 0
 
 
 def listing(section: Section) -> str:

@@ -1,6 +1,6 @@
 """The doctor on sound, broken and absurd installations; it explains and never falls over."""
 
-import argparse
+import importlib.machinery
 import json
 import os
 import subprocess
@@ -9,29 +9,32 @@ from pathlib import Path
 
 import pytest
 from comfyui_glm_image.cli.main import main
+from comfyui_glm_image.pipeline.devices import npu_pairs
 from comfyui_glm_image.pipeline.devices.ascend import explain_npu_failure
-from comfyui_glm_image.pipeline.diagnostics import doctor
+from comfyui_glm_image.pipeline.devices.npu_pairs import Pair
+from comfyui_glm_image.pipeline.diagnostics import doctor, software
+from comfyui_glm_image.pipeline.diagnostics.findings import CheckContext, CheckResult, guarded
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def patient(**arguments):
-    given = {"json": False, "model_info": False, "device": "cpu", "model": None, "width": 1024, "height": 1024}
-    return doctor.Patient(argparse.Namespace(**{**given, **arguments}))
+CONTEXT = CheckContext("cpu")
 
 
-def told(check, **arguments):
-    return [(finding.status, finding.text) for finding in doctor.guarded(check, patient(**arguments))]
+def reported(check):
+    return [(result.status, result.text) for result in guarded(check, CONTEXT)]
 
 
 @pytest.fixture
 def installed(monkeypatch):
-    """Plays installed versions, and whether torch_npu's folder is there."""
+    """Plays installed versions, whether torch_npu's folder is there, and how imports fail."""
 
-    def play(torch="2.13.0", torch_npu=None):
+    def play(torch="2.13.0", torch_npu=None, cuda=None, error=None):
         versions = {"torch": torch, "torch_npu": torch_npu}
-        monkeypatch.setattr(doctor, "version_of", versions.get)
-        monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: versions.get(name))
+        monkeypatch.setattr(software, "version_of", versions.get)
+        monkeypatch.setattr(software, "cuda_of_torch", lambda: cuda)
+        monkeypatch.setattr(software, "import_error", lambda module, *_: error)
+        monkeypatch.setattr(software.importlib.util, "find_spec", lambda name: versions.get(name))
 
     return play
 
@@ -44,7 +47,7 @@ def test_a_sound_machine_gets_exit_code_0_and_json(capsys):
 
 
 def test_the_release_has_about_9_and_7_billion_parameters():
-    counts = dict(text.split() for _, text in told(doctor.check_model_info))
+    counts = dict(text.split() for _, text in reported(doctor.check_model_info))
     numbers = {name: int(count.replace(",", "")) for name, count in counts.items()}
     assert 9.0e9 < numbers["vision_language_encoder"] < 10.5e9
     assert 6.5e9 < numbers["transformer"] < 7.5e9
@@ -55,33 +58,86 @@ def test_a_check_that_falls_over_becomes_a_finding():
         raise ZeroDivisionError("by nought")
         yield
 
-    (finding,) = doctor.guarded(check_something_odd, patient())
-    assert finding == doctor.Finding("fail", "something odd", "ZeroDivisionError: by nought")
+    (finding,) = guarded(check_something_odd, CONTEXT)
+    assert finding == CheckResult("fail", "something odd", "ZeroDivisionError: by nought")
 
 
 def test_a_failing_check_makes_the_exit_code_1(monkeypatch, capsys):
-    monkeypatch.setattr(doctor, "CHECKS", (lambda _: iter([doctor.Finding("fail", "torch", "is not well")]),))
+    monkeypatch.setattr(doctor, "CHECKS", (lambda _: iter([CheckResult("fail", "torch", "is not well")]),))
     assert main(["doctor"]) == 1
     assert "fail  torch           is not well" in capsys.readouterr().out
 
 
 def test_torch_that_is_missing_is_named(installed):
     installed(torch=None)
-    assert told(doctor.check_torch) == [("fail", "not installed; pip install torch")]
+    assert reported(software.check_torch) == [("fail", "not installed; pip install torch")]
 
 
 def test_a_torch_npu_of_another_torch_is_explained_with_both_ways_out(installed):
     installed(torch="2.13.0+cpu", torch_npu="2.12.0")
-    ((status, text),) = told(doctor.check_torch_npu)
+    ((status, text),) = reported(software.check_torch_npu)
     assert status == "fail"
     for part in ("made for torch 2.12", "'torch-npu==2.13.*'", "'torch==2.12.*'", "AUTOLOAD=0"):
         assert part in text
 
 
+def test_a_pair_that_aborts_is_explained_without_an_import_and_makes_the_exit_code_1(installed, monkeypatch, capsys):
+    installed(torch="2.14.0", torch_npu="2.14.0", cuda="13.0")
+    ((status, text),) = reported(software.check_torch_npu)
+    assert status == "fail" and "\n" not in text
+    for part in ("build for CUDA 13.0", "aborts the process", "pip install 'torch==2.12.0' 'torch-npu==2.12.0.post3'"):
+        assert part in text
+    monkeypatch.setattr(doctor, "CHECKS", (software.check_torch_npu,))
+    assert main(["doctor"]) == 1
+    assert text in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("pair", "fault"),
+    [
+        (Pair("2.14.0", "2.14.0", "13.0"), "aborts the process"),
+        (Pair("2.13.0", "2.13.0", "13.0"), "aborts the process"),
+        (Pair("2.13.0+cpu", "2.13.0"), None),
+        (Pair("2.12.0", "2.12.0.post3", "13.0"), None),
+        (Pair("2.7.1", "2.7.1.post8", "12.6"), None),
+        (Pair("2.14.0", "2.12.0", None), "made for torch 2.12"),
+        (Pair("2.14.0", None, "13.0"), None),
+        (Pair(None, None), None),
+    ],
+)
+def test_pairs_that_start_and_pairs_that_do_not(pair, fault):
+    assert (pair.fault is None) if fault is None else fault in pair.fault
+
+
+@pytest.mark.parametrize(
+    ("line", "cuda"), [("cuda: Optional[str] = '12.8'", "12.8"), ("cuda = '13.0'", "13.0"), ("cuda = None", None)]
+)
+def test_the_build_of_torch_is_read_from_its_version_file(monkeypatch, tmp_path, line, cuda):
+    (tmp_path / "version.py").write_text(f"__version__ = '2.14.0'\n{line}\nhip = None\n")
+    spec = importlib.machinery.ModuleSpec("torch", None, origin=str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(npu_pairs.importlib.util, "find_spec", lambda _: spec)
+    assert npu_pairs.cuda_of_torch() == cuda
+
+
+def test_an_import_that_ends_its_process_is_reported(monkeypatch, tmp_path):
+    (tmp_path / "dies.py").write_text(r"import os; os.write(2, b'Error: key exists\n'); os.abort()")
+    (tmp_path / "fails.py").write_text("raise OSError('libhccl.so: cannot open')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert software.import_error("dies") == "the process was aborted by signal 6 (Error: key exists)"
+    assert software.import_error("fails") == "OSError: libhccl.so: cannot open"
+    assert software.import_error("json") is None
+
+
+def test_a_torch_npu_that_aborts_for_another_reason_is_explained(installed):
+    installed(torch="2.12.0", torch_npu="2.12.0", error="the process was aborted by signal 6 (what(): odd)")
+    status, text = reported(software.check_torch_npu)[0]
+    assert status == "fail" and "ends the process" in text and "what(): odd" in text
+
+
 def test_a_machine_with_cann_is_told_to_install_torch_npu(installed, monkeypatch, tmp_path):
     installed()
     monkeypatch.setenv("ASCEND_HOME_PATH", str(tmp_path))
-    ((status, text),) = told(doctor.check_torch_npu)
+    ((status, text),) = reported(software.check_torch_npu)
     assert status == "warn" and "pip install 'torch-npu==2.13.*'" in text
 
 
@@ -97,7 +153,7 @@ def test_the_version_of_cann_is_read_from_its_files(tmp_path, file, text, versio
     path = tmp_path / file
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
-    assert doctor.cann_version(tmp_path) == version
+    assert software.cann_version(tmp_path) == version
 
 
 @pytest.mark.parametrize(("cann", "status"), [("9.1.0", "ok"), ("8.5.0", "warn")])
@@ -105,7 +161,7 @@ def test_torch_npu_and_cann_are_checked_as_a_pair(installed, monkeypatch, tmp_pa
     installed(torch="2.12.0", torch_npu="2.12.0")
     monkeypatch.setenv("ASCEND_HOME_PATH", str(tmp_path))
     (tmp_path / "version.cfg").write_text(f"version={cann}\n")
-    ((got, text),) = told(doctor.check_cann)
+    ((got, text),) = reported(software.check_cann)
     assert got == status and cann in text
 
 

@@ -43,7 +43,7 @@ PREPARE = """
 """
 
 
-def torch_npu_reference_ops() -> Path:
+def torch_npu_library() -> Path:
     """libtorch_npu.so, found without importing torch_npu, which cannot be imported yet."""
     spec = importlib.util.find_spec("torch_npu")
     if spec is None:
@@ -88,7 +88,7 @@ def operators_source(names: list[str]) -> str:
 def build() -> Path:
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         raise SystemExit(f"the stand-in is for x86-64 Linux; this is {platform.system()} on {platform.machine()}")
-    library = torch_npu_reference_ops()
+    library = torch_npu_library()
     LIB.mkdir(parents=True, exist_ok=True)
     sources = sorted((HERE / "src").glob("*.c"))
     path_option = f'-DPYTHON_PATH="{HERE / "python"}"'

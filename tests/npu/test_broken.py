@@ -53,7 +53,7 @@ def test_drawing_on_the_npu_is_one_explaining_line_and_the_cpu_draws(run_python,
 def test_memory_that_runs_out_while_loading_is_explained(run_python, folder, tmp_path):
     """The estimate is told that there is plenty, the card has none."""
     code = (
-        "from comfyui_glm_image.pipeline import placement\n"
+        "from comfyui_glm_image.pipeline.loading import placement\n"
         "placement.available = lambda device: 1 << 40\n"
         f"import sys; sys.argv = ['', {str(tmp_path / 'out.png')!r}]\n" + DRAW.format(folder=folder, device="npu")
     )

@@ -1,0 +1,40 @@
+"""What a check found, and what checks know."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """`status`: ok, info (nothing to do), warn (works, not well) or fail (does not work)."""
+
+    status: str
+    topic: str
+    text: str
+
+
+@dataclass(frozen=True)
+class CheckContext:
+    """What the user asked for: a device to try, a checkpoint folder and a size in pixels for the placement."""
+
+    device: str | None = None
+    model: str | None = None
+    height: int = 1024
+    width: int = 1024
+
+
+Check = Callable[[CheckContext], Iterator[CheckResult]]
+
+
+def run_checks(checks: Iterable[Check], context: CheckContext) -> list[CheckResult]:
+    """All results; a check that falls over becomes one, and the others go on."""
+    return [result for check in checks for result in guarded(check, context)]
+
+
+def guarded(check: Check, context: CheckContext) -> Iterator[CheckResult]:
+    topic = check.__name__.removeprefix("check_").replace("_", " ")
+    try:
+        yield from check(context)
+    except Exception as error:  # any fault of an installation: reported, and no reason to stop looking
+        lines = str(error).strip().splitlines()
+        yield CheckResult("fail", topic, f"{type(error).__name__}: {lines[0] if lines else 'no message'}")
