@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CPU_TORCH := torch==2.13.0
 
-.PHONY: demo test lint test-js test-comfyui test-npu comfyui clean
+.PHONY: demo device-check test lint test-js test-comfyui test-npu comfyui clean
 
 # Tests compute little at a time: threads that wait for each other take several times what they save.
 test test-comfyui: export OMP_NUM_THREADS := 1
@@ -35,6 +35,11 @@ test-npu:
 
 comfyui:
 	$(PYTHON) tools/comfyui.py
+
+# With the torch of $(PYTHON), which knows the card; arguments in ARGS.
+device-check:
+	mkdir -p build && ln -sfn .. build/comfyui_glm_image
+	PYTHONPATH=build $(PYTHON) -m comfyui_glm_image device-check $(ARGS)
 
 # torch is only installed where there is none: its CPU build suffices for demo and tests.
 $(VENV)/base: pyproject.toml

@@ -19,6 +19,7 @@ COMMANDS = {  # name -> (module, help)
     "download": (".download", "fetch a checkpoint's files"),
     "doctor": (".doctor", "versions, devices and memory, and what to fix"),
     "audit-npu": (".audit", "every operator of the model, and how an NPU runs it"),
+    "device-check": (".device_check", "prove an installation on a device, with a report for an issue"),
     "bench": (".bench", "time each stage against the device's limits"),
     "eval": (".evaluate", "score a checkpoint on text-rendering benchmarks by OCR"),
 }

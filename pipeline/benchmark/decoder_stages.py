@@ -109,10 +109,15 @@ def _decoder_peer(bench: Bench, case: Case, guided: bool, reference: bool) -> Ca
 
 
 def contexts(
-    dit: Dit, bench: Bench, case: Case, device: torch.device, reference: bool = False
+    dit: Dit,
+    bench: Bench,
+    case: Case,
+    device: torch.device,
+    reference: bool = False,
+    ids: torch.Tensor | None = None,
 ) -> tuple[Context, Context]:
-    """Of the conditional pass and of the unconditional one, whose text is empty."""
-    ids, grid = _prior(bench, case).to(device), case.patch_grid
+    """Of the conditional pass and of the unconditional one, whose text is empty; `ids` (B, N) are a plan's."""
+    ids, grid = _prior(bench, case).to(device) if ids is None else ids, case.patch_grid
     cache = None
     if reference:
         cache = dit.encode_reference(_latents(bench, case)[:1].to(device), ids[:1])

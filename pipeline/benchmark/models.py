@@ -11,6 +11,7 @@ from ..devices.memory import empty_cache
 from ..loading.checkpoint import DECODER, GLYPH, PLANNER, VAE
 from ..loading.components import MODULES
 from ..models import released as release
+from ..models import tiny
 from ..models.config import RopeConfig
 from ..models.int8 import quantise
 
@@ -45,7 +46,13 @@ THIRD = {
     DECODER: replace(release.DIT, num_layers=10, num_attention_heads=8, text_embed_dim=512, time_embed_dim=256),
     VAE: replace(release.VAE, block_out_channels=(64, 128, 256, 256), layers_per_block=2),
 }
-CONFIGURATIONS = {"release": RELEASE, "third": THIRD}
+TINY = {
+    PLANNER: tiny.planner_config(),
+    GLYPH: tiny.glyph_config(),
+    DECODER: tiny.dit_config(),
+    VAE: tiny.vae_config(),
+}
+CONFIGURATIONS = {"release": RELEASE, "third": THIRD, "tiny": TINY}
 
 
 class RandomModels:

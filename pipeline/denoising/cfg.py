@@ -5,6 +5,7 @@ from functools import cached_property
 
 import torch
 
+from ..devices.remembered import remembered
 from ..loading.placement import available
 from ..models.transformer import Dit
 from ..models.transformer_context import Context, Modulations, join_guidance
@@ -40,12 +41,14 @@ class CfgPasses:
     def batches_well(self, device: torch.device, work: int, offloaded: bool) -> bool:
         """Whether one batch is the better choice where the user leaves it open; it needs `work` bytes.
 
-        Not on a CPU, where it was slower. Elsewhere where memory allows, but not if only the batch needs a mask (for
-        texts of different lengths), which keeps attention from the fastest kernels. Layers that are `offloaded` come
-        once for both passes, which outweighs that.
+        Not on a CPU, where it was slower, nor where `glm-image device-check` found it slower. Elsewhere where memory
+        allows, but not if only the batch needs a mask (for texts of different lengths), which keeps attention from the
+        fastest kernels. Layers that are `offloaded` come once for both passes, which outweighs both.
         """
         if self.unconditional is None or device.type == "cpu" or work > available(device):
             return False
+        if remembered(device, "batched guidance") is False:
+            return offloaded
         return offloaded or self.joined.mask is None or self.conditional.mask is not None
 
 

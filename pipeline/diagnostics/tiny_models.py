@@ -2,15 +2,14 @@
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import torch
 
-from ..models import released as release
-from ..models.config import DitConfig, GenerationConfig, GlyphConfig, VaeConfig, VisionLanguageConfig
+from ..models.config import GenerationConfig
 from ..models.glyph_encoder import GlyphEncoder
 from ..models.int8 import quantise
 from ..models.planner import Planner
+from ..models.tiny import dit_config, glyph_config, planner_config, vae_config
 from ..models.transformer import Dit
 from ..models.vae import Vae
 from ..planning.controls import Steering
@@ -23,45 +22,6 @@ PROMPT, PLANNED, ROWS = 12, 8, 4
 GRID = (4, 4)  # decoder patches
 
 Part = tuple[str, bool, Callable[[], object]]
-
-
-def planner_config(layers: int = 2) -> VisionLanguageConfig:
-    """The release's planner with its 32 heads over 2 key heads, 64 channels wide."""
-    config = release.VISION_LANGUAGE
-    rope = replace(config.text_config.rope_parameters, mrope_section=(2, 3, 3))
-    text = replace(
-        config.text_config,
-        vocab_size=512,
-        vision_vocab_size=96,
-        hidden_size=1024,
-        intermediate_size=128,
-        num_hidden_layers=layers,
-        rope_parameters=rope,
-    )
-    vision = replace(config.vision_config, depth=2, hidden_size=64, intermediate_size=128, num_heads=2, image_size=128)
-    vq = replace(config.vq_config, embed_dim=32, num_embeddings=64, latent_channels=64)
-    return replace(config, text_config=text, vision_config=vision, vq_config=vq)
-
-
-def glyph_config() -> GlyphConfig:
-    return replace(release.GLYPH, d_model=48, d_kv=16, d_ff=64, num_layers=2, num_heads=3)
-
-
-def dit_config() -> DitConfig:
-    return replace(
-        release.DIT,
-        num_layers=2,
-        num_attention_heads=2,
-        attention_head_dim=32,
-        text_embed_dim=48,
-        time_embed_dim=32,
-        condition_dim=16,
-        prior_vq_quantizer_codebook_size=64,
-    )
-
-
-def vae_config() -> VaeConfig:
-    return replace(release.VAE, block_out_channels=(16, 32, 32, 32), layers_per_block=1, norm_num_groups=8)
 
 
 def parts(device: torch.device, dtype: torch.dtype) -> Iterator[Part]:
