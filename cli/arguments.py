@@ -56,7 +56,7 @@ def add_planning(parser: argparse.ArgumentParser, size: int = 1024) -> None:
     )
 
 
-def add_drawing(parser: argparse.ArgumentParser, steps: int = 50) -> None:
+def add_denoising(parser: argparse.ArgumentParser, steps: int = 50) -> None:
     parser.add_argument("--steps", type=int, default=steps, help=f"passes through the decoder (default {steps})")
     parser.add_argument("--cfg", type=float, default=1.5, help="guidance scale; 1 switches it off (default 1.5)")
     parser.add_argument(

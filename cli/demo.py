@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("demo.png"), help="PNG file (default demo.png)")
     arguments.add_model(parser)
     arguments.add_planning(parser)
-    arguments.add_drawing(parser, STEPS)
+    arguments.add_denoising(parser, STEPS)
     layout.add_arguments(parser)
     parser.set_defaults(model="small", width=WIDTH, height=HEIGHT)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from ..pipeline.errors import InputError
 from ..pipeline.images import save_png, to_pil
 from . import arguments, layout, remote
+from .output import numbered
 from .progress import Bars
 
 
@@ -15,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plan", type=Path, metavar="FILE", help="generate from this saved plan instead of planning")
     arguments.add_model(parser)
     arguments.add_planning(parser)
-    arguments.add_drawing(parser)
+    arguments.add_denoising(parser)
     layout.add_arguments(parser)
     remote.add_arguments(parser)
 
@@ -57,13 +58,6 @@ def save(images: list, model, plan, args: argparse.Namespace) -> list[Path]:
         save_png(image, path, about(model, plan, args, k))
         print(path)
     return paths
-
-
-def numbered(path: Path, count: int) -> list[Path]:
-    """`out.png`, or `out_0.png`, `out_1.png` ... for several."""
-    if count == 1:
-        return [path]
-    return [path.with_stem(f"{path.stem}_{k}") for k in range(count)]
 
 
 def about(model, plan, args: argparse.Namespace, row: int) -> dict[str, str]:

@@ -9,6 +9,7 @@ from ..pipeline.images import save_png
 from ..pipeline.loading.checkpoint import BUNDLED
 from ..pipeline.remote import AUTO, ENGINES, MAX_USD, Generated, Job, PlannerSampling, generate
 from . import arguments
+from .output import numbered
 
 LOCAL_ONLY = (
     "revision",
@@ -43,8 +44,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Generate on `args.server` and save; what it costs is printed before anything is sent."""
-    from .generate import numbered
-
     if args.plan is not None:
         raise InputError("servers take prompts, not plans; leave out --plan or --server")
     ignored = [f"--{name.replace('_', '-')}" for name in LOCAL_ONLY if getattr(args, name) is not None]
