@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.weak import WeakIdKeyDictionary
 
-from . import kernels
+from . import plain_kernels
 from .capabilities import capabilities
 
 npu = torch.ops.npu  # torch_npu has registered its operators here
@@ -56,13 +56,13 @@ def _decode(q, k, v, forbidden, scale):
 
 def window_mask(mask, group, dtype):
     """Half types only, since the kernel takes no others: where a key may not be seen, in one piece."""
-    return ~mask.contiguous() if dtype in HALVES else kernels.plain_window_mask(mask, group, dtype)
+    return ~mask.contiguous() if dtype in HALVES else plain_kernels.window_mask(mask, group, dtype)
 
 
 def window_attention(q, k, v, mask):
     """By the inference kernel, which unlike the training one can be captured and takes several queries a head."""
     if q.dtype not in HALVES:
-        return kernels.plain_window_attention(q, k, v, mask)
+        return plain_kernels.window_attention(q, k, v, mask, attention)
     out, _ = npu.npu_fused_infer_attention_score(
         q.contiguous(),
         k.contiguous(),
@@ -130,8 +130,8 @@ def gelu_tanh(x):
 def int8_linear(x, weight, scale, bias):
     """Every chip has this kernel, for halves; it takes rows, and a transposed weight is what it is fastest with."""
     if x.dtype not in HALVES:
-        return kernels.widened_linear(x, weight, scale, bias)
-    return kernels.by_rows(lambda rows: npu.npu_weight_quant_batchmatmul(rows, weight.t(), scale), x, bias)
+        return plain_kernels.widened_linear(x, weight, scale, bias)
+    return plain_kernels.by_rows(lambda rows: npu.npu_weight_quant_batchmatmul(rows, weight.t(), scale), x, bias)
 
 
 FUSED = {

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from ..devices import kernels
+from ..devices.plain_kernels import unit_rms
 from .kv_cache import KVCache
 
 LARGE = 1 << 19  # numbers of a matrix from which on oneDNN's own overhead of some 12 us is paid back
@@ -108,10 +109,10 @@ class CpuDecode:
             q, k, v = self._project(self._normed(x, layer.input_norm), layer, rotation)
             write(i, k, v)
             half = layer.out(self._attention(q, seen[2 * i], seen[2 * i + 1], mask))
-            x = torch.addcmul(x, kernels.unit_rms(half, self.eps), layer.attention_norm)
+            x = torch.addcmul(x, unit_rms(half, self.eps), layer.attention_norm)
             gate, up = layer.gate_up(self._normed(x, layer.mlp_norm)).chunk(2, dim=-1)
             half = layer.down(F.silu(gate).mul_(up))
-            x = torch.addcmul(x, kernels.unit_rms(half, self.eps), layer.post_mlp_norm)
+            x = torch.addcmul(x, unit_rms(half, self.eps), layer.post_mlp_norm)
         return self.head(self._normed(x, self.norm))
 
     def _project(self, x: torch.Tensor, layer: Layer, rotation) -> tuple[torch.Tensor, ...]:
@@ -132,7 +133,7 @@ class CpuDecode:
         return out.unflatten(2, (group, width)).permute(0, 3, 1, 2, 4).reshape(len(keys) * width, -1)
 
     def _normed(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return kernels.unit_rms(x, self.eps).mul_(weight)
+        return unit_rms(x, self.eps).mul_(weight)
 
 
 def product(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Product:
