@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CPU_TORCH := torch==2.13.0
 
-.PHONY: demo device-check test lint test-js test-comfyui test-npu comfyui clean
+.PHONY: demo device-check test lint test-js test-comfyui test-npu test-engines comfyui clean
 
 # Tests compute little at a time: threads that wait for each other take several times what they save.
 test test-comfyui: export OMP_NUM_THREADS := 1
@@ -15,7 +15,7 @@ demo: $(VENV)/base
 # Tests of a running ComfyUI and of torch_npu have targets of their own, which set those up.
 # What a test needs besides Python (node, tesseract, openssl, g++) makes it skip where it is missing, and say so.
 test: $(VENV)/test lint test-js
-	$(BIN)/python -m pytest -q -rs --ignore tests/comfyui --ignore tests/npu
+	$(BIN)/python -m pytest -q -rs --ignore tests/comfyui --ignore tests/npu --ignore tests/engines
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .
@@ -32,6 +32,11 @@ test-comfyui: $(VENV)/test
 
 test-npu:
 	$(PYTHON) tests/npu/run.py
+
+# Not in CI: 12 GB and half an hour. With ENGINE_URL it tests a server of yours and needs no engines here.
+test-engines: $(VENV)/test
+	$(if $(ENGINE_URL),,$(PYTHON) tests/engines/setup.py)
+	$(BIN)/python -m pytest -q -rs tests/engines
 
 comfyui:
 	$(PYTHON) tools/comfyui.py
@@ -53,4 +58,4 @@ $(VENV)/test: $(VENV)/base
 	touch $@
 
 clean:
-	rm -rf .venv .venv-npu .comfyui build out
+	rm -rf .venv .venv-npu .comfyui .engines build out

@@ -11,6 +11,7 @@ from comfyui_glm_image.pipeline.remote.pool import Pool
 from comfyui_glm_image.pipeline.remote.request import ImageRequest
 from comfyui_glm_image.pipeline.remote.server import Server, read_servers
 from comfyui_glm_image.tests.remote.contract import Contract, colour
+from comfyui_glm_image.tests.remote.request_log import log_requests, recovery
 
 SIZE = {"width": 64, "height": 64}
 
@@ -62,6 +63,28 @@ def test_two_hundred_images_arrive_once_each_though_one_of_three_servers_dies(se
     print(
         f"200 images, 3 servers of 10 ms, one dead after 30 requests: {batch.seconds:.2f} s, "
         f"{200 / batch.seconds:.0f} images/s, shares {completed}, {batch.retries} failed attempts"
+    )
+
+
+def test_two_hundred_images_over_two_engines_though_one_dies_without_a_word(serve, monkeypatch):
+    """As vLLM-Omni does when its decoder dies: it answers nothing more, and only its health page tells."""
+    servers = [serve("vllm-omni", seconds=0.02), serve("sglang", seconds=0.02)]
+    log, died = log_requests(monkeypatch), []
+
+    def count_down(count):
+        if count == 60:
+            servers[0].engine_died.set()
+            died.append(time.monotonic())
+
+    servers[0].on_draw = count_down
+    crowd, batch = run(servers, 200, parallel=4)
+    assert [of(received.image) for received in batch.in_order()] == [colour(k) for k in range(200)]
+    noticed, again = recovery(log, servers[0].url)
+    assert noticed - died[0] < 5
+    print(
+        f"200 images, 2 engines of 20 ms, one dead after 60: {len(again)} images cut, noticed after "
+        f"{noticed - died[0]:.2f} s, the last of them sent again after {max(again) - died[0]:.2f} s, "
+        f"{batch.seconds:.1f} s in all, shares {[server.completed for server in crowd.servers]}"
     )
 
 
