@@ -46,6 +46,7 @@ class Pool:
         self.servers, self.parallel, self.seconds = list(servers), parallel, seconds
         self.attempts = retries + len(self.servers)
         self.failed_attempts = 0
+        self._final: RemoteError | None = None  # what every further request would meet
         self._lock = threading.Condition()
 
     def connect(
@@ -136,10 +137,6 @@ class Pool:
                     if not keep_going:
                         raise _with_count(error, len(batch.images), len(places)) from None
                     batch.errors[places[future]] = error
-                    if error.stops_batch:  # what is under way may still arrive; what is not would fail alike
-                        unsent = {other for other in pending if other.cancel()}
-                        pending -= unsent
-                        batch.errors |= dict.fromkeys((places[other] for other in unsent), error)
             if done:
                 progress(len(batch.images) + len(batch.errors), len(places))
 
@@ -157,6 +154,8 @@ class Pool:
                 last = server.unfit = error
             except RemoteError as error:
                 last = error
+                if error.stops_batch:
+                    self._final = error
                 if not server.may_retry(error):
                     raise
                 if isinstance(error, ServerTimeoutError):
@@ -181,6 +180,8 @@ class Pool:
             while True:
                 if cancelled():
                     raise CancelledError("cancelled")
+                if self._final:
+                    raise self._final
                 usable = [server for server in self.servers if server not in slow and not server.unfit]
                 if not usable:
                     return None
