@@ -46,7 +46,6 @@ class GLMImagePlan(io.ComfyNode):
                     min=0,
                     max=MOST,
                     optional=True,
-                    advanced=True,
                     tooltip="Tokens that go through the planner together, all but one drafts to be checked. 0 is what "
                     "suits the device; 1 plans one by one, as older versions did.",
                 ),
