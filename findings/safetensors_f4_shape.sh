@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 print("safetensors", safetensors.__version__, "torch", torch.__version__)
 bytes_ = torch.arange(32, dtype=torch.uint8).view(4, 8)
-save_file({"w": bytes_.view(torch.float4_e2m1fn_x2), "plain": bytes_}, "w.safetensors")
+save_file({"w": bytes_.clone().view(torch.float4_e2m1fn_x2), "plain": bytes_}, "w.safetensors")
 loaded = load_file("w.safetensors")["w"]
 with safe_open("w.safetensors", "pt") as file:
     part = file.get_slice("w")

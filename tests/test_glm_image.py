@@ -167,7 +167,8 @@ def test_progress_is_reported_and_can_interrupt(model):
     with pytest.raises(KeyboardInterrupt):
         model.denoise(plan, 5, progress=watch)
     planned = [done for stage, done, _ in seen if stage == "plan"]
-    assert planned == list(range(1, 16 * 16 + 4 + 1))  # the preview grid and 2x2 tokens
+    assert planned == sorted(set(planned)) and planned[-1] == 16 * 16 + 4  # the preview grid and 2x2 tokens
+    assert len(planned) > 16  # a pass plans several tokens, and each pass reports
     assert [entry for entry in seen if entry[0] == "denoise"] == [("denoise", 1, 5), ("denoise", 2, 5)]
 
 

@@ -125,6 +125,7 @@ def made(model, *texts):
 @torch.no_grad()
 def test_passes_are_batched_where_that_costs_no_mask_and_memory_is_there(model, monkeypatch):
     monkeypatch.setattr(cfg, "available", lambda device: 100)
+    monkeypatch.setattr(cfg, "remembered", lambda device, what: None)
     card, cpu = torch.device("cuda"), torch.device("cpu")
     same_length, longer, masked = made(model, ""), made(model, "HELLO"), made(model, "A", "LONGER")
     assert same_length.batches_well(card, 100, offloaded=False)
