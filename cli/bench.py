@@ -6,7 +6,7 @@ from dataclasses import fields
 
 import torch
 
-from ..pipeline.benchmark import report, tradeoffs
+from ..pipeline.benchmark import plans, report, tradeoffs
 from ..pipeline.benchmark.case import STEPS, Bench
 from ..pipeline.benchmark.models import CONFIGURATIONS
 from ..pipeline.benchmark.run import SIZES, BenchRequest, about, compose, measure, open_bench
@@ -34,6 +34,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--growth", action="store_true", help="only how cost grows with tokens and with pixels")
     what.add_argument(
         "--tradeoffs", action="store_true", help="only the options that trade exactness for speed, on whole images"
+    )
+    what.add_argument(
+        "--plans", type=int, metavar="N", help="only N whole plans: tokens a pass, and whether they equal single tokens"
+    )
+    parser.add_argument(
+        "--plan-rows", type=_numbers, help="rows of a pass of --plans, by commas (default: the device's)"
+    )
+    parser.add_argument(
+        "--samplings", type=_words, help="of --plans, by commas: release, top_p 1, greedy (default all)"
+    )
+    parser.add_argument(
+        "--before", metavar="FOLDER", help="another checkout, whose plans --plans times in turn with ours"
     )
     parser.add_argument("--sizes", type=_sizes, help="sides or WIDTHxHEIGHT, by commas (default 512,1024)")
     parser.add_argument("--batches", type=_numbers, help="images at once, by commas (default 1)")
@@ -76,13 +88,30 @@ def run(args: argparse.Namespace) -> int:
     belongs = about(request, bench, name)
     print(report.headline(belongs))
     with current(bench.device):
-        measured = _tradeoffs(bench, request) if request.tradeoffs else _stages(bench, request)
+        measured = _measured(bench, request)
     print(json.dumps(belongs | measured))
     return 0
 
 
 def request_of(args: argparse.Namespace) -> BenchRequest:
     return BenchRequest(**{field.name: getattr(args, field.name) for field in fields(BenchRequest)})
+
+
+def _measured(bench: Bench, request: BenchRequest) -> dict:
+    if request.plans:
+        return _plans(bench, request)
+    return _tradeoffs(bench, request) if request.tradeoffs else _stages(bench, request)
+
+
+def _plans(bench: Bench, request: BenchRequest) -> dict:
+    """Measure and print whole plans of every sampling."""
+    ceilings = measure_ceilings(bench.device, bench.dtypes[PLANNER])
+    print(report.ceilings(ceilings), plans.header(bool(request.before), request.peer), sep="\n", flush=True)
+    results = []
+    for result in plans.measure(bench, ceilings, request):
+        results.append(result.as_json())
+        print(plans.row(result), flush=True)
+    return {"plans": results}
 
 
 def _stages(bench: Bench, request: BenchRequest) -> dict:

@@ -9,8 +9,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..pipeline.errors import InputError
-from ..pipeline.plan import Plan
-from ..pipeline.planning.rows import MOST
+from ..pipeline.plan import MAX_PLAN_ROWS, Plan
 from . import sockets
 from .comfyui.plan_preview import plan_images
 from .comfyui.planning import make_plan, remember
@@ -44,7 +43,7 @@ class GLMImagePlan(io.ComfyNode):
                     "plan_rows",
                     default=0,
                     min=0,
-                    max=MOST,
+                    max=MAX_PLAN_ROWS,
                     optional=True,
                     tooltip="Tokens that go through the planner together, all but one drafts to be checked. 0 is what "
                     "suits the device; 1 plans one by one, as older versions did.",

@@ -21,6 +21,7 @@ FORMAT = "glm-image-plan"
 VERSION = 1
 MAX_FILE = 400 << 20  # bytes; thirty of the largest references, more than any planner takes
 MAX_HEADER = 32 << 20  # bytes of names and prompts in it
+MAX_PLAN_ROWS = 64  # rows of a pass of the planner
 MAX_ROWS = 1024
 MAX_GRID = MAX_SIDE // TOKEN  # tokens on a side
 SEEDS = range(-(2**63), 2**64)  # what a torch.Generator takes
@@ -70,7 +71,7 @@ class Plan:
         _check_prompts(self.prompts)
         _check_whole("codebook_size", self.codebook_size, range(1, 2**31))
         _check_whole("seed", self.seed, range(SEEDS.start, SEEDS.stop - len(self.prompts) + 1))
-        _check_whole("plan_rows", self.plan_rows, range(1, MAX_ROWS + 1))
+        _check_whole("plan_rows", self.plan_rows, range(1, MAX_PLAN_ROWS + 1))
         self._check_tokens("prior_token_ids_d32", self.prior_token_ids_d32, self.grid)
         if self.preview_token_ids is not None:
             _check_grid("preview_grid", self.preview_grid)

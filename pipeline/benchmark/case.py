@@ -1,7 +1,7 @@
 """What is measured: a case, a stage of it as one call, and the models that it runs on."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -13,6 +13,7 @@ from .models import RandomModels
 from .timing import Call
 
 SAMPLING = GenerationConfig(temperature=0.9, top_p=0.75, top_k=0)
+SAMPLINGS = {"release": SAMPLING, "top_p 1": replace(SAMPLING, top_p=1.0), "greedy": replace(SAMPLING, temperature=0.0)}
 GLYPH_BYTES = 48  # of the text to draw, its end included
 STEPS = 50
 GUIDANCE = 1.5

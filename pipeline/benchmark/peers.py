@@ -5,6 +5,7 @@ They come with the `test` extra. A peer shares our tensors.
 
 import importlib.util
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 
 import torch
@@ -89,13 +90,13 @@ def _filled(model: torch.nn.Module, ours: torch.nn.Module, aliases: dict[str, st
 class _Clock:
     """A streamer that notes when the first token after the prompt came."""
 
-    def __init__(self):
-        self.calls, self.first = 0, 0.0
+    def __init__(self, now: Callable[[], float]):
+        self.now, self.calls, self.first = now, 0, 0.0
 
     def put(self, _tokens) -> None:
         self.calls += 1
         if self.calls == 2:  # the first call brings the prompt
-            self.first = time.perf_counter()
+            self.first = self.now()
 
     def end(self) -> None:
         pass
@@ -119,16 +120,22 @@ def prefill(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> None:
 
 
 @torch.no_grad()
-def generate(model: torch.nn.Module, inputs: dict[str, torch.Tensor], tokens: int, sampling: GenerationConfig) -> float:
+def generate(
+    model: torch.nn.Module,
+    inputs: dict[str, torch.Tensor],
+    tokens: int,
+    sampling: GenerationConfig,
+    now: Callable[[], float] = time.perf_counter,
+) -> float:
     """Seconds from the first token to the last of `tokens`."""
-    clock = _Clock()
+    clock = _Clock(now)
     sampled = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
     if sampling.temperature == 0:
         sampled = {"do_sample": False}
     out = model.generate(**inputs, min_new_tokens=tokens, max_new_tokens=tokens, streamer=clock, **sampled)
     assert out.shape[1] == inputs["input_ids"].shape[1] + tokens
     out.cpu()  # waits for the device
-    return time.perf_counter() - clock.first
+    return now() - clock.first
 
 
 @torch.no_grad()

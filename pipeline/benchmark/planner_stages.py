@@ -96,12 +96,10 @@ def vision_tokenizer(bench: Bench, case: Case) -> Stage:
     )
 
 
-def prompt_batch(config, case: Case) -> PromptBatch:
+def prompt_batch(config, case: Case, seed: int = 0) -> PromptBatch:
     """Prompts of random text, ended by the token after which planning begins."""
-    text = config.text_config
-    ids = torch.randint(
-        text.vision_vocab_size, text.vocab_size, (case.batch, case.prompt), generator=torch.Generator().manual_seed(0)
-    )
+    text, generator = config.text_config, torch.Generator().manual_seed(seed)
+    ids = torch.randint(text.vision_vocab_size, text.vocab_size, (case.batch, case.prompt), generator=generator)
     ids[ids == config.image_token_id] = text.pad_token_id
     ids[:, -1] = config.image_start_token_id
     positions = torch.arange(case.prompt).expand(3, -1)

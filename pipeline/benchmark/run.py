@@ -24,8 +24,9 @@ from ..geometry import check_size, preview_grid, token_grid
 from ..glm_image import GlmImage
 from ..loading.checkpoint import BUNDLED, COMPONENTS, DECODER, PLANNER
 from ..loading.placement import Placement
+from ..planning.rows import check_rows
 from . import peers
-from .case import STEPS, Bench, Case
+from .case import SAMPLINGS, STEPS, Bench, Case
 from .models import CONFIGURATIONS, RandomModels
 from .result import Result
 from .stages import GROWING, STAGES, distinct, growth_cases
@@ -61,11 +62,15 @@ class BenchRequest:
     repeats: int = 5
     limit: float = 60
     peer: bool = False
+    plans: int | None = None
+    plan_rows: tuple[int, ...] | None = None
+    samplings: tuple[str, ...] | None = None
+    before: str | None = None
 
     def __post_init__(self):
         for height, width in self.sizes or ():
             check_size(height, width)
-        for name in ("prompt_tokens", "repeats", "threads", "steps"):
+        for name in ("prompt_tokens", "repeats", "threads", "steps", "plans"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name.replace('_', '-')} {value} is not accepted; use 1 or more")
@@ -88,7 +93,18 @@ class BenchRequest:
         """Refuse arguments that what is asked for does not read."""
         if self.steps and not self.tradeoffs:
             raise InputError("--steps goes with --tradeoffs only, which generates whole images")
+        alone = [f"--{name.replace('_', '-')}" for name in ("plan_rows", "samplings", "before") if getattr(self, name)]
+        if alone and not self.plans:
+            raise InputError(f"{', '.join(alone)} goes with --plans only, which makes whole plans")
+        unknown = [name for name in self.samplings or () if name not in SAMPLINGS]
+        if unknown:
+            raise InputError(f"sampling {unknown[0]!r} is not known; use {', '.join(SAMPLINGS)}")
+        for rows in self.plan_rows or ():
+            check_rows(rows)
+        if self.plans and self.peer and set(self.batches or ()) - {1}:
+            raise InputError("--plans --peer plans one image at a time; leave --batches or --peer away")
         modes = {
+            "plans": (bool(self.plans), ("stages",), "it makes whole plans and nothing else"),
             "growth": (self.growth, ("batches", "tokens"), "it has tokens and batches of its own"),
             "tradeoffs": (
                 self.tradeoffs,
@@ -230,7 +246,7 @@ def device_name(where: torch.device) -> str:
     if where.type == "cpu":
         return f"{_processor()}, {os.cpu_count()} cores"
     module = getattr(torch, where.type)
-    return module.getdevice_name(where) if hasattr(module, "getdevice_name") else str(where)
+    return module.get_device_name(where) if hasattr(module, "get_device_name") else str(where)
 
 
 def _processor() -> str:

@@ -87,7 +87,7 @@ def _by_windows(step: WindowStep, prefix: Prefix, seeds: Sequence[int], run, rep
     known = [1] * step.batch
     while min(known) < step.planned:
         noise.until(max(known) + 3 * step.rows)  # of this pass, its drafts, and the pass whose end is not yet known
-        start = time.perf_counter()
+        start = time.thread_time()  # of a CPU, which other programs may share
         if measured:
             step.width = measured.next()
         run(step, max(known))
@@ -97,7 +97,7 @@ def _by_windows(step: WindowStep, prefix: Prefix, seeds: Sequence[int], run, rep
         before, known = known, state[:, 0].tolist()
         if measured:
             gains = [now - then for now, then in zip(known, before) if then < step.planned]
-            measured.note(step.width, time.perf_counter() - start, gains)
+            measured.note(step.width, time.thread_time() - start, gains)
         if report:
             report(state[:, 1 : 1 + min(known)], step.planned)
     return state[:, 1 : 1 + step.planned].clone()

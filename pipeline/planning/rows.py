@@ -9,11 +9,11 @@ import torch
 
 from ..devices.capabilities import multiplies_bfloat16
 from ..errors import InputError
+from ..plan import MAX_PLAN_ROWS
 
 WIDEST = 16  # rows of one plan on an accelerator: a tile of its matrix units
 TOGETHER = 64  # rows of all plans of a pass on an accelerator, up to which reading weights takes most of the time
 CPU_WIDEST, CPU_TOGETHER = 8, 16  # the same in bfloat16 on a CPU that multiplies it
-MOST = 64  # rows that a user may ask for
 CANDIDATES = (16, 8, 4, 1)
 TRIALS = {16: 4, 8: 2, 4: 2, 1: 2}  # passes that are timed before one number is preferred
 AGAIN = 16  # passes after which the widest is tried again, for another part of an image may draft better
@@ -21,8 +21,10 @@ AGAIN = 16  # passes after which the widest is tried again, for another part of 
 
 def check_rows(rows: int | None) -> None:
     """Refuse numbers that no pass has; None leaves the choice to `default_rows`."""
-    if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int) or not 1 <= rows <= MOST):
-        raise InputError(f"plan_rows {rows!r} is not accepted; use 1 (one token a pass) to {MOST}, or leave it out")
+    if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int) or not 1 <= rows <= MAX_PLAN_ROWS):
+        raise InputError(
+            f"plan_rows {rows!r} is not accepted; use 1 (one token a pass) to {MAX_PLAN_ROWS}, or leave it out"
+        )
 
 
 def default_rows(device: torch.device, dtype: torch.dtype, batch: int) -> int:

@@ -17,6 +17,7 @@ from comfyui_glm_image.pipeline.benchmark.timing import Ceilings, Sample, count_
 from comfyui_glm_image.pipeline.errors import InputError
 from comfyui_glm_image.pipeline.glm_image import GlmImage
 from comfyui_glm_image.pipeline.loading.checkpoint import COMPONENTS, PLANNER
+from comfyui_glm_image.tests.conftest import ROOT
 
 CPU = torch.device("cpu")
 
@@ -117,6 +118,23 @@ def test_the_command_ends_with_json(references, capsys):
     )
 
 
+def test_plans_are_counted_compared_and_timed_beside_another_build(capsys):
+    """The other build is this one."""
+    given = ["--plans", "1", "--threads", "1", "--samplings", "greedy", "--plan-rows", "8", "--before", str(ROOT)]
+    assert main(["bench", "--device", "cpu", "--dtype", "fp32", *given]) == 0
+    (plans,) = json.loads(capsys.readouterr().out.splitlines()[-1])["plans"]
+    assert (plans["rows"], plans["plans"], plans["equal"]) == (8, 1, 1)
+    assert 1 < plans["tokens_a_pass"] <= 8 and plans["passes"] >= (plans["tokens"] - 1) / 8
+    assert plans["before"] > 0 and plans["single"] > 0 and plans["peer"] is None
+
+
+def test_plans_in_bfloat16_equal_single_tokens_of_as_many_rows(capsys):
+    given = ["--plans", "1", "--threads", "1", "--samplings", "top_p 1", "--plan-rows", "16", "--dtype", "bf16"]
+    assert main(["bench", "--device", "cpu", *given]) == 0
+    (plans,) = json.loads(capsys.readouterr().out.splitlines()[-1])["plans"]
+    assert plans["equal"] == 1 and plans["before"] is None
+
+
 def test_growth_goes_through_all_tokens_and_sizes():
     work = arguments("--growth", "--sizes", "64,96x128").work()
     planned = [case.tokens for name, case in work if name == "planner decode"]
@@ -161,6 +179,10 @@ BAD = [
     (["--tokens", "1"], "--tokens 1 is not accepted"),
     (["--repeats", "0"], "--repeats 0 is not accepted"),
     (["--stages", "dit"], "no stage begins with 'dit'"),
+    (["--plan-rows", "8"], "--plan-rows goes with --plans only"),
+    (["--plans", "1", "--plan-rows", "65"], "plan_rows 65 is not accepted"),
+    (["--plans", "1", "--samplings", "best"], "sampling 'best' is not known"),
+    (["--plans", "1", "--stages", "planner"], "--plans does not go with --stages"),
 ]
 
 

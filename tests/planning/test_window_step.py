@@ -11,13 +11,14 @@ from comfyui_glm_image.pipeline.loading.weights import load_module
 from comfyui_glm_image.pipeline.models.config import GenerationConfig, VisionLanguageConfig
 from comfyui_glm_image.pipeline.models.int8 import quantise
 from comfyui_glm_image.pipeline.models.planner import Planner
+from comfyui_glm_image.pipeline.plan import MAX_PLAN_ROWS
 from comfyui_glm_image.pipeline.planning import steps
 from comfyui_glm_image.pipeline.planning.controls import GridControl
 from comfyui_glm_image.pipeline.planning.decode_step import DecodeStep
 from comfyui_glm_image.pipeline.planning.generate import decode
 from comfyui_glm_image.pipeline.planning.prefill import prefill
 from comfyui_glm_image.pipeline.planning.prompt import PromptEncoder, collate
-from comfyui_glm_image.pipeline.planning.rows import AGAIN, MOST, TRIALS, MeasuredRows, default_rows
+from comfyui_glm_image.pipeline.planning.rows import AGAIN, TRIALS, MeasuredRows, default_rows
 from comfyui_glm_image.pipeline.planning.sampling import choose_in_nucleus, warp
 from comfyui_glm_image.pipeline.planning.steps import fits, new_step, plan_rows
 from comfyui_glm_image.pipeline.planning.window_step import WindowStep, above, enlarged, shifting_rows
@@ -241,7 +242,7 @@ def test_plans_know_the_rows_that_they_depend_on(planner, half, model):
     assert plan_rows(new_step(planner, prefix_of(planner, model, "one"), SAMPLED, 1, 8)) == 1
 
 
-@pytest.mark.parametrize("rows", [0, -1, MOST + 1, 2.0, True])
+@pytest.mark.parametrize("rows", [0, -1, MAX_PLAN_ROWS + 1, 2.0, True])
 def test_bad_rows_are_refused(planner, model, rows):
     with pytest.raises(InputError, match="plan_rows .* is not accepted"):
         decode(planner, prefix_of(planner, model, "one"), SAMPLED, [0], rows=rows)
