@@ -2,6 +2,7 @@
 
 from comfy_api.latest import ComfyExtension
 
+from .comfyui.guard import guarded
 from .conditioning import GLMImageConditioning
 from .devices import GLMImageDevices
 from .layout import GLMImageTextLayout
@@ -44,6 +45,9 @@ NODES = [
     GLMImageBestOfN,
     GLMImageRemote,
 ]
+
+for node in NODES:
+    guarded(node)
 
 
 class GlmImageExtension(ComfyExtension):

@@ -1,13 +1,13 @@
 """GLM-Image Devices: a device for each component, and whether it all fits, reported before anything is loaded."""
 
-from comfy_api.latest import io, ui
-from server import PromptServer
+from comfy_api.latest import io
 
 from . import sockets
 from .comfyui import model_folders
 from .comfyui.loading import Devices
 from .comfyui.memory import choose_all, describe
-from .inputs import LOADERS, MAX_COUNT, device_input, device_names, dtype_input, model_input, size_inputs
+from .comfyui.page import show
+from .inputs import LOADERS, MAX_COUNT, device_input, dtype_input, model_input, size_inputs
 
 
 class GLMImageDevices(io.ComfyNode):
@@ -59,16 +59,7 @@ class GLMImageDevices(io.ComfyNode):
         text = describe(
             f"{model.removesuffix(f'/{model_folders.INDEX}')}, {images} of {width}x{height} px", chosen, needs
         )
-        PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)  # shown on the node
-        return io.NodeOutput(where, text, ui=ui.PreviewText(text))
-
-    @classmethod
-    def validate_inputs(cls, planner_device, decoder_device, glyph_encoder_device, vae_device):
-        """ComfyUI 0.3.75 does not compare a value with the list."""
-        present = device_names()
-        chosen = (planner_device, decoder_device, glyph_encoder_device, vae_device)
-        missing = [name for name in chosen if name is not None and name not in present]
-        return f"device {missing[0]} does not exist here; choose {', '.join(present)}" if missing else True
+        return io.NodeOutput(where, text, ui=show(text, cls.hidden.unique_id))
 
     @classmethod
     def fingerprint_inputs(cls, model, **_):

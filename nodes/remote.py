@@ -9,8 +9,8 @@ import comfy.utils
 import torch
 from comfy_api.latest import io
 from PIL import Image
-from server import PromptServer
 
+from ..pipeline.errors import presentable
 from ..pipeline.remote import (
     AUTO,
     ENGINES,
@@ -25,6 +25,7 @@ from ..pipeline.remote import (
     generate,
 )
 from .comfyui.images import to_image, to_pil
+from .comfyui.page import LONGEST, show
 from .inputs import REFERENCES, lines, reference_images, size_inputs
 
 STOP, KEEP = "stop", "keep what arrived"
@@ -181,8 +182,8 @@ async def _in_thread(job: Job, node_id: str):
     bar = comfy.utils.ProgressBar(job.count, node_id)
 
     def tell(text: str) -> None:
-        logging.info("GLM-Image Remote: %s", text.replace("\n", "; "))
-        PromptServer.instance.send_progress_text(text, node_id)
+        logging.info("GLM-Image Remote: %s", presentable(text.replace("\n", "; "), LONGEST))
+        show(text, node_id)
 
     def cancelled() -> bool:
         return ended.is_set() or comfy.model_management.processing_interrupted()

@@ -13,10 +13,19 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
 import torch
+from comfy.patcher_extension import CallbacksMP
 
 from ...pipeline.devices.capabilities import resolve_dtype
 from ...pipeline.devices.device import resolve_device
-from ...pipeline.loading.weights import Weights, compare
+from ...pipeline.errors import CheckpointError
+from ...pipeline.loading.weights import (
+    Weights,
+    build_empty,
+    check_layers,
+    compare,
+    finite_flag,
+    not_finite,
+)
 from .ops import computing_in
 
 DTYPES = {
@@ -115,10 +124,10 @@ def fill(module: torch.nn.Module, weights: Weights, dtypes: Dtypes, plain: Calla
 
     `plain()` builds the same module of torch's layers: ComfyUI's may have no weights before they are loaded.
     """
-    with torch.device("meta"):
-        compare(plain(), weights)
+    compare(build_empty(plain, weights), weights)
     state = {key: stored(tensor, dtypes) for key, tensor in weights.tensors()}
     module.load_state_dict(state, strict=True, assign=True)
+    module.filled_from = weights.folder
     if hasattr(comfy.model_management, "archive_model_dtypes"):  # newer than 0.3.75, which notes dtypes as built
         comfy.model_management.archive_model_dtypes(module)
     return module.eval().requires_grad_(False)
@@ -138,13 +147,37 @@ def manage(module: torch.nn.Module, device: torch.device, offload: torch.device 
     """
     kind = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
     offload = offload or comfy.model_management.unet_offload_device()
-    return kind(module, load_device=device, offload_device=offload if offload.type == "cpu" else device)
+    patcher = kind(module, load_device=device, offload_device=offload if offload.type == "cpu" else device)
+    patcher.add_callback(CallbacksMP.ON_LOAD, check_weights)
+    return patcher
+
+
+def check_weights(patcher, *_) -> None:
+    """Raise when weights that were just loaded, or patched, hold NaN or infinity: images would be black.
+
+    Weights lie unread in their file until they are loaded, so that this is the first time that all are read; those
+    found good are not read again, only what patches have changed since.
+    """
+    model, patched = patcher.model, set(patcher.patches)
+    seen = getattr(model, "finite_with", None)
+    if seen == patcher.patches_uuid:
+        return
+    weights = {key: weight for key, weight in model.named_parameters() if seen is None or key in patched}
+    bad = not_finite({key: finite_flag(weight) for key, weight in weights.items() if weight.device.type != "meta"})
+    if bad:
+        source = getattr(getattr(model, "diffusion_model", model), "filled_from", "the model")
+        patcher.unpatch_model(patcher.offload_device)
+        raise CheckpointError(
+            f"{source}{' or its LoRA' if patched else ''}: {bad[0]} holds NaN or infinite numbers ({len(bad)} tensors "
+            "do); the file is damaged, or the dtype too small"
+        )
+    model.finite_with = patcher.patches_uuid
 
 
 def open_part(build: Callable, config, path: Path, dtype: str, device: str):
     """A component's folder or file -> (patcher around its module, its dtypes); no weight is read yet."""
     weights, load_device = weights_at(path), choose_device(device)
     dtypes = choose_dtypes(dtype, weights, load_device)
-    with torch.device("meta"):
-        module = build(config, operations=dtypes.operations, dtype=dtypes.storage)
+    check_layers(config, weights)
+    module = build_empty(lambda: build(config, operations=dtypes.operations, dtype=dtypes.storage), weights)
     return manage(fill(module, weights, dtypes, lambda: build(config)), load_device), dtypes

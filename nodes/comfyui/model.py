@@ -20,14 +20,16 @@ import comfy.supported_models_base
 import torch
 
 from ...pipeline.denoising.scheduler import shift_mu
+from ...pipeline.devices.capabilities import check_finite
 from ...pipeline.devices.device import assert_on, current
+from ...pipeline.loading.weights import check_layers, settings_of
 from ...pipeline.models.config import DitConfig, SchedulerConfig, VaeConfig
 from ...pipeline.models.transformer import Dit
 from ...pipeline.models.transformer_context import Context, ReferenceCache
 from .latent_preview import rgb_factors
 from .loading import Dtypes, choose_device, choose_dtypes, fill, manage, weights_at
 from .ops import computing_in
-from .validation import CHANNELS, check_conditioning
+from .validation import CHANNELS, check_conditioning, check_numbers
 
 RUN = "glm_image_run"  # key in transformer_options
 WRAPPER = "glm_image"
@@ -200,8 +202,9 @@ def open_decoder(folder: Path, weights: Path, dtype: str = "auto", device: str =
 
     `operations` replaces ComfyUI's layer classes, as packs for other weight formats do.
     """
+    dit = DitConfig.from_json(folder / "transformer" / "config.json")
     config = ModelConfig(
-        DitConfig.from_json(folder / "transformer" / "config.json"),
+        dit,
         SchedulerConfig.from_json(folder / "scheduler" / "scheduler_config.json"),
         VaeConfig.from_json(folder / "vae" / "config.json"),
         folder / "vae",
@@ -210,7 +213,9 @@ def open_decoder(folder: Path, weights: Path, dtype: str = "auto", device: str =
     dtypes = choose_dtypes(dtype, stored, load_device)
     config.set_compute(dtypes)
     config.custom_operations = operations
-    model = GlmImageModel(config, device="meta")
+    check_layers(dit, stored)
+    with settings_of(stored):
+        model = GlmImageModel(config, device="meta")
     fill(model.diffusion_model, stored, dtypes, lambda: Dit(model.dit_config))
     model.device = load_device
     patcher = manage(model, load_device)
@@ -241,14 +246,17 @@ def sample_at_size(executor, noise, latent_image, sampler, sigmas, *arguments, *
     guider = executor.class_obj
     patcher = guider.model_patcher
     check_conditioning(guider.conds, latent_image.shape, patcher.model)
+    cfg = torch.tensor(float(getattr(guider, "cfg", 1.0)))
+    check_numbers({"cfg": cfg, "sigmas": sigmas, "noise": noise, "latent": latent_image})
     if not any("hooks" in cond for conds in guider.conds.values() for cond in conds):  # hooks change weights midway
         guider.model_options.setdefault("transformer_options", {})[RUN] = Run()
     with current(patcher.load_device):
         if has_own_sampling(patcher):
-            return executor(noise, latent_image, sampler, sigmas, *arguments, **named)
+            return check_finite(executor(noise, latent_image, sampler, sigmas, *arguments, **named), "decoder")
         shift = patcher.model.shift_for(latent_image.shape)
         guider.model_patcher = with_shift(patcher, shift)
         try:
-            return executor(noise, latent_image, sampler, shift_times(sigmas, shift), *arguments, **named)
+            times = shift_times(sigmas, shift)
+            return check_finite(executor(noise, latent_image, sampler, times, *arguments, **named), "decoder")
         finally:
             guider.model_patcher = patcher

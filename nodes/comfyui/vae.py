@@ -10,13 +10,15 @@ import comfy.model_management
 import comfy.sd
 import torch
 
-from ...pipeline.devices.capabilities import resolve_dtype
+from ...pipeline.devices.capabilities import check_finite, resolve_dtype
 from ...pipeline.devices.device import current
 from ...pipeline.devices.memory import retry_smaller
 from ...pipeline.errors import InputError
+from ...pipeline.loading.weights import build_empty, check_layers
 from ...pipeline.models.config import VaeConfig
 from ...pipeline.models.vae import LIVE, Vae, decode_nbytes
 from .loading import Dtypes, choose_device, fill, manage, weights_at
+from .validation import check_numbers
 
 # ComfyUI's class builds an autoencoder of its own kind (32 norm groups, attention), whose place ours takes.
 STAND_IN = {
@@ -55,18 +57,20 @@ class GlmImageVAE(comfy.sd.VAE):
         """As ComfyUI's, which does not know how older torch_npu says that memory ran out."""
         whole = super().decode
         with current(self.device):
-            return retry_smaller(
+            found = retry_smaller(
                 self.device, lambda: whole(samples_in, **options), lambda: self.decode_tiled(samples_in)
             )
+            return check_finite(found, "VAE")
 
     def encode(self, pixel_samples):
         whole = super().encode
         with current(self.device):
+            check_numbers({"image": pixel_samples})
             return retry_smaller(self.device, lambda: whole(pixel_samples), lambda: self.encode_tiled(pixel_samples))
 
     def decode_tiled(self, *arguments, **options):
         with current(self.device):
-            return super().decode_tiled(*arguments, **options)
+            return check_finite(super().decode_tiled(*arguments, **options), "VAE")
 
     def encode_tiled(self, *arguments, **options):
         with current(self.device):
@@ -87,6 +91,6 @@ def open_vae(folder: Path, weights: Path, dtype: str = "auto", device: str = "au
     files = weights_at(weights)
     number = resolve_dtype(dtype, where, "vae", files.dtype)
     config, dtypes = VaeConfig.from_json(folder / "vae" / "config.json"), Dtypes(number, number)
-    with torch.device("meta"):
-        module = Vae(config, operations=dtypes.operations, dtype=number)
+    check_layers(config, files)
+    module = build_empty(lambda: Vae(config, operations=dtypes.operations, dtype=number), files)
     return GlmImageVAE(fill(module, files, dtypes, lambda: Vae(config)), number, where)

@@ -1,5 +1,7 @@
 """What a graph can get wrong about this model, said in one sentence before the first step."""
 
+import torch
+
 from ...pipeline.errors import InputError
 from ...pipeline.geometry import LATENT, TOKEN
 
@@ -23,6 +25,13 @@ def check_conditioning(conds: dict[str, list[dict]], latents, model) -> None:
         for entry in entries:
             _check_entry(name, entry, height, width, model)
             _check_rows(name, entry, latents[0])
+
+
+def check_numbers(given: dict[str, torch.Tensor | None]) -> None:
+    """Raise `InputError` for the first of these tensors that holds NaN or infinity; every image would be black."""
+    for name, values in given.items():
+        if isinstance(values, torch.Tensor) and values.is_floating_point() and not torch.isfinite(values).all():
+            raise InputError(f"{name} holds NaN or infinity; check the nodes that {name} comes from")
 
 
 def _check_entry(name: str, entry: dict, height: int, width: int, model) -> None:

@@ -31,6 +31,8 @@ def check_noise(noise: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     if not isinstance(noise, torch.Tensor) or tuple(noise.shape) != tuple(shape):
         came = tuple(noise.shape) if isinstance(noise, torch.Tensor) else type(noise).__name__
         raise InputError(f"noise is {came}, this plan takes {tuple(shape)}")
+    if not torch.isfinite(noise).all():
+        raise InputError("noise holds NaN or infinity")
     return noise
 
 

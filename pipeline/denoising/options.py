@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from ..errors import InputError
-from ..text import check_texts
+from ..text import check_texts, shown
 from .approximations import Approximations
 
 GLYPH_MODES = ("reference", "prompt_order")
@@ -72,18 +72,20 @@ class DenoiseOptions:
 def _check_whole(name: str, value: int, least: int | None = None) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
         bound = "" if least is None else f" from {least}"
-        raise InputError(f"{name} {value!r} is not usable; give a whole number{bound}")
+        raise InputError(f"{name} {shown(value)} is not usable; give a whole number{bound}")
 
 
 def _check_scale(scale: float) -> None:
     number = isinstance(scale, (int, float)) and not isinstance(scale, bool)
     if not number or not 1 <= scale < math.inf:
-        raise InputError(f"guidance_scale {scale!r} is not accepted; use 1 (off) or more, such as 1.5")
+        raise InputError(f"guidance_scale {shown(scale)} is not accepted; use 1 (off) or more, such as 1.5")
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
-        raise InputError(f"{name.replace('guidance_', 'guidance ')} {value!r} is not known; use {', '.join(choices)}")
+        raise InputError(
+            f"{name.replace('guidance_', 'guidance ')} {shown(value)} is not known; use {', '.join(choices)}"
+        )
 
 
 def _check_texts(name: str, given, nested: bool) -> None:
@@ -91,7 +93,9 @@ def _check_texts(name: str, given, nested: bool) -> None:
     if given is None:
         return
     if isinstance(given, str):
-        raise InputError(f"{name} must be a list of strings, got the string {given[:40]!r}")
+        raise InputError(f"{name} must be a list of strings, got the string {shown(given)}")
+    if not isinstance(given, (list, tuple)):
+        raise InputError(f"{name} must be a list of strings, got {type(given).__name__}")
     rows = [given] if all(isinstance(text, str) for text in given) else list(given) if nested else [None]
     for row in rows:
         if isinstance(row, str) or not isinstance(row, (list, tuple)) or not all(isinstance(t, str) for t in row):

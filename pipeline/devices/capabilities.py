@@ -91,9 +91,13 @@ def _supported(dtype: torch.dtype, device: torch.device) -> torch.dtype:
 
 
 def check_finite(x: torch.Tensor, stage: str) -> torch.Tensor:
-    """The tensor; raises when float16 overflowed. Other dtypes have the range and cost no wait for the device."""
-    if x.dtype == torch.float16 and not torch.isfinite(x).all():
+    """The tensor; raises when it holds NaN or infinity. Waits for the device, so it is asked once a stage."""
+    if torch.isfinite(x).all():
+        return x
+    if x.dtype == torch.float16:
         raise GlmImageError(
             f"{stage}: float16 overflowed to NaN or infinity; use --dtype fp32, or bf16 where it exists"
         )
-    return x
+    raise GlmImageError(
+        f"{stage}: the result holds NaN or infinity; check the weights, the LoRA and the settings, or use another dtype"
+    )

@@ -4,9 +4,11 @@ Headers are compared with the module's names and shapes before anything is read;
 and brings shard after shard to its place. Only safetensors is read: a pickle can run code.
 """
 
+import contextlib
 import json
 import struct
 from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -14,7 +16,8 @@ import torch
 from safetensors import safe_open
 
 from ..errors import CheckpointError
-from ..models.config import read_json
+from ..models.config import LAYERS, read_json
+from ..text import shown
 
 WEIGHT_NAMES = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 STORED = {
@@ -24,6 +27,7 @@ STORED = {
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }
+MAX_HEADER = 100 << 20  # bytes; what the format allows
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -52,8 +56,11 @@ class Weights:
 
     def _indexed(self, index: Path) -> list[Path]:
         weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise CheckpointError(f"{index}: key 'weight_map' is missing")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise CheckpointError(f"{index}: key 'weight_map' is missing, or lists nothing")
+        for name in weight_map.values():
+            if not isinstance(name, str) or Path(name).name != name or "\\" in name or "\0" in name:
+                raise CheckpointError(f"{index}: {shown(name)} is no name of a file in this folder")
         names = sorted(set(weight_map.values()))
         missing = [name for name in names if not (self.folder / name).is_file()]
         if missing:
@@ -75,6 +82,8 @@ class Weights:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype that most bytes of these files have."""
+        if not self.headers:
+            raise CheckpointError(f"{self.folder} holds no tensors; is the download complete?")
         sizes: dict[str, int] = {}
         for _, _, name, nbytes in self.headers.values():
             sizes[name] = sizes.get(name, 0) + nbytes
@@ -93,24 +102,54 @@ class Weights:
 
 def read_header(path: Path) -> dict[str, tuple[tuple[int, ...], str, int]]:
     """key -> (shape, dtype name, bytes) of a safetensors file; a file shorter or longer than it claims is refused."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(8)
-        length = struct.unpack("<Q", head)[0] if len(head) == 8 else size
-        if length > size - 8:
-            raise CheckpointError(f"{path} is not a whole safetensors file ({size} bytes); download it again")
-        try:
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(8)
+            length = struct.unpack("<Q", head)[0] if len(head) == 8 else size
+            if length > size - 8:
+                raise CheckpointError(f"{path} is not a whole safetensors file ({size} bytes); download it again")
+            if length > MAX_HEADER:
+                raise CheckpointError(f"{path} has a header of {length:,} bytes; no file of weights has that much")
             entries = json.loads(file.read(length))
-        except (json.JSONDecodeError, UnicodeDecodeError):
-            raise CheckpointError(f"{path} is not a safetensors file; only .safetensors is loaded") from None
-    entries.pop("__metadata__", None)
-    end = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+            entries.pop("__metadata__", None)
+            found = {key: _entry(**entry) for key, entry in entries.items()}
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        raise CheckpointError(f"{path} is not a safetensors file, or damaged; only .safetensors is loaded") from None
+    end = 8 + length + max((stop for *_, stop in found.values()), default=0)
     if size != end:
         raise CheckpointError(f"{path} has {size} bytes, its header asks for {end}; download it again")
-    return {
-        key: (tuple(entry["shape"]), entry["dtype"], entry["data_offsets"][1] - entry["data_offsets"][0])
-        for key, entry in entries.items()
-    }
+    return {key: (shape, dtype, stop - start) for key, (shape, dtype, start, stop) in found.items()}
+
+
+def _entry(dtype: str, shape: list[int], data_offsets: list[int]) -> tuple[tuple[int, ...], str, int, int]:
+    """One tensor of a header, checked; the library that reads it later compares shapes with bytes."""
+    start, stop = data_offsets
+    for number in (start, stop, *shape):
+        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < 2**63:
+            raise ValueError
+    if not isinstance(dtype, str) or stop < start:
+        raise ValueError
+    return tuple(shape), dtype, start, stop
+
+
+@contextlib.contextmanager
+def settings_of(weights: Weights) -> Iterator[None]:
+    """Around building a module: settings that describe no model are an error that names their folder."""
+    try:
+        yield
+    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{weights.folder}: config.json describes no model that can be built: {error}; is the download complete?"
+        ) from None
+
+
+def build_empty(build: Callable[[], torch.nn.Module], weights: Weights) -> torch.nn.Module:
+    """`build()` on the meta device, from the settings beside these weights."""
+    with settings_of(weights), torch.device("meta"):
+        return build()
 
 
 def load_module(
@@ -127,14 +166,14 @@ def load_module(
     Names and shapes are compared with the shards' headers before the first byte of weights is read. Each tensor
     goes to `device` and `dtype` on its own, so the host never holds more than one shard's mapping.
     """
-    with torch.device("meta"):
-        module = build(config, operations=operations, dtype=dtype)
     weights = Weights(folder)
+    check_layers(config, weights)
+    module = build_empty(lambda: build(config, operations=operations, dtype=dtype), weights)
     compare(module, weights)
     done, total, state, finite = 0, weights.nbytes, {}, {}
     for key, tensor in weights.tensors():
         state[key] = tensor.to(device=device, dtype=dtype) if tensor.is_floating_point() else tensor.to(device)
-        finite[key] = _is_finite(state[key])
+        finite[key] = finite_flag(state[key])
         done += tensor.nbytes
         if progress:
             progress(done, total)
@@ -143,22 +182,40 @@ def load_module(
     return module.eval().requires_grad_(False)
 
 
-def _is_finite(tensor: torch.Tensor) -> torch.Tensor | None:
+def finite_flag(tensor: torch.Tensor) -> torch.Tensor | None:
     """A 0-d flag on the tensor's device (read once, at the end); None for types that need no check."""
     if not tensor.is_floating_point() or tensor.element_size() < 2 or not tensor.numel():
         return None
     return torch.isfinite(tensor.amax()) & torch.isfinite(tensor.amin())
 
 
-def _raise_if_not_finite(finite: dict[str, torch.Tensor | None], weights: Weights, dtype: torch.dtype) -> None:
-    flags = {key: flag for key, flag in finite.items() if flag is not None}
-    good = torch.stack(list(flags.values())).tolist() if flags else []
-    bad = [key for key, ok in zip(flags, good) if not ok]
+def not_finite(flags: dict[str, torch.Tensor | None]) -> list[str]:
+    """The names of `finite_flag`s that are false, each device asked once."""
+    bad, devices = [], {flag.device for flag in flags.values() if flag is not None}
+    for device in devices:
+        here = {key: flag for key, flag in flags.items() if flag is not None and flag.device == device}
+        bad += [key for key, good in zip(here, torch.stack(list(here.values())).tolist()) if not good]
+    return bad
+
+
+def _raise_if_not_finite(flags: dict[str, torch.Tensor | None], weights: Weights, dtype: torch.dtype) -> None:
+    bad = not_finite(flags)
     if bad:
         raise CheckpointError(
             f"{weights.headers[bad[0]][0]}: {bad[0]} holds NaN or infinite numbers as {dtype}"
             f" ({len(bad)} tensors do); the file is damaged, or the dtype too small"
         )
+
+
+def check_layers(config, weights: Weights) -> None:
+    """Refuse settings of more layers than the files have tensors, before minutes go by to build them."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if is_dataclass(value):
+            check_layers(value, weights)
+        elif field.name in LAYERS and value > len(weights.headers):
+            held = f"the files hold {len(weights.headers)} tensors"
+            raise CheckpointError(f"{weights.folder}: config.json asks for {field.name} {value}, {held}")
 
 
 def compare(module: torch.nn.Module, weights: Weights) -> None:

@@ -6,41 +6,78 @@ Key lists: transformers 5.23 `configuration_glm_image.py`, diffusers 0.42.1 `tra
 """
 
 import json
-from dataclasses import MISSING, dataclass, fields, replace
+import sys
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from ..errors import CheckpointError
+from ..text import shown
+
+MAX_JSON = 256 << 20  # bytes; the release's largest, its tokenizer, has 20 MB
+MAX_INT, MAX_ITEMS, MAX_LAYERS = 2**31, 4096, 1000
+LAYERS = ("num_hidden_layers", "num_layers", "depth", "layers_per_block")
+RESAMPLING = range(6)  # Pillow's filters
+MAY_BE_ZERO = ("resample", "top_k")
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Parse a JSON object, else raise `CheckpointError` naming the file."""
     try:
+        size = path.stat().st_size
+        if size > MAX_JSON:
+            raise CheckpointError(f"{path} has {size:,} bytes; no file of a checkpoint's settings is that large")
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; is the download complete?") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} holds a JSON {type(data).__name__}, expected an object")
     return data
 
 
 def _take(cls, data: dict, where: str, **converted):
-    """Build `cls` from the keys it declares; a missing one fails with the file's name."""
-    names = [f.name for f in fields(cls) if f.name in data and f.name not in converted]
+    """Build `cls` from the keys it declares; a missing one, or one of a wrong kind, fails with the file's name."""
     missing = [f.name for f in fields(cls) if f.default is MISSING and f.name not in data and f.name not in converted]
     if missing:
         raise CheckpointError(f"{where}: key {', '.join(map(repr, missing))} is missing")
-    values = {name: tuple(data[name]) if isinstance(data[name], list) else data[name] for name in names}
-    return cls(**values, **converted)
+    given = {f.name: f.type for f in fields(cls) if f.name in data or f.name in converted}
+    return cls(**{name: _checked(name, kind, (data | converted)[name], where) for name, kind in given.items()})
+
+
+def _checked(name: str, kind, value, where: str):
+    """A value of the JSON as the field wants it; sizes no model has would be built for minutes."""
+    if is_dataclass(kind):
+        return value
+    value = tuple(value) if isinstance(value, list) else value
+    if kind in (int, float, bool):
+        good = _is(kind, name, value)
+    else:
+        item, *rest = get_args(kind)
+        good = isinstance(value, tuple) and len(value) <= MAX_ITEMS and all(_is(item, name, each) for each in value)
+        good = good and (rest == [...] or len(value) == 1 + len(rest))
+    if not good:
+        raise CheckpointError(f"{where}: {name} is {shown(value)}, which is no value for it")
+    return value
+
+
+def _is(kind: type, name: str, value) -> bool:
+    if kind is bool or isinstance(value, bool):
+        return kind is bool and isinstance(value, bool)
+    if kind is float:
+        return isinstance(value, (int, float)) and abs(value) <= sys.float_info.max
+    least = 0 if name in MAY_BE_ZERO or name.endswith("_token_id") else 1
+    return isinstance(value, int) and least <= value <= (MAX_LAYERS if name in LAYERS else MAX_INT)
 
 
 def _expect(data: dict, where: str, **accepted) -> None:
     """Refuse a file whose `key` is present with another value than the one this code implements."""
     for key, value in accepted.items():
         if key in data and data[key] != value:
-            raise CheckpointError(f"{where}: {key} is {data[key]!r}, only {value!r} is supported")
+            raise CheckpointError(f"{where}: {key} is {shown(data[key])}, only {shown(value)} is supported")
 
 
 def _section(data: dict, key: str, where: str) -> dict:
@@ -127,7 +164,6 @@ class VisionLanguageConfig:
         _expect(text, f"{path} text_config", hidden_act="silu", model_type="glm_image_text")
         _expect(rope, f"{path} rope_parameters", rope_type="default")
         _expect(vision, f"{path} vision_config", hidden_act="gelu", spatial_merge_size=1, model_type="glm_image_vision")
-        _expect(text, f"{path} text_config", head_dim=text.get("hidden_size", 0) // text.get("num_attention_heads", 1))
         rope_config = _take(RopeConfig, rope, f"{path} rope_parameters")
         config = _take(
             cls,
@@ -137,6 +173,7 @@ class VisionLanguageConfig:
             vision_config=_take(VisionConfig, vision, f"{path} vision_config"),
             vq_config=_take(VQConfig, vq, f"{path} vq_config"),
         )
+        _expect(text, f"{path} text_config", head_dim=config.text_config.head_dim)
         rotary = int(config.text_config.head_dim * rope_config.partial_rotary_factor)
         if 2 * sum(rope_config.mrope_section) != rotary:
             section = list(rope_config.mrope_section)
@@ -191,7 +228,10 @@ class ProcessorConfig:
         for key in ("shortest_edge", "longest_edge"):
             if key not in size:
                 raise CheckpointError(f"{path}: key 'size.{key}' is missing")
-        return _take(cls, image, str(path), min_pixels=size["shortest_edge"], max_pixels=size["longest_edge"])
+        config = _take(cls, image, str(path), min_pixels=size["shortest_edge"], max_pixels=size["longest_edge"])
+        if config.min_pixels > config.max_pixels or not all(config.image_std) or config.resample not in RESAMPLING:
+            raise CheckpointError(f"{path}: size, image_std or resample is of no use; is the download complete?")
+        return config
 
 
 @dataclass(frozen=True)
@@ -260,7 +300,8 @@ class VaeConfig:
     @classmethod
     def from_json(cls, path: Path) -> "VaeConfig":
         data = read_json(path)
-        blocks = len(data.get("block_out_channels", ()))
+        config = _take(cls, data, str(path))
+        blocks = len(config.block_out_channels)
         _expect(
             data,
             str(path),
@@ -272,10 +313,9 @@ class VaeConfig:
             down_block_types=["DownEncoderBlock2D"] * blocks,
             up_block_types=["UpDecoderBlock2D"] * blocks,
         )
-        config = _take(cls, data, str(path))
         for key in ("latents_mean", "latents_std"):
             value = getattr(config, key)
-            if not isinstance(value, tuple) or len(value) != config.latent_channels:
+            if len(value) != config.latent_channels:
                 raise CheckpointError(f"{path}: {key} must list {config.latent_channels} numbers")
         return config
 

@@ -21,7 +21,7 @@ from ..models.config import GenerationConfig, ProcessorConfig, VisionLanguageCon
 from ..models.planner import Planner
 from ..plan import Plan, Reference
 from ..progress import Progress
-from ..text import check_prompt
+from ..text import check_prompt, shown
 from .controls import GridControl
 from .decode_step import Step
 from .generate import decode
@@ -44,7 +44,7 @@ def check_seed(name: str, seed: int, rows: int = 1) -> None:
     """Refuse a seed that no generator takes; row k of a batch uses seed + k."""
     lowest, highest = SEEDS
     if isinstance(seed, bool) or not isinstance(seed, int) or not lowest <= seed <= highest - rows + 1:
-        raise InputError(f"{name} {seed!r} is not accepted; use a whole number from 0 to 2^64 - {rows}")
+        raise InputError(f"{name} {shown(seed)} is not accepted; use a whole number from 0 to 2^64 - {rows}")
 
 
 @dataclass(frozen=True)
@@ -252,11 +252,13 @@ def check_prompts(prompt: str | Sequence[str]) -> tuple[str, ...]:
 
 def check_images(images: Sequence[Image.Image] | None) -> tuple[Image.Image, ...]:
     """Reference images as a tuple; anything that is not a PIL image is refused."""
-    given = tuple(images or ())
+    given = () if images is None else images
+    if not isinstance(given, (list, tuple)):
+        raise InputError(f"references must be a list of PIL images, got {type(images).__name__}")
     for image in given:
         if not isinstance(image, Image.Image):
             raise InputError(f"a reference must be a PIL image, got {type(image).__name__}; open it with Image.open")
-    return given
+    return tuple(given)
 
 
 def check_count(count: int, prompts: int = 1) -> None:
@@ -268,7 +270,7 @@ def _check_number(name: str, value: float | None) -> None:
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise InputError(f"{name} {value!r} is not accepted; use a number, or leave it out for the checkpoint's")
+        raise InputError(f"{name} {shown(value)} is not accepted; use a number, or leave it out for the checkpoint's")
 
 
 def _digest(reference: PreparedReference) -> tuple[Grid, bytes]:

@@ -4,20 +4,17 @@ Follows transformers 5.23 `processing_glm_image.py`.
 Shapes: L prompt tokens, h w full grid, ph pw preview grid, p next free position.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
-import jinja2.ext
-import jinja2.sandbox
 import torch
 from tokenizers import Tokenizer
 
 from ..errors import CheckpointError, InputError
 from ..models.config import VisionLanguageConfig, read_json
 from ..text import check_prompt
+from .template import compile_template, render_bounded
 
 Grid = tuple[int, int]
 CONTROL_TOKENS = ("image_token", "grid_bos_token", "grid_eos_token", "bos_token", "eos_token")
@@ -49,21 +46,22 @@ class PromptEncoder:
             raise CheckpointError(f"{path}: key {', '.join(map(repr, missing))} is missing")
         self.control = {name: self.names[name] for name in CONTROL_TOKENS}
         self.template_path, source = _find_template(folder, settings)
-        self.template = _compile_template(source, self.template_path)
+        self.template = compile_template(source, self.template_path)
 
     def render(self, prompt: str, references: int = 0) -> str:
         """The chat template around a prompt and its reference images, one image token each."""
         content = [{"type": "image"}] * references + [{"type": "text", "text": prompt}]
         try:
-            return self.template.render(
+            return render_bounded(
+                self.template,
                 messages=[{"role": "user", "content": content}],
                 tools=None,
                 documents=None,
                 add_generation_prompt=False,
                 **self.names,
             )
-        except jinja2.TemplateError as error:
-            raise CheckpointError(f"{self.template_path} cannot be rendered: {error}") from None
+        except Exception as error:  # a template computes, and may fail in every way a program can
+            raise CheckpointError(f"{self.template_path} cannot be rendered: {error or type(error).__name__}") from None
 
     def encode(
         self, prompt: str, grid: Grid, preview: Grid | None = None, references: Sequence[Grid] = ()
@@ -185,7 +183,10 @@ def _fill_references(ids: torch.Tensor, reference_ids: Sequence[torch.Tensor], i
 def _read_tokenizer(path: Path) -> Tokenizer:
     if "model" not in read_json(path):  # the library's own errors do not name the file
         raise CheckpointError(f"{path}: key 'model' is missing; is this a tokenizer?")
-    return Tokenizer.from_file(str(path))
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing more precise
+        raise CheckpointError(f"{path} is no tokenizer: {error}") from None
 
 
 def _token_names(settings: dict) -> dict[str, str]:
@@ -195,14 +196,14 @@ def _token_names(settings: dict) -> dict[str, str]:
         if isinstance(settings.get(key), dict):
             found |= settings[key]
     found |= {key: value for key, value in settings.items() if key.endswith("_token")}
-    texts = {key: value["content"] if isinstance(value, dict) else value for key, value in found.items()}
+    texts = {key: value.get("content") if isinstance(value, dict) else value for key, value in found.items()}
     return {key: value for key, value in texts.items() if isinstance(value, str)}
 
 
 def _find_template(folder: Path, settings: dict) -> tuple[Path, str]:
     path = folder / "chat_template.jinja"
     if path.exists():
-        return path, path.read_text(encoding="utf-8")
+        return path, _template_text(path)
     for name in ("chat_template.json", "processor_config.json"):
         if (folder / name).exists() and "chat_template" in read_json(folder / name):
             return folder / name, read_json(folder / name)["chat_template"]
@@ -211,22 +212,8 @@ def _find_template(folder: Path, settings: dict) -> tuple[Path, str]:
     raise CheckpointError(f"{path} is missing; is the download complete?")
 
 
-def _compile_template(source: str, path: Path) -> jinja2.Template:
-    """Templates come with checkpoints and are untrusted: sandboxed, and set up as transformers sets them up."""
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_template_error
+def _template_text(path: Path) -> str:
     try:
-        return environment.from_string(source)
-    except jinja2.TemplateError as error:
-        raise CheckpointError(f"{path} is not a template: {error}") from None
-
-
-def _to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_template_error(message: str):
-    raise jinja2.TemplateError(message)
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import CheckpointError, InputError
 from ..geometry import check_size, preview_grid, token_grid
-from ..text import check_prompt, enclosed, quoted_texts
+from ..text import check_prompt, enclosed, quoted_texts, shown
 
 MAX_REFERENCES = 8
 MAX_SEED = 2**32 - 1  # every engine takes this much
@@ -37,11 +37,13 @@ class PlannerSampling:
         path = folder / "vision_language_encoder" / "generation_config.json"
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(values, dict):
+                raise ValueError("it is no JSON object")
             names = {"temperature": float, "top_p": float, "top_k": int}
             found = {name: kind(values[name]) for name, kind in names.items() if name in values}
             end = values.get("eos_token_id", cls.end_token)
             return cls(**found, end_token=int(end[0] if isinstance(end, list) else end))
-        except (OSError, ValueError, TypeError, IndexError) as error:
+        except (OSError, ValueError, TypeError, IndexError, OverflowError, RecursionError) as error:
             raise CheckpointError(f"{path} cannot be used: {error}") from None
 
 
@@ -64,6 +66,8 @@ class ImageRequest:
         _check_range("seed", self.seed, 0, MAX_SEED)
         _check_range("steps", self.steps, 1, MAX_STEPS)
         _check_range("guidance", self.guidance, 0.0, MAX_GUIDANCE)
+        if not isinstance(self.references, (list, tuple)):
+            raise InputError(f"references must be a list of PNG files, got {type(self.references).__name__}")
         if len(self.references) > MAX_REFERENCES:
             raise InputError(f"{len(self.references)} reference images; at most {MAX_REFERENCES} are sent")
 
@@ -83,8 +87,9 @@ class ImageRequest:
 
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise InputError(f"{name} {value} is out of range; use {low} to {high}")
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not low <= value <= high:
+        raise InputError(f"{name} {shown(value)} is out of range; use {low} to {high}")
 
 
 def with_texts(prompt: str, texts: Sequence[str]) -> tuple[str, list[str]]:

@@ -86,7 +86,7 @@ def test_a_loader_with_the_node_draws_what_it_draws_without(server, random_model
 @pytest.mark.parametrize("part", PARTS)
 def test_a_device_that_is_not_there_is_refused_before_anything_runs(server, random_model, part):
     started = server.log.count("Prompt executed")
-    with pytest.raises(PromptError, match="device npu:7 does not exist here; choose auto, cpu") as error:
+    with pytest.raises(PromptError, match="npu:7' is not in the list; choose from auto, cpu") as error:
         server.run(with_devices(text_to_image(random_model), **{part: "npu:7"}))
     assert error.value.node == "devices"
     assert server.log.count("Prompt executed") == started

@@ -161,7 +161,7 @@ def test_a_layout_guides_planner_and_decoder_on_two_cards_as_on_the_cpu(two_card
 
 def test_two_cards_are_offered_and_a_third_is_refused(two_cards):
     assert two_cards.options("GLMImageDevices", "vae_device") == ["auto", "npu:0", "npu:1", "cpu"]
-    with pytest.raises(PromptError, match="device npu:2 does not exist here; choose auto, npu:0, npu:1, cpu"):
+    with pytest.raises(PromptError, match="npu:2' is not in the list; choose from auto, npu:0, npu:1, cpu"):
         two_cards.run({"devices": devices(RELEASE, vae_device="npu:2")})
 
 

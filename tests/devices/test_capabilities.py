@@ -82,7 +82,10 @@ def test_an_unknown_dtype_is_refused():
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_float16_that_overflowed_is_told_with_its_stage(bad):
+def test_what_is_not_finite_is_told_with_its_stage(bad):
     with pytest.raises(GlmImageError, match="planner: float16 overflowed"):
         capabilities.check_finite(torch.tensor([1.0, bad], dtype=torch.float16), "planner")
-    assert capabilities.check_finite(torch.tensor([bad]), "planner").shape == (1,)  # other dtypes cost no look
+    for dtype in (torch.float32, torch.bfloat16):
+        with pytest.raises(GlmImageError, match="VAE: the result holds NaN or infinity"):
+            capabilities.check_finite(torch.tensor([1.0, bad], dtype=dtype), "VAE")
+    assert capabilities.check_finite(torch.tensor([1.0]), "planner") == 1

@@ -1,0 +1,86 @@
+"""Every value of a node is compared with its widget before anything is opened.
+
+ComfyUI 0.3.75 does not compare a V3 combo with its list, lets NaN pass as a number in range, and no version looks at
+values that come by a link. So combos and floats are checked when a graph is queued, and all widgets when a node runs.
+"""
+
+import functools
+import inspect
+import math
+
+from comfy_api.latest import io
+
+from ...pipeline.errors import InputError
+from ...pipeline.text import shown
+
+LISTED = 8  # choices to name
+
+
+def guarded(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
+    """The node class, which now refuses values that its widgets do not offer."""
+    node.validate_inputs = classmethod(_validator(node))
+    node.execute = classmethod(_checked(node.execute.__func__))
+    return node
+
+
+def check(node: type[io.ComfyNode], values: dict[str, object]) -> None:
+    """Raise `InputError` for the first value that its widget does not offer; None is a link whose value is unknown."""
+    for widget in node.define_schema().inputs:
+        value = values.get(widget.id)
+        if value is None:
+            continue
+        if isinstance(widget, io.Combo.Input):
+            _check_choice(widget, value)
+        elif isinstance(widget, (io.Float.Input, io.Int.Input)):
+            _check_number(widget, value)
+
+
+def _check_choice(widget, value: object) -> None:
+    options = list(widget.options)
+    if value in options:
+        return
+    more = f" and {len(options) - LISTED} more" if len(options) > LISTED else ""
+    offered = ", ".join(map(str, options[:LISTED])) or "nothing yet"
+    raise InputError(f"{widget.id} {shown(value)} is not in the list; choose from {offered}{more}")
+
+
+def _check_number(widget, value: object) -> None:
+    kinds = int if isinstance(widget, io.Int.Input) else (int, float)
+    low, high = widget.min, widget.max
+    low, high = -math.inf if low is None else low, math.inf if high is None else high
+    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high or abs(value) == math.inf:
+        what = "a whole number" if kinds is int else "a number"
+        raise InputError(f"{widget.id} {shown(value)} is out of range; use {what} from {low} to {high}")
+
+
+def _checked(execute):
+    """`execute` after a check of its arguments, synchronous or not as it was."""
+    if inspect.iscoroutinefunction(execute):
+
+        @functools.wraps(execute)
+        async def run(cls, **values):
+            check(cls, values)
+            return await execute(cls, **values)
+    else:
+
+        @functools.wraps(execute)
+        def run(cls, **values):
+            check(cls, values)
+            return execute(cls, **values)
+
+    return run
+
+
+def _validator(node: type[io.ComfyNode]):
+    """What ComfyUI calls when a graph is queued. It reads the names of the inputs it passes from the signature."""
+    kinds = (io.Combo.Input, io.Float.Input)
+    names = [widget.id for widget in node.define_schema().inputs if isinstance(widget, kinds)]
+
+    def validate_inputs(cls, **values):
+        check(cls, values)  # raised, and not returned: ComfyUI would repeat a returned sentence for every name
+        return True
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [inspect.Parameter("cls", kind), *(inspect.Parameter(name, kind, default=None) for name in names)]
+    validate_inputs.__signature__ = inspect.Signature(parameters)
+    return validate_inputs
