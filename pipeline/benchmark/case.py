@@ -22,13 +22,16 @@ META = torch.device("meta")
 
 @dataclass(frozen=True)
 class Case:
-    """Pixels, images at once, tokens of the prompt, and how many tokens are planned at most (None: the whole plan)."""
+    """Pixels, images at once, tokens of the prompt, how many tokens are planned at most (None: the whole plan), and
+    how many go through the planner together (None: as suits the device).
+    """
 
     height: int = 1024
     width: int = 1024
     batch: int = 1
     prompt: int = 128
     tokens: int | None = None
+    rows: int | None = None
 
     @property
     def size(self) -> str:

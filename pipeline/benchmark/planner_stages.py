@@ -51,11 +51,11 @@ def planner_decode(bench: Bench, case: Case) -> Stage:
     def prepare():
         planner = bench.models.planner
         prefix = prefill(planner, batch, bench.device)
-        return prefix, new_step(planner, prefix, SAMPLING, case.batch), GraphRunner(planner, bench.device)
+        return prefix, new_step(planner, prefix, SAMPLING, case.batch, case.rows), GraphRunner(planner, bench.device)
 
     def run(prepared):
         prefix, step, graphs = prepared
-        return decode(bench.models.planner, prefix, SAMPLING, range(case.batch), step=step, run=graphs)
+        return decode(bench.models.planner, prefix, SAMPLING, range(case.batch), rows=case.rows, step=step, run=graphs)
 
     def peer() -> Call:
         model, inputs = bench.peer(PLANNER), peers.prompt_inputs(whole, bench.device)

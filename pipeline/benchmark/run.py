@@ -19,6 +19,7 @@ import torch
 from ..devices.capabilities import resolve_dtype
 from ..devices.device import resolve_device
 from ..devices.memory import empty_cache
+from ..devices.remembered import name_of
 from ..errors import InputError
 from ..geometry import check_size, preview_grid, token_grid
 from ..glm_image import GlmImage
@@ -245,8 +246,7 @@ def about(request: BenchRequest, bench: Bench, name: str) -> dict:
 def device_name(where: torch.device) -> str:
     if where.type == "cpu":
         return f"{_processor()}, {os.cpu_count()} cores"
-    module = getattr(torch, where.type)
-    return module.get_device_name(where) if hasattr(module, "get_device_name") else str(where)
+    return name_of(where)
 
 
 def _processor() -> str:

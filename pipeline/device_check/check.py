@@ -86,11 +86,11 @@ class DeviceCheck:
     def case(self, batch: int = 1) -> Case:
         return Case(self.request.height, self.request.width, batch, tokens=self.request.tokens)
 
-    def measure(self, stage: str, batch: int = 1, bench: Bench | None = None) -> Result:
+    def measure(self, stage: str, batch: int = 1, bench: Bench | None = None, rows: int | None = None) -> Result:
         """A stage of the benchmark, against the limits if they were measured."""
         request = self.request.bench_request(planner_int8=bench is not None)
         ceilings = self.ceilings or Ceilings(float("inf"), float("inf"))
-        return measure_stage(bench or self.bench, ceilings, stage, self.case(batch), request)
+        return measure_stage(bench or self.bench, ceilings, stage, replace(self.case(batch), rows=rows), request)
 
     def about(self) -> dict[str, str]:
         """What the figures belong to."""

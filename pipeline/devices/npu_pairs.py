@@ -1,7 +1,7 @@
 """Which torch_npu goes with which torch, told from installed files alone: importing a wrong pair can end the process.
 
-torch_npu from 2.13.0 on and a CUDA build of torch register the same allocator setting, and the second to do so aborts
-at `import torch`. torch on PyPI is a CUDA build for x86-64 and, by its size, for aarch64 since 2.11.0.
+torch_npu from 2.12.0.post3 on and a CUDA build of torch register the same allocator setting, and the second to do so
+aborts at `import torch`. torch on PyPI is a CUDA build for x86-64 and, by its size, for aarch64 since 2.11.0.
 """
 
 import importlib.metadata
@@ -19,8 +19,8 @@ CANN_OF = {  # torch_npu -> the CANN it was released with, where that is publish
     "2.9.0": "8.5.0",
     "2.8.0": "8.3.RC1",
 }
-STARTS_ANYWHERE = ("2.12.0", "2.12.0.post3")  # the newest torch and torch_npu that start with any build of torch
-FIRST_TO_ABORT = (2, 13)  # torch_npu beside a CUDA build
+STARTS_ANYWHERE = ("2.12.0", "2.12.0.post2")  # the newest torch and torch_npu that start with any build of torch
+FIRST_TO_ABORT = (2, 12, 0, 3)  # torch_npu beside a CUDA build
 MENDING = (
     f"pip install 'torch=={STARTS_ANYWHERE[0]}' 'torch-npu=={STARTS_ANYWHERE[1]}' (with torchvision and torchaudio on "
     "the same line if ComfyUI has them)"
@@ -90,4 +90,5 @@ def minor(version: str) -> str:
 
 
 def release(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in minor(version).split("."))
+    """'2.12.0.post3' -> (2, 12, 0, 3), for comparison."""
+    return tuple(int(part) for part in re.findall(r"\d+", version.split("+")[0])[:4])

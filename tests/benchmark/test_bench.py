@@ -7,6 +7,7 @@ import pytest
 import torch
 from comfyui_glm_image.cli import bench
 from comfyui_glm_image.cli.main import main
+from comfyui_glm_image.pipeline.benchmark import run
 from comfyui_glm_image.pipeline.benchmark import tradeoffs as bench_tradeoffs
 from comfyui_glm_image.pipeline.benchmark.case import Bench, Case
 from comfyui_glm_image.pipeline.benchmark.models import CONFIGURATIONS, RandomModels
@@ -190,3 +191,9 @@ BAD = [
 def test_what_cannot_be_measured_is_refused(given, message):
     with pytest.raises(InputError, match=message):
         arguments(*given)
+
+
+def test_figures_name_the_device_by_its_vendors_name(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"NVIDIA H200 ({device})")
+    assert run.device_name(torch.device("cuda:0")) == "NVIDIA H200 (cuda:0)"
+    assert run.device_name(CPU).endswith("cores")

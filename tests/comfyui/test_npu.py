@@ -28,9 +28,9 @@ SHORT_OF_MEMORY_MB = 1221
 @pytest.fixture(scope="module")
 def start(install, random_folder, tmp_path_factory):
     """Starts a ComfyUI that sees NPUs of a kind, with so much memory each; one for each choice."""
-    found = list((ROOT / ".venv-npu").glob("lib/python*/site-packages"))
+    found = list((ROOT / ".venv-npu" / "2.13").glob("lib/python*/site-packages"))
     if not found or not (CANN / "build" / "lib").is_dir():
-        pytest.skip("no torch_npu and stand-in CANN; run make test-npu first")
+        pytest.skip("no torch_npu and stand-in CANN; run NPU_PAIR=2.13 make test-npu first")
     site = tmp_path_factory.mktemp("site")
     for name in PACKAGES:
         (site / name).symlink_to(found[0] / name, target_is_directory=True)

@@ -85,7 +85,7 @@ def test_a_pair_that_aborts_is_explained_without_an_import_and_makes_the_exit_co
     installed(torch="2.14.0", torch_npu="2.14.0", cuda="13.0")
     ((status, text),) = reported(software.check_torch_npu)
     assert status == "fail" and "\n" not in text
-    for part in ("build for CUDA 13.0", "aborts the process", "pip install 'torch==2.12.0' 'torch-npu==2.12.0.post3'"):
+    for part in ("build for CUDA 13.0", "aborts the process", "pip install 'torch==2.12.0' 'torch-npu==2.12.0.post2'"):
         assert part in text
     monkeypatch.setattr(doctor, "CHECKS", (software.check_torch_npu,))
     assert main(["doctor"]) == 1
@@ -98,7 +98,10 @@ def test_a_pair_that_aborts_is_explained_without_an_import_and_makes_the_exit_co
         (Pair("2.14.0", "2.14.0", "13.0"), "aborts the process"),
         (Pair("2.13.0", "2.13.0", "13.0"), "aborts the process"),
         (Pair("2.13.0+cpu", "2.13.0"), None),
-        (Pair("2.12.0", "2.12.0.post3", "13.0"), None),
+        (Pair("2.12.0", "2.12.0.post3", "13.0"), "aborts the process"),
+        (Pair("2.12.0", "2.12.0.post2", "13.0"), None),
+        (Pair("2.12.0", "2.12.0", "13.0"), None),
+        (Pair("2.12.0+cpu", "2.12.0.post3"), None),
         (Pair("2.7.1", "2.7.1.post8", "12.6"), None),
         (Pair("2.14.0", "2.12.0", None), "made for torch 2.12"),
         (Pair("2.14.0", None, "13.0"), None),

@@ -1,9 +1,10 @@
 """`make test-npu`: the tests of this folder with the real torch_npu package over the stand-in CANN runtime.
 
-Makes .venv-npu at the root of the repository (once), builds tests/fake_cann (seconds), and runs pytest. Arguments are
-pytest's: `python tests/npu/run.py -k graph -x`. `python tests/npu/run.py --python FILE` runs a script instead. With the
-environment variable NPU_PYTHON set to an interpreter that has torch 2.13 and torch_npu, that one is used. x86-64 Linux
-with gcc, Python 3.10 to 3.13.
+Makes .venv-npu/PAIR at the root of the repository (once), builds tests/fake_cann (seconds), and runs pytest. Arguments
+are pytest's: `python tests/npu/run.py tests/npu -k graph -x`. `python tests/npu/run.py --python FILE` runs a script
+instead. The environment variable NPU_PAIR chooses a pair of torch and torch_npu, by default the newest that starts
+beside the build of torch that pip gets here. NPU_PYTHON, an interpreter that has a pair already, is used instead of an
+environment made here. x86-64 Linux with gcc, Python 3.10 to 3.13.
 """
 
 import os
@@ -13,9 +14,14 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-VENV = ROOT / ".venv-npu"
-TORCH = "torch==2.13.0"
-TORCH_NPU = "torch_npu==2.13.0"  # pins its torch; its own requirements are not needed here
+VENVS = ROOT / ".venv-npu"
+PAIRS = {  # torch, torch_npu, from old to new
+    "2.7": ("torch==2.7.1", "torch_npu==2.7.1.post8"),
+    "2.12": ("torch==2.12.0", "torch_npu==2.12.0.post2"),
+    "2.13": ("torch==2.13.0", "torch_npu==2.13.0"),
+    "2.14": ("torch==2.14.0", "torch_npu==2.14.0"),
+}
+BESIDE_CUDA, BESIDE_CPU = "2.12", "2.13"  # the newest that start beside such a build of torch, and pass
 OTHERS = [
     "numpy",
     "pyyaml",
@@ -40,22 +46,49 @@ SETTINGS = {
 }
 
 
-def make_environment() -> str:
-    """The interpreter of .venv-npu, with everything installed."""
-    python = VENV / "bin" / "python"
-    wanted = "\n".join([TORCH, TORCH_NPU, *OTHERS])
-    stamp = VENV / "installed.txt"
+def make_environment(pair: str) -> str:
+    """The interpreter of the pair's environment, with everything installed."""
+    torch, torch_npu = PAIRS[pair]  # torch_npu pins its torch; its own requirements are not needed here
+    venv = VENVS / pair
+    python = venv / "bin" / "python"
+    wanted = "\n".join([torch, torch_npu, *OTHERS])
+    stamp = venv / "installed.txt"
     if not stamp.exists() or stamp.read_text() != wanted:
-        subprocess.run([sys.executable, "-m", "venv", VENV], check=True)
+        subprocess.run([sys.executable, "-m", "venv", venv], check=True)
         install = [python, "-m", "pip", "install", "-q"]
-        subprocess.run([*install, TORCH, *OTHERS], check=True)
-        subprocess.run([*install, "--no-deps", TORCH_NPU], check=True)
+        subprocess.run([*install, torch, *OTHERS], check=True)
+        subprocess.run([*install, "--no-deps", torch_npu], check=True)
         stamp.write_text(wanted)
     return str(python)
 
 
+def default_pair() -> str:
+    """Newer torch_npu abort beside a CUDA build of torch, which is what PyPI has; other indexes have CPU builds."""
+    ask = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--dry-run",
+        "--ignore-installed",
+        "--no-deps",
+        "--report",
+        "-",
+    ]
+    done = subprocess.run([*ask, PAIRS[BESIDE_CPU][0]], capture_output=True, text=True)
+    return BESIDE_CPU if done.returncode == 0 and '+cpu"' in done.stdout else BESIDE_CUDA
+
+
+def chosen_pair() -> str:
+    pair = os.environ.get("NPU_PAIR") or default_pair()
+    if pair not in PAIRS:
+        raise SystemExit(f"NPU_PAIR {pair!r} is not known; use {', '.join(PAIRS)}")
+    return pair
+
+
 def main(arguments: list[str]) -> int:
-    python = os.environ.get("NPU_PYTHON") or make_environment()
+    python = os.environ.get("NPU_PYTHON") or make_environment(chosen_pair())
     build = subprocess.run(
         [python, ROOT / "tests" / "fake_cann" / "build.py"], check=True, stdout=subprocess.PIPE, text=True
     )
