@@ -9,7 +9,7 @@ from PIL import Image
 from ..pipeline import images
 from ..pipeline.errors import InputError
 from ..pipeline.files import check_writable
-from ..pipeline.loading.checkpoint import BUNDLED, HUB_ID
+from ..pipeline.loading.checkpoint import HUB_ID
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -130,8 +130,7 @@ def open_model(args: argparse.Namespace, bar, local_only: bool = False):
     from ..pipeline.loading.checkpoint import resolve
     from ..pipeline.loading.placement import Offload, PlacementRequest, choose
 
-    name = str(BUNDLED) if args.model == "small" else args.model
-    checkpoint = resolve(name, args.revision, local_only)
+    checkpoint = resolve(args.model, args.revision, local_only)
     checkpoint.check()
     request = PlacementRequest(
         args.device,

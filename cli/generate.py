@@ -71,7 +71,7 @@ def about(model, plan, args: argparse.Namespace, row: int) -> dict[str, str]:
         "steps": str(args.steps),
         "guidance_scale": str(args.cfg),
         **{name: str(value) for name, value in arguments.approximations(args).items() if value is not None},
-        "model": model.checkpoint.name if args.model != "small" else "small",
+        "model": model.checkpoint.name,
         "revision": model.checkpoint.revision or "",
         "software": "comfyui-glm-image",
     }

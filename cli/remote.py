@@ -2,11 +2,10 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 from ..pipeline.errors import InputError
 from ..pipeline.images import save_png
-from ..pipeline.loading.checkpoint import BUNDLED
+from ..pipeline.loading.checkpoint import named_folder
 from ..pipeline.remote import AUTO, ENGINES, MAX_USD, Generated, Job, PlannerSampling, generate
 from . import arguments
 from .output import numbered
@@ -81,7 +80,7 @@ def job_of(args: argparse.Namespace) -> Job:
 
 def planner_sampling(model: str) -> PlannerSampling:
     """The planner's settings of a checkpoint in a folder here; of the release for any other name."""
-    folder = BUNDLED if model == "small" else Path(model).expanduser()
+    folder = named_folder(model)
     return PlannerSampling.of_checkpoint(folder) if folder.is_dir() else PlannerSampling()
 
 

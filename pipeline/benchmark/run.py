@@ -23,7 +23,7 @@ from ..devices.remembered import name_of
 from ..errors import InputError
 from ..geometry import check_size, preview_grid, token_grid
 from ..glm_image import GlmImage
-from ..loading.checkpoint import BUNDLED, COMPONENTS, DECODER, PLANNER
+from ..loading.checkpoint import COMPONENTS, DECODER, PLANNER
 from ..loading.placement import Placement
 from ..planning.rows import check_rows
 from . import peers
@@ -141,9 +141,8 @@ def open_bench(request: BenchRequest) -> tuple[Bench, str]:
         return Bench(models, where, dtypes, request.planner_int8), name + _how(request)
     stored = {PLANNER: torch.int8} if request.planner_int8 else {}
     placement = replace(Placement.on(where, request.dtype), stored=stored)
-    small = request.model in (None, "small")
-    model = GlmImage.from_pretrained(BUNDLED if small else request.model, placement=placement, compile=request.compile)
-    name = "bundled small checkpoint" if small else request.model
+    model = GlmImage.from_pretrained(request.model or "small", placement=placement, compile=request.compile)
+    name = "bundled small checkpoint" if request.model in (None, "small") else request.model
     return Bench(model, where, placement.dtypes, request.planner_int8), name + _how(request)
 
 

@@ -7,7 +7,6 @@ is explained, never a traceback; torch is imported by the checks of devices.
 import platform
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 
 from .findings import Check, CheckContext, CheckResult, run_checks
 from .software import check_cann, check_environment, check_packages, check_python, check_torch, check_torch_npu
@@ -73,10 +72,11 @@ def name_of(device) -> str:
 
 def check_placement(context: CheckContext) -> Iterator[CheckResult]:
     """Where the model's components would go."""
+    from ..loading.checkpoint import named_folder
     from ..loading.memory_needs import CheckpointSizes
     from ..loading.placement import PlacementRequest, describe, fits, plan_placement
 
-    model = Path(context.model) if context.model else CheckpointSizes.of_release()
+    model = named_folder(context.model) if context.model else CheckpointSizes.of_release()
     request = PlacementRequest(device_of(context), height=context.height, width=context.width)
     placement, needs = plan_placement(model, request)
     status = "ok" if fits(placement, needs) else "warn"

@@ -22,11 +22,11 @@ def title(component: str) -> str:
 def resolve(path_or_id: str | os.PathLike, revision: str | None = None, local_only: bool = False) -> "Checkpoint":
     """A folder, a hub id (`owner/name`, optional `revision`) or `modelscope:owner/name` -> a checkpoint on disk.
 
-    Downloads resume, show progress and fetch only the files the pipeline reads. A folder wins over an id of the
-    same spelling.
+    "small" is the bundled one. Downloads resume, show progress and fetch only the files the pipeline reads. A folder
+    wins over an id of the same spelling.
     """
     name = os.fspath(path_or_id)
-    path = Path(name).expanduser()
+    path = named_folder(name)
     if path.is_dir():
         return Checkpoint(path, name, revision)
     if path.is_file():
@@ -36,6 +36,11 @@ def resolve(path_or_id: str | os.PathLike, revision: str | None = None, local_on
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise CheckpointError(f"{name} does not exist; give a folder or a hub id such as {HUB_ID}")
     return _from_hub(name, revision, local_only)
+
+
+def named_folder(name: str) -> Path:
+    """Where a checkpoint of this name would be on disk; "small" is the bundled one."""
+    return BUNDLED if name == "small" else Path(name).expanduser()
 
 
 def _from_hub(name: str, revision: str | None, local_only: bool) -> "Checkpoint":

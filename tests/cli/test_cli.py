@@ -224,3 +224,10 @@ def test_names_can_be_printed_on_a_terminal_of_ascii(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "猫.safetensors").exists() and done.stdout.isascii()
+
+
+def test_small_is_the_bundled_checkpoint_everywhere(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert GlmImage.from_pretrained("small", device="cpu").checkpoint.name == "small"
+    main(["doctor", "--model", "small", "--device", "cpu", "--width", "192", "--height", "96"])
+    assert "small at 192x96 px" in capsys.readouterr().out
