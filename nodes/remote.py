@@ -83,7 +83,7 @@ class GLMImageRemote(io.ComfyNode):
                     min=0,
                     max=MAX_SEED - MAX_COUNT,
                     control_after_generate=True,
-                    tooltip="Image k of a batch uses seed + k. The hosted API has none.",
+                    tooltip="Image k of a batch uses seed + k. The hosted API takes none.",
                 ),
                 io.Int.Input("count", default=1, min=1, max=MAX_COUNT, tooltip="Images to draw, one request each."),
                 io.Int.Input("parallel", default=4, min=1, max=MAX_PARALLEL, tooltip="Requests at once."),
