@@ -17,6 +17,7 @@ from .weights import Weights
 
 PROMPT_TOKENS = 1024  # room for a long prompt; references add their own tokens
 GLYPH_TOKENS = 512
+ROWS = 16  # tokens of an image in a pass of the planner, at most
 SMALLEST_STACK = 3  # fewer numbered parts are a feed-forward's two halves, not layers
 NOTHING: Mapping = MappingProxyType({})
 
@@ -127,7 +128,7 @@ def planner_work(
     planned = sum(h * w for h, w in (grid, preview_grid(*grid)))
     cache = cache_nbytes(text, 1 + count, prompt + planned + BUCKET, dtype)
     activations = prompt * (3 * text.intermediate_size + 8 * text.hidden_size) * dtype.itemsize
-    choice = (32 + 8) * count * codebook * 4  # a block of noise, and the sorted scores of one token, in float32
+    choice = (planned + 10 * ROWS) * count * codebook * 4  # noise of all, sorted scores of a pass
     return cache + activations + choice
 
 

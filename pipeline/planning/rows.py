@@ -33,7 +33,8 @@ def default_rows(device: torch.device, dtype: torch.dtype, batch: int) -> int:
         return max(1, min(WIDEST, TOGETHER // batch))
     if dtype == torch.float32:
         return WIDEST
-    return max(1, min(CPU_WIDEST, CPU_TOGETHER // batch)) if multiplies_bfloat16() else 1
+    multiplies = dtype == torch.bfloat16 and multiplies_bfloat16()
+    return max(1, min(CPU_WIDEST, CPU_TOGETHER // batch)) if multiplies else 1
 
 
 class MeasuredRows:

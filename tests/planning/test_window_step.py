@@ -12,7 +12,7 @@ from comfyui_glm_image.pipeline.models.config import GenerationConfig, VisionLan
 from comfyui_glm_image.pipeline.models.int8 import quantise
 from comfyui_glm_image.pipeline.models.planner import Planner
 from comfyui_glm_image.pipeline.plan import MAX_PLAN_ROWS
-from comfyui_glm_image.pipeline.planning import steps
+from comfyui_glm_image.pipeline.planning import rows, steps
 from comfyui_glm_image.pipeline.planning.controls import GridControl
 from comfyui_glm_image.pipeline.planning.decode_step import DecodeStep
 from comfyui_glm_image.pipeline.planning.generate import decode
@@ -248,11 +248,14 @@ def test_bad_rows_are_refused(planner, model, rows):
         decode(planner, prefix_of(planner, model, "one"), SAMPLED, [0], rows=rows)
 
 
-def test_default_rows_fill_a_tile_and_leave_room_for_batches():
+def test_default_rows_fill_a_tile_and_leave_room_for_batches(monkeypatch):
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
     assert [default_rows(cuda, torch.bfloat16, batch) for batch in (1, 4, 5, 8, 32, 64)] == [16, 16, 12, 8, 2, 1]
     assert default_rows(cpu, torch.float32, 3) == 16
-    assert default_rows(cpu, torch.bfloat16, 1) in (1, 8)  # by whether it multiplies bfloat16
+    assert default_rows(cpu, torch.float16, 1) == 1
+    for multiplies, wanted in ((True, [8, 8, 4, 1]), (False, [1, 1, 1, 1])):
+        monkeypatch.setattr(rows, "multiplies_bfloat16", lambda answer=multiplies: answer)
+        assert [default_rows(cpu, torch.bfloat16, batch) for batch in (1, 2, 4, 16)] == wanted
 
 
 def test_measured_rows_settle_where_tokens_a_second_are_most():
