@@ -5,6 +5,8 @@ number is chosen from pass to pass. In half precision the number is part of what
 never a clock: the same seed has to give the same image tomorrow.
 """
 
+from collections import deque
+
 import torch
 
 from ..devices.capabilities import multiplies_bfloat16
@@ -15,7 +17,8 @@ WIDEST = 16  # rows of one plan on an accelerator: a tile of its matrix units
 TOGETHER = 64  # rows of all plans of a pass on an accelerator, up to which reading weights takes most of the time
 CPU_WIDEST, CPU_TOGETHER = 8, 16  # the same in bfloat16 on a CPU that multiplies it
 CANDIDATES = (16, 8, 4, 1)
-TRIALS = {16: 4, 8: 2, 4: 2, 1: 2}  # passes that are timed before one number is preferred
+TRIALS = {16: 4, 8: 3, 4: 3, 1: 2}  # passes that are timed before one number is preferred
+KEPT = 4  # times of each number; of more, the fastest would favour what was run most
 AGAIN = 16  # passes after which the widest is tried again, for another part of an image may draft better
 
 
@@ -43,7 +46,7 @@ class MeasuredRows:
     def __init__(self, most: int = WIDEST):
         self.candidates = [rows for rows in CANDIDATES if rows <= most]
         self.trials = [rows for rows in self.candidates for _ in range(TRIALS[rows])]
-        self.seconds: dict[int, float] = {}  # of the fastest pass
+        self.seconds = {rows: deque(maxlen=KEPT) for rows in self.candidates}  # of the last passes
         self.gained = dict.fromkeys(self.candidates, 0.0)  # tokens of a plan, in passes of that many rows or more
         self.passes = dict.fromkeys(self.candidates, 0)
         self.since = 0
@@ -57,14 +60,14 @@ class MeasuredRows:
 
     def best(self) -> int:
         """Rows of the most tokens a second."""
-        return max(self.candidates, key=lambda rows: self.gained[rows] / self.passes[rows] / self.seconds[rows])
+        return max(self.candidates, key=lambda rows: self.gained[rows] / self.passes[rows] / min(self.seconds[rows]))
 
     def note(self, rows: int, seconds: float, gains: list[int]) -> None:
         """What a pass took, and what each plan that was not complete gained by it.
 
         A pass of fewer rows would have gained as much, up to their number.
         """
-        self.seconds[rows] = min(seconds, self.seconds.get(rows, seconds))
+        self.seconds[rows].append(seconds)
         for fewer in (each for each in self.candidates if each <= rows):
             self.gained[fewer] += sum(min(gain, fewer) for gain in gains) / max(1, len(gains))
             self.passes[fewer] += 1
