@@ -8,6 +8,8 @@ patches.
 """
 
 import math
+import sys
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -18,10 +20,12 @@ import comfy.model_sampling
 import comfy.patcher_extension
 import comfy.supported_models_base
 import torch
+from comfy.patcher_extension import WrappersMP
 
 from ...pipeline.denoising.scheduler import shift_mu
 from ...pipeline.devices.capabilities import check_finite
 from ...pipeline.devices.device import assert_on, current
+from ...pipeline.errors import InputError
 from ...pipeline.loading.weights import check_layers, settings_of
 from ...pipeline.models.config import DitConfig, SchedulerConfig, VaeConfig
 from ...pipeline.models.transformer import Dit
@@ -29,6 +33,7 @@ from ...pipeline.models.transformer_context import Context, ReferenceCache
 from .latent_preview import rgb_factors
 from .loading import Dtypes, choose_device, choose_dtypes, fill, manage, weights_at
 from .ops import computing_in
+from .patches import check_blocks, check_options, check_patches, patches_of
 from .validation import CHANNELS, check_conditioning, check_numbers
 
 RUN = "glm_image_run"  # key in transformer_options
@@ -48,25 +53,57 @@ class ComfyDit(Dit):
     def __init__(self, config: DitConfig, *, operations, dtype, device, compute_dtype):
         super().__init__(config, operations=computing_in(compute_dtype, operations), dtype=dtype, device=device)
         self.dtype = dtype
+        # Other packs' nodes ask for these.
+        self.patch_size, self.in_channels, self.out_channels = (
+            config.patch_size,
+            config.in_channels,
+            config.out_channels,
+        )
 
-    def forward(self, latents, timestep, context, transformer_options, prior_token_ids, target_size, **conditions):
-        """(B, 16, H/8, W/8) latents at (B,) times, (B, L, C) glyph embeddings -> velocity of the latents' shape."""
-        run = transformer_options.get(RUN) or Run()
-        key = (*transformer_options.get("uuids", ()), *latents.shape)
+    @torch.compiler.disable(recursive=False)  # torch.compile of the whole model compiles `_velocity`
+    def forward(self, x, timestep, context, control=None, transformer_options=None, **conditions):
+        """(B, 16, H/8, W/8) latents at (B,) times, (B, L, C) glyph embeddings -> velocity of the latents' shape.
+
+        Wrappers of `DIFFUSION_MODEL` run around all of it; one that changes `context` has it projected anew.
+        """
+        options = {} if transformer_options is None else transformer_options
+        check_patches(options, self.config.num_layers)
+        check_blocks(self.transformer_blocks, self.config.num_layers)
+
+        def run(x, timestep, now, transformer_options, target_size, **conditions):
+            cached = transformer_options.get(RUN) if now is context else None
+            prepared = self._prepared(cached or Run(), x, now, transformer_options, conditions)
+            return self._velocity(x, timestep, target_size, prepared)
+
+        wrappers = comfy.patcher_extension.get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)
+        if not wrappers:
+            return run(x, timestep, context, options, **conditions)
+        executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(run, self, wrappers)
+        return executor.execute(x, timestep, context, options, **conditions)
+
+    def _velocity(self, x, timestep, target_size, context: Context) -> torch.Tensor:
+        modulations = self.modulations(timestep, target_size, torch.zeros_like(target_size), x.dtype)
+        return self.step(x, modulations, context)
+
+    @torch.compiler.disable
+    def _prepared(self, run: Run, latents, glyph_embeds, options: dict, conditions: dict) -> Context:
+        """The run's context for these rows, with the patches of this pass."""
+        uuids = tuple(options.get("uuids", ()))
+        key = (*uuids, *latents.shape)
         if key not in run.contexts:
-            images = slice(1) if len(transformer_options.get("uuids", ())) == 1 else slice(None)
-            run.contexts[key] = self._context(latents, context, prior_token_ids, images, **conditions)
-        crop = torch.zeros_like(target_size)
-        modulations = self.modulations(timestep, target_size, crop, latents.dtype)
-        return self.step(latents, modulations, run.contexts[key])
+            images = slice(1) if len(uuids) == 1 else slice(None)
+            run.contexts[key] = self._context(latents, glyph_embeds, images=images, **conditions)
+            mark_texts_dynamic(run.contexts[key])
+        patches = patches_of(options, latents)
+        return run.contexts[key] if patches is None else replace(run.contexts[key], patches=patches)
 
     def _context(
         self,
         latents,
         glyph_embeds,
         prior_token_ids,
-        images,
         prior_token_drop,
+        images,
         glyph_mask=None,
         glyph_visible=None,
         reference_latents=(),
@@ -86,6 +123,18 @@ class ComfyDit(Dit):
             glyph_visible=None if glyph_visible is None else glyph_visible.bool(),
             references=ReferenceCache.join(written) if written else None,
         )
+
+
+def mark_texts_dynamic(context: Context) -> None:
+    """Let torch.compile, where it is in use, compile once for texts of every length."""
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo is None:
+        return
+    dynamo.maybe_mark_dynamic(context.glyphs, 1)
+    for table in (context.cos, context.sin):
+        dynamo.maybe_mark_dynamic(table, 0)
+    if context.mask is not None:
+        dynamo.maybe_mark_dynamic(context.mask, 3)
 
 
 class Latents(comfy.latent_formats.LatentFormat):
@@ -179,6 +228,13 @@ class GlmImageModel(comfy.model_base.BaseModel):
         return super().memory_required(input_shape) + kept
 
 
+class UnetConfig(dict):
+    """Entries of a UNet's configuration are asked for by nodes that patch its layers: FreeU, HyperTile and others."""
+
+    def __missing__(self, key):
+        raise InputError(f"this node reads {key} of a UNet, which GLM-Image is not; remove the node")
+
+
 class ModelConfig(comfy.supported_models_base.BASE):
     """What `BaseModel` asks about the model, filled from the checkpoint instead of guessed from its weights."""
 
@@ -190,6 +246,7 @@ class ModelConfig(comfy.supported_models_base.BASE):
     def __init__(self, dit: DitConfig, scheduler: SchedulerConfig, vae: VaeConfig, vae_folder: Path):
         self.latent_format = lambda: Latents(vae, vae_folder)
         super().__init__({"config": dit})
+        self.unet_config = UnetConfig(self.unet_config)
         self.scheduler = scheduler
 
     def set_compute(self, dtypes: Dtypes) -> None:
@@ -219,7 +276,7 @@ def open_decoder(folder: Path, weights: Path, dtype: str = "auto", device: str =
     fill(model.diffusion_model, stored, dtypes, lambda: Dit(model.dit_config))
     model.device = load_device
     patcher = manage(model, load_device)
-    patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, WRAPPER, sample_at_size)
+    patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, WRAPPER, sample_at_size)
     return patcher
 
 
@@ -248,6 +305,7 @@ def sample_at_size(executor, noise, latent_image, sampler, sigmas, *arguments, *
     check_conditioning(guider.conds, latent_image.shape, patcher.model)
     cfg = torch.tensor(float(getattr(guider, "cfg", 1.0)))
     check_numbers({"cfg": cfg, "sigmas": sigmas, "noise": noise, "latent": latent_image})
+    check_options(guider.model_options, patcher.model.dit_config.num_layers)
     if not any("hooks" in cond for conds in guider.conds.values() for cond in conds):  # hooks change weights midway
         guider.model_options.setdefault("transformer_options", {})[RUN] = Run()
     with current(patcher.load_device):

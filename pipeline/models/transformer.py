@@ -76,7 +76,11 @@ class Attention(nn.Module):
 
     def forward(self, x, keys, values, context: Context) -> torch.Tensor:
         """Queries from `x` (B, L + N, C) over keys and values that may be longer -> (B, L + N, C)."""
-        out = attention(self._apply_rope(self.to_q(x), context), keys, values, context.mask)
+        queries = self._apply_rope(self.to_q(x), context)
+        if context.patches is None:
+            out = attention(queries, keys, values, context.mask)
+        else:
+            out = context.patches.attention(queries, keys, values, context.mask, attention)
         return self.to_out[0](out.transpose(1, 2).flatten(2))
 
     def _split(self, x: torch.Tensor) -> torch.Tensor:
@@ -231,9 +235,7 @@ class Dit(nn.Module):
     ) -> torch.Tensor:
         """(B, in_channels, H/8, W/8) -> velocity of the same shape. `modulations` has one row, or one a sample."""
         image = self._image_tokens(latents, context)
-        glyphs, first = self.transformer_blocks[0](
-            context.glyphs, image, modulations.layers[0], context, context.reference(0)
-        )
+        glyphs, first = self._block(0, context.glyphs, image, modulations, context)
         if cache is None:
             image = self._later_blocks(glyphs, first, modulations, context)
         else:
@@ -269,9 +271,19 @@ class Dit(nn.Module):
         return self.prior_projector(embedding)
 
     def _later_blocks(self, glyphs, image, modulations: Modulations, context: Context) -> torch.Tensor:
-        for layer, block in enumerate(self.transformer_blocks[1:], start=1):
-            glyphs, image = block(glyphs, image, modulations.layers[layer], context, context.reference(layer))
+        for layer in range(1, len(self.transformer_blocks)):
+            glyphs, image = self._block(layer, glyphs, image, modulations, context)
         return image
+
+    def _block(self, layer: int, glyphs, image, modulations: Modulations, context: Context):
+        block, modulation = self.transformer_blocks[layer], modulations.layers[layer]
+        if context.patches is None:
+            return block(glyphs, image, modulation, context, context.reference(layer))
+
+        def run(glyphs, image, modulation):
+            return block(glyphs, image, modulation, context, context.reference(layer))
+
+        return context.patches.block(layer, len(self.transformer_blocks), run, glyphs, image, modulation)
 
     def _cached_blocks(self, cache: FirstBlockCache, glyphs, image, first, modulations, context) -> torch.Tensor:
         residual = first - image

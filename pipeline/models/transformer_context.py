@@ -4,7 +4,9 @@ the reference KV cache, and the first-block cache.
 Shapes: B batch, L glyph tokens, N image tokens (patches), H heads, D head dim, C = H*D channels, h w patch grid.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +48,16 @@ class ReferenceCache:
         return cls(keys, values, None if unmasked else torch.cat([c.shown for c in caches], dim=1))
 
 
+class Patches(Protocol):
+    """What may run in place of, or after, the transformer's blocks and their attention."""
+
+    def block(self, layer: int, layers: int, run: Callable, glyphs, image, modulation):
+        """`run(glyphs, image, modulation)` is block `layer` of `layers` -> the glyph and image tokens after it."""
+
+    def attention(self, q, k, v, mask, plain: Callable) -> torch.Tensor:
+        """`plain(q, k, v, mask)` is the attention of this device -> (B, H, L, D)."""
+
+
 @dataclass(frozen=True)
 class Context:
     """What one run of the decoder keeps between steps; made by `Dit.prepare`.
@@ -63,6 +75,7 @@ class Context:
     glyph_mask: torch.Tensor | None = None
     glyph_visible: torch.Tensor | None = None
     references: ReferenceCache | None = None
+    patches: Patches | None = None
 
     def reference(self, layer: int) -> tuple[torch.Tensor, torch.Tensor] | None:
         return self.references and (self.references.keys[layer], self.references.values[layer])

@@ -4,13 +4,17 @@ The first use downloads some 2 GB, so plain `pytest` skips these tests until `py
 `make test-comfyui` does that first.
 """
 
+import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 from comfyui_glm_image.pipeline.glm_image import GlmImage
 from comfyui_glm_image.tests.comfyui.server import Server
 from comfyui_glm_image.tools import browser, comfyui
+
+SCRIPT = Path(__file__).parent / "inside.py"
 
 if browser.is_ready():
     os.environ.update(browser.settings())  # where every browser test looks
@@ -54,3 +58,16 @@ def random_model(server, random_folder):
 def pipeline(random_folder):
     """The same checkpoint in the pipeline."""
     return GlmImage.from_pretrained(random_folder, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def inside(install):
+    """Run an experiment of inside.py in ComfyUI's own Python -> its result."""
+
+    def run(*arguments) -> dict:
+        command = [install.python, str(SCRIPT), str(comfyui.ROOT), *map(str, arguments)]
+        done = subprocess.run(command, cwd=install.app, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return run

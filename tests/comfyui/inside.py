@@ -65,17 +65,17 @@ def sampling(folder: str, weights: str) -> dict:
     }
 
 
-def two_steps(model) -> torch.Tensor:
-    """Two steps at 128x128 px of a made-up plan."""
+def two_steps(model, texts: int = 6, seed: int = 0) -> torch.Tensor:
+    """Two steps at 128x128 px of a made-up plan with `texts` glyph tokens."""
     config = model.model.dit_config
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     entry = {
         "prior_token_ids": torch.randint(0, config.prior_vq_quantizer_codebook_size, (1, 64), generator=generator),
         "prior_token_drop": False,
         "plan_grid": (4, 4),
         "codebook_size": config.prior_vq_quantizer_codebook_size,
     }
-    embeds = torch.randn(1, 6, config.text_embed_dim, generator=generator)
+    embeds = torch.randn(1, texts, config.text_embed_dim, generator=generator)
     positive, negative = [[embeds, entry]], [[embeds[:, :1], {**entry, "prior_token_drop": True}]]
     latent = torch.zeros(1, 16, 16, 16)
     noise = torch.randn(latent.shape, generator=generator)
@@ -184,6 +184,49 @@ def out_of_memory(folder: str) -> dict:
     vae.first_stage_model.decode = small_device
     tiled = vae.decode(latent)
     return {"shape": list(tiled.shape), "difference": (whole - tiled).abs().mean().item(), "calls": len(sizes)}
+
+
+def compiled(folder: str) -> dict:
+    """Three images through *TorchCompileModel*'s wrapper, of two prompts: how often each made dynamo compile."""
+    from comfy_api.torch_helpers import set_torch_compile_wrapper
+
+    home, calls = Path(folder), []
+
+    def backend(graph, _):
+        calls.append(len(graph.graph.nodes))
+        return graph.forward
+
+    model = pack("nodes.comfyui.model").open_decoder(home, home / "transformer")
+    plain = [two_steps(model, texts=texts, seed=texts) for texts in (6, 9, 4)]
+    compiled = model.clone()
+    set_torch_compile_wrapper(compiled, backend)
+    counts, differences = [], []
+    for texts, wanted in zip((6, 9, 4), plain):
+        found = two_steps(compiled, texts=texts, seed=texts)
+        counts.append(len(calls))
+        differences.append(((found - wanted).abs().max() / wanted.abs().max()).item())
+    return {"compiled": counts, "differences": differences, "nodes": max(calls)}
+
+
+def lora(folder: str, *files: str) -> dict:
+    """The weights that adapters change, by our node, written beside each file as merged_STRENGTH_NAME."""
+    import comfy.lora
+    import comfy.utils
+    from safetensors.torch import save_file
+
+    adapters, home, unmatched = pack("nodes.comfyui.lora"), Path(folder), []
+    adapters.answer_trainers_keys()
+    model = pack("nodes.comfyui.model").open_decoder(home, home / "transformer")
+    for file in map(Path, files):
+        for strength in (1.0, 0.6):
+            patched, missed = adapters.apply_adapter(model, *adapters.read_adapter(file, file.name), strength)
+            merged = {}
+            for key, patches in patched.patches.items():
+                weight = comfy.utils.get_attr(model.model, key).float().clone()
+                merged[key.removeprefix("diffusion_model.")] = comfy.lora.calculate_weight(patches, weight, key)
+            save_file(merged, file.with_name(f"merged_{strength}_{file.name}"))
+            unmatched += missed
+    return {"unmatched": unmatched}
 
 
 class Held:

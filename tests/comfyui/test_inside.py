@@ -1,7 +1,6 @@
 """What ComfyUI's memory management does to our parts, measured inside its Python."""
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,18 +10,6 @@ from comfyui_glm_image.tools.comfyui import ROOT
 from safetensors.torch import save_file
 
 WIDTH, LAYERS = 1024, 6  # 95M parameters
-SCRIPT = Path(__file__).parent / "inside.py"
-
-
-@pytest.fixture(scope="module")
-def inside(install):
-    def run(*arguments) -> dict:
-        command = [install.python, str(SCRIPT), str(ROOT), *map(str, arguments)]
-        done = subprocess.run(command, cwd=install.app, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-3000:]
-        return json.loads(done.stdout.splitlines()[-1])
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +93,14 @@ def test_an_autoencoder_out_of_memory_goes_on_in_tiles(inside, random_folder):
     assert seen["shape"] == [1, 768, 768, 3]
     assert seen["calls"] > 4
     assert seen["difference"] < 0.05
+
+
+def test_torch_compile_settles_with_the_first_image(inside, random_folder):
+    """Prompts of other lengths and other runs compile nothing anew."""
+    seen = inside("compiled", random_folder)
+    assert seen["nodes"] > 100  # the blocks are in one graph
+    assert seen["compiled"] == [2, 2, 2]  # both passes of guidance
+    assert max(seen["differences"]) < 1e-5
 
 
 @pytest.fixture(scope="module")

@@ -35,4 +35,100 @@ class WhereParts:
         return (" ".join(str(patcher.load_device) for patcher in patchers),)
 
 
-NODE_CLASS_MAPPINGS = {"OtherConditioning": OtherConditioning, "WhereParts": WhereParts}
+class ModelPatch:
+    """A node that patches a MODEL in one of the ways that ComfyUI has; subclasses say how in `patch`."""
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "make"
+    CATEGORY = "tests"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",)}}
+
+    def make(self, model):
+        model = model.clone()
+        self.patch(model)
+        return (model,)
+
+
+class OtherBlockPatch(ModelPatch):
+    def patch(self, model):
+        model.set_model_patch(lambda args: {"img": 1.02 * args["img"], "txt": args["txt"]}, "double_block")
+
+
+class OtherSameBlocks(ModelPatch):
+    """Every block replaced by itself."""
+
+    def patch(self, model):
+        for layer in range(len(model.model.diffusion_model.transformer_blocks)):
+            model.set_model_patch_replace(lambda args, more: more["original_block"](args), "dit", "double_block", layer)
+
+
+class OtherAttention(ModelPatch):
+    factor = 1.05
+
+    def patch(self, model):
+        def attention(plain, *arguments, **options):
+            return self.factor * plain(*arguments, **options)
+
+        model.model_options["transformer_options"]["optimized_attention_override"] = attention
+
+
+class OtherSameAttention(OtherAttention):
+    factor = 1.0
+
+
+class OtherWrapper(ModelPatch):
+    factor = 1.05
+
+    def patch(self, model):
+        def wrapper(executor, x, timestep, context, options, **more):
+            return self.factor * executor(x, timestep, self.texts(context), options, **more)
+
+        model.add_wrapper_with_key("diffusion_model", "other", wrapper)
+
+    def texts(self, context):
+        return context
+
+
+class OtherSameWrapper(OtherWrapper):
+    factor = 1.0
+
+
+class OtherContextWrapper(OtherWrapper):
+    """Changes the texts' embeddings inside the model."""
+
+    factor = 1.0
+
+    def texts(self, context):
+        return 2 * context
+
+
+class OtherBlock(torch.nn.Module):
+    """One module in place of a whole list of blocks, as first-block caches of other packs have it."""
+
+    def __init__(self, blocks):
+        super().__init__()
+        self.blocks = blocks
+
+
+class OtherBlocks(ModelPatch):
+    def patch(self, model):
+        blocks = torch.nn.ModuleList([OtherBlock(model.model.diffusion_model.transformer_blocks)])
+        model.add_object_patch("diffusion_model.transformer_blocks", blocks)
+
+
+NODES = (
+    OtherConditioning,
+    WhereParts,
+    OtherBlockPatch,
+    OtherSameBlocks,
+    OtherAttention,
+    OtherSameAttention,
+    OtherWrapper,
+    OtherSameWrapper,
+    OtherContextWrapper,
+    OtherBlocks,
+)
+NODE_CLASS_MAPPINGS = {node.__name__: node for node in NODES}
