@@ -84,3 +84,57 @@ def test_keys_that_fit_nothing_are_listed_and_a_foreign_file_refused(server, ran
     with pytest.raises(PromptError, match="foreign.safetensors holds nothing for the GLM-Image decoder") as error:
         server.run(with_lora(graph, "foreign.safetensors"))
     assert error.value.node == "lora"
+
+
+TARGETS = ["to_q", "to_out.0", "ff.net.0.proj"]
+KINDS = {
+    "plain": {"lora_alpha": 16},
+    "rslora": {"lora_alpha": 16, "use_rslora": True},
+    "patterns": {
+        "lora_alpha": 8,
+        "rank_pattern": {"transformer_blocks.0.attn1.to_q": 2},
+        "alpha_pattern": {"ff.net.0.proj": 3},
+    },
+    "dora": {"lora_alpha": 6, "use_dora": True},
+    "bias": {"lora_alpha": 12, "lora_bias": True},
+}
+
+
+@pytest.fixture(scope="module")
+def adapters(inside, random_folder, tmp_path_factory):
+    """Adapters of every kind as `save_lora_adapter` writes them -> their folder, and the weights that peft merges."""
+    peft, diffusers = pytest.importorskip("peft"), pytest.importorskip("diffusers")
+    folder, merged = tmp_path_factory.mktemp("adapters"), {}
+    for seed, (kind, settings) in enumerate(KINDS.items()):
+        torch.manual_seed(seed)
+        transformer = diffusers.GlmImageTransformer2DModel.from_pretrained(random_folder / "transformer")
+        transformer.add_adapter(peft.LoraConfig(r=4, target_modules=TARGETS, init_lora_weights=False, **settings))
+        transformer.save_lora_adapter(folder, weight_name=f"{kind}.safetensors")
+        transformer.fuse_lora()
+        weights = transformer.state_dict().items()
+        merged[kind] = {name.replace(".base_layer", ""): weight for name, weight in weights if "lora_" not in name}
+    seen = inside("lora", random_folder, *(folder / f"{kind}.safetensors" for kind in KINDS))
+    assert seen["unmatched"] == []
+    return folder, merged
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_adapter_of_diffusers_counts_as_much_as_in_diffusers(adapters, random_folder, kind):
+    """Every weight within 1e-5 of what peft merges."""
+    folder, merged = adapters
+    plain = load_file(random_folder / "transformer" / "diffusion_pytorch_model.safetensors")
+    changed = {name for name, weight in merged[kind].items() if not torch.equal(weight, plain[name])}
+    for strength in (1.0, 0.6):
+        found = load_file(folder / f"merged_{strength}_{kind}.safetensors")
+        assert found.keys() == changed
+        for name in changed:
+            wanted = plain[name] + strength * (merged[kind][name] - plain[name])
+            assert (found[name] - wanted).abs().max() < 1e-5, name
+
+
+def test_comfyuis_own_loader_finds_the_layers_under_diffusers_names(server, random_model, loras):
+    """The file has the header's alpha nowhere, so both loaders give the same image."""
+    graph = saving_latent(text_to_image(random_model), plan=False)
+    ours = latent_of(server, server.run(with_lora(graph, "diffusers.safetensors")))
+    core = {"lora": node("LoraLoaderModelOnly", model=["load", 1], lora_name="peft.safetensors", strength_model=1.0)}
+    assert torch.equal(latent_of(server, server.run(change(graph | core, sample_model=["lora", 0]))), ours)
