@@ -1,6 +1,7 @@
 """What training stages share: optimisers, the schedule, and a state that survives being stopped at any minute.
 
-A stage trains for a number of minutes in all, counted over restarts. Its state is written every minute.
+A stage trains for a number of minutes in all, counted over restarts. Its state is written every minute. On a CPU,
+minutes in which other work had the processor are not counted, so that training can run at the lowest priority.
 """
 
 import copy
@@ -128,7 +129,7 @@ def read_component(checkpoint: Path, component: str) -> dict[str, torch.Tensor]:
 
 
 class Stage:
-    """One model in training: schedule by wall-clock minutes, moving average, log, and restart.
+    """One model in training: schedule by minutes of work, moving average, log, and restart.
 
     `model` holds everything that is trained, `ema` its moving average, which is what gets exported. The learning rate
     warms up, stays, and falls to zero over the last `cooldown` of `minutes`.
@@ -143,7 +144,18 @@ class Stage:
         self.base = [[group["lr"] for group in opt.param_groups] for opt in opts]
         if (folder / STATE).exists():
             self._resume()
-        self.started = self.saved = time.monotonic()
+        self.waits = next(model.parameters()).device.type != "cpu"  # for the device, at no cost to the processor
+        self.started = self._now()
+        self.saved = time.monotonic()
+
+    def _now(self) -> tuple[float, float]:
+        return time.monotonic(), time.process_time()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of work over all restarts."""
+        wall, busy = (now - then for now, then in zip(self._now(), self.started))
+        return self.seconds + (wall if self.waits else min(wall, busy))
 
     def _resume(self) -> None:
         meta, tensors = read_meta(self.folder), read_state(self.folder)
@@ -167,7 +179,7 @@ class Stage:
     @property
     def progress(self) -> float:
         """Share of the stage's minutes that is spent."""
-        return (self.seconds + time.monotonic() - self.started) / 60 / self.minutes
+        return self.elapsed / 60 / self.minutes
 
     def running(self) -> bool:
         """Whether to take another step; writes the state every minute and when the time is up."""
@@ -201,8 +213,7 @@ class Stage:
         torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), 1 - decay)
 
     def _log(self) -> None:
-        elapsed = self.seconds + time.monotonic() - self.started
-        line = {"step": self.step, "seconds": round(elapsed)}
+        line = {"step": self.step, "seconds": round(self.elapsed)}
         line.update({name: round(float(torch.stack(seen).mean()), 4) for name, seen in self.sums.items()})
         self.sums = {}
         self.log(line)
@@ -215,8 +226,7 @@ class Stage:
         print(json.dumps(line), flush=True)
 
     def save(self) -> None:
-        self.seconds += time.monotonic() - self.started
-        self.started = self.saved = time.monotonic()
+        self.seconds, self.started, self.saved = self.elapsed, self._now(), time.monotonic()
         state = {"model": self.model.state_dict(), "ema": self.ema.state_dict()}
         state.update({f"opt{i}": opt.state_dict()["state"] for i, opt in enumerate(self.opts)})
         save_state(tensors_of(state), self.folder, {"step": self.step, "seconds": self.seconds})

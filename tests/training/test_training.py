@@ -220,6 +220,22 @@ def test_minutes_count_over_restarts(tmp_path):
     assert again.progress >= 1 and not again.running()
 
 
+def test_minutes_that_other_work_had_the_processor_do_not_count(tmp_path, monkeypatch):
+    wall, busy = [100.0], [5.0]
+    monkeypatch.setattr(common.time, "monotonic", lambda: wall[0])
+    monkeypatch.setattr(common.time, "process_time", lambda: busy[0])
+    stage = Stage(tmp_path, Line(), [], minutes=1.0)
+    wall[0], busy[0] = 1000.0, 15.0
+    assert stage.elapsed == 10.0
+    stage.save()
+    busy[0] += 300.0  # many threads at once
+    wall[0] += 30.0
+    assert stage.elapsed == 40.0 and stage.progress == pytest.approx(2 / 3)
+    stage.waits = True
+    wall[0] += 30.0
+    assert stage.elapsed == 70.0
+
+
 def test_a_state_that_was_being_written_is_not_trusted(tmp_path, monkeypatch):
     assert common.read_meta(tmp_path) == {}
     common.save_state({"t": torch.ones(1)}, tmp_path, {"step": 1, "seconds": 0})
