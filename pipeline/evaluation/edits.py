@@ -19,12 +19,12 @@ from ..errors import InputError
 from ..geometry import TOKEN
 from ..models.config import read_json
 from . import ocr
+from .scores import RESAMPLES, interval
 
 KEPT = 25.0  # dB over the tokens that were not to change
 NEARER = 0.25
 BEST = 99.0  # dB of equal images, which have no error to take a logarithm of
-RESAMPLES = 2000  # of the bootstrap
-SHEET_LIMIT, SHEET_WIDTH = 40, 192
+SHEET_OF_KIND, SHEET_WIDTH = 8, 192
 STRIPS = ("before", "second", "after")
 HEADINGS = ("edit", "images", "changed (95 %)", "rest kept (95 %)", "both", "PSNR of the rest, median")
 NOTE = (
@@ -185,14 +185,16 @@ def _row(name: str, results: list[EditResult]) -> tuple[str, ...]:
 
 def _share(hits: list[bool]) -> str:
     rng = random.Random(0)
-    samples = sorted(sum(rng.choices(hits, k=len(hits))) / len(hits) for _ in range(RESAMPLES))
-    edge = int(0.025 * RESAMPLES)
-    return f"{sum(hits) / len(hits):.3f} ({samples[edge]:.3f} to {samples[-1 - edge]:.3f})"
+    low, high = interval(sum(rng.choices(hits, k=len(hits))) / len(hits) for _ in range(RESAMPLES))
+    return f"{sum(hits) / len(hits):.3f} ({low:.3f} to {high:.3f})"
 
 
 def edit_sheet(cases: Iterable[EditCase], images: Iterable[Image.Image]) -> Image.Image:
-    """The first cases in rows: what was given, what came out, what was asked for, over the prompt."""
-    rows = list(zip(cases, images))[:SHEET_LIMIT]
+    """The first of each kind in rows: what was given, what came out, what was asked for, over the prompt."""
+    kinds: dict[str, list[tuple[EditCase, Image.Image]]] = {}
+    for case, image in zip(cases, images):
+        kinds.setdefault(case.kind, []).append((case, image))
+    rows = [row for same in kinds.values() for row in same[:SHEET_OF_KIND]]
     height = rows[0][0].height * SHEET_WIDTH // rows[0][0].width
     sheet = Image.new("RGB", (4 * (SHEET_WIDTH + 8), len(rows) * (height + 20)), "white")
     pen = ImageDraw.Draw(sheet)

@@ -46,7 +46,7 @@ def _group_score(group: str, readings: list[Reading], seed: int) -> GroupScore:
     rng = random.Random(seed)
     samples = [_pooled(rng.choices(readings, k=len(readings))) for _ in range(RESAMPLES)]
     accuracy, ned = _pooled(readings)
-    low, high = zip(*(_interval(values) for values in zip(*samples)))
+    low, high = zip(*(interval(values) for values in zip(*samples)))
     return GroupScore(group, len(readings), words, accuracy, low[0], high[0], ned, low[1], high[1])
 
 
@@ -55,7 +55,8 @@ def _pooled(readings: list[Reading]) -> tuple[float, float]:
     return sum(r.correct for r in readings) / words, sum(r.similarity for r in readings) / words
 
 
-def _interval(values: Iterable[float]) -> tuple[float, float]:
+def interval(values: Iterable[float]) -> tuple[float, float]:
+    """The bounds between which 95 % of resampled values lie."""
     ordered = sorted(values)
     edge = math.floor(len(ordered) * 0.025)
     return ordered[edge], ordered[-1 - edge]

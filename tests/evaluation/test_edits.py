@@ -94,6 +94,14 @@ def test_the_bundled_edits_are_200_of_five_kinds_and_their_answers_are_right_wit
             assert judge(each, each.asked).changed and not judge(each, each.references[0]).changed
 
 
+def test_the_sheet_shows_the_first_of_every_kind():
+    cases = [case(kind, asked=colour) for kind in ("ink", "object") for colour in ["blue"] * 9]
+    sheet = edits.edit_sheet(cases, [each.asked for each in cases])
+    assert sheet.width == 4 * (edits.SHEET_WIDTH + 8)
+    assert sheet.height == 16 * (SIZE[1] * edits.SHEET_WIDTH // SIZE[0] + 20)
+    assert sheet.getpixel((4 + 90, 2)) == (255, 0, 0) and sheet.getpixel((4 + 2 * 200 + 90, 2)) == (0, 0, 255)
+
+
 def test_the_command_edits_scores_and_resumes(references, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ocr, "available_engine", lambda name: "tesseract")
     monkeypatch.setattr(ocr, "read_words", lambda *_: [Word("a", 0, 0, 1, 1, 90.0)])
