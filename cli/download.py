@@ -2,7 +2,7 @@
 
 import argparse
 
-from ..pipeline.loading.checkpoint import HUB_ID, resolve
+from ..pipeline.loading.checkpoint import HUB_ID, download
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -11,7 +11,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    checkpoint = resolve(args.model, args.revision)
-    checkpoint.check()
-    print(checkpoint.folder)
+    print(download(args.model, args.revision).folder)
     return 0

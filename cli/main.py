@@ -10,7 +10,7 @@ import os
 import sys
 from importlib import import_module
 
-from ..pipeline.errors import GlmImageError
+from ..pipeline.errors import GlmImageError, presentable
 
 COMMANDS = {  # name -> (module, help)
     "generate": (".generate", "generate images from a prompt, or from a saved plan"),
@@ -40,10 +40,11 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output went away, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (GlmImageError, OSError) as error:
+    except (GlmImageError, OSError, UnicodeEncodeError) as error:  # the last: a name that no file can have
         if debug:
             raise
-        print(f"glm-image: {error}", file=sys.stderr)
+        message = str(error) if isinstance(error, GlmImageError) else presentable(str(error))
+        print(f"glm-image: {message}", file=sys.stderr)
         return 1
     except RuntimeError as error:
         if debug or not _is_out_of_memory(error):

@@ -1,15 +1,17 @@
 """Checkpoint folders: found, checked before a weight is read, loaded strictly; and everything that can be wrong."""
 
+import hashlib
 import json
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from comfyui_glm_image.pipeline import GlmImage
 from comfyui_glm_image.pipeline.errors import CheckpointError
-from comfyui_glm_image.pipeline.loading.checkpoint import PATTERNS, resolve
+from comfyui_glm_image.pipeline.loading.checkpoint import BUNDLED, PATTERNS, download, resolve
 from comfyui_glm_image.pipeline.loading.weights import Weights, load_module
 from comfyui_glm_image.pipeline.models import released as release
 from comfyui_glm_image.pipeline.models.config import GlyphConfig
@@ -17,6 +19,7 @@ from comfyui_glm_image.pipeline.models.glyph_encoder import GlyphEncoder
 from comfyui_glm_image.pipeline.models.planner import Planner
 from comfyui_glm_image.pipeline.models.transformer import Dit
 from comfyui_glm_image.pipeline.models.vae import Vae
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
@@ -187,15 +190,67 @@ def test_a_hub_id_fetches_only_the_files_needed_and_keeps_its_revision(folder, m
     assert checkpoint.name == "zai-org/GLM-Image"
 
 
-def test_a_hub_that_cannot_be_reached_is_said_in_one_sentence(monkeypatch):
-    from huggingface_hub.errors import LocalEntryNotFoundError
+class Answer(Exception):
+    """An error of the hub's client with an HTTP status."""
 
+    def __init__(self, status):
+        super().__init__(f"{status} Client Error")
+        self.response = SimpleNamespace(status_code=status)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (LocalEntryNotFoundError("offline"), "the hub cannot be reached; run 'glm-image download'"),
+        (HFValidationError("Repo id must be in the form"), "is no hub id; write owner/name"),
+        (Answer(403), "no model zai-org/GLM-Image for you .HTTP 403"),
+        (Answer(429), "asked too often"),
+        (Answer(500), "the hub failed with HTTP 500"),
+        (ConnectionError("closed"), "was cut off .ConnectionError: closed.; what is here is kept"),
+        (ValueError("<html>" * 1000), "was cut off .ValueError"),
+    ],
+)
+def test_what_a_download_can_meet_is_said_in_one_sentence(monkeypatch, error, message):
     def fail(*_, **__):
-        raise LocalEntryNotFoundError("offline")
+        raise error
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
-    with pytest.raises(CheckpointError, match="the hub cannot be reached; run 'glm-image download'"):
+    with pytest.raises(CheckpointError, match=message) as told:
         resolve("zai-org/GLM-Image")
+    assert len(str(told.value)) < 300
+
+
+def test_only_files_that_are_read_are_fetched():
+    from fnmatch import fnmatch
+
+    for name in ("transformer/pipeline.py", "vae/run.sh", "vae/model.bin", "README.md", "assets/a.png"):
+        assert not any(fnmatch(name, pattern) for pattern in PATTERNS)
+    folder = BUNDLED
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and not name.startswith(("benchmark/", "README")):
+            assert any(fnmatch(name, pattern) for pattern in PATTERNS), name
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed"])
+def test_a_damaged_file_of_the_hubs_cache_is_fetched_again(folder, tmp_path, monkeypatch, damage):
+    weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    data, asked = weights.read_bytes(), []
+    blob = tmp_path / hashlib.sha256(data).hexdigest()
+    blob.write_bytes(data[:-5] if damage == "cut" else data[:-5] + b"12345")
+    weights.unlink()
+    weights.symlink_to(blob)
+
+    def fetch(name, allow_patterns, force_download=False, **_):
+        asked.append((allow_patterns, force_download))
+        if force_download:
+            blob.write_bytes(data)
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    assert download("zai-org/GLM-Image").folder == folder
+    assert asked[1:] == [(["vae/diffusion_pytorch_model.safetensors"], True)]
+    assert weights.read_bytes() == data
 
 
 MEASURE = """
