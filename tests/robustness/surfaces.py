@@ -19,6 +19,7 @@ from comfyui_glm_image.cli.main import main
 from comfyui_glm_image.pipeline import images
 from comfyui_glm_image.pipeline.denoising.conditioning import glyph_rows
 from comfyui_glm_image.pipeline.denoising.options import DenoiseOptions
+from comfyui_glm_image.pipeline.errors import InputError
 from comfyui_glm_image.pipeline.files import check_writable
 from comfyui_glm_image.pipeline.layout.check import check, inside_page
 from comfyui_glm_image.pipeline.layout.parse import read_layout
@@ -370,6 +371,7 @@ def command_lines(folder: Path) -> Maker:
             *notices, last = text.splitlines()
             assert last.startswith("glm-image: ") and len(last) < 300, text[:400]
             assert all(notice.startswith("the server decides") for notice in notices), text[:400]
+            raise InputError(last.removeprefix("glm-image: "))
 
     def make(draw: random.Random) -> Case:
         words = [draw.choice(("generate", "plan")), values.string(draw), "--model", values.string(draw) or "none"]
