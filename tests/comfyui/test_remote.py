@@ -12,7 +12,7 @@ from comfyui_glm_image.tests.comfyui.events import Events
 from comfyui_glm_image.tests.comfyui.graphs import node
 from comfyui_glm_image.tests.comfyui.server import PromptError, Server
 from comfyui_glm_image.tests.remote.contract import FILTER_REASON, KEY, Contract, colour
-from comfyui_glm_image.tools.workflows import FOLDER, load, to_api
+from comfyui_glm_image.tools.workflows.builder import FOLDER, load, to_api
 from PIL import Image
 
 
@@ -157,6 +157,7 @@ def test_an_interruption_is_obeyed_within_a_second_and_closes_the_connections(co
     print(f"interrupted after {seconds:.2f} s")
     assert seconds < 1
     wait_until(lambda: len(server.closed) == 3)
+    wait_until(lambda: f"cancelled; {server.url} ({engine}) finishes what it has begun" in comfyui.log)
     server.fault = None
     assert comfyui.run(graph(server))["save"]["images"]
 

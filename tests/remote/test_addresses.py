@@ -18,7 +18,7 @@ from comfyui_glm_image.pipeline.remote.addresses import parse_image_url, parse_s
 from comfyui_glm_image.pipeline.remote.api_keys import Key, find_key
 from comfyui_glm_image.pipeline.remote.errors import KeyMissingError, UnsafeAddressError
 from comfyui_glm_image.pipeline.remote.http import Deadline, Request, exchange
-from comfyui_glm_image.tests.remote.contract import FAULTS, KEY, Contract
+from comfyui_glm_image.tests.remote.contract import FAULTS, KEY
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -33,19 +33,6 @@ def no_keys(monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(keys, "DEFAULT_FILE", tmp_path / "none.json")
     monkeypatch.setattr(pool, "BACK_OFF", 0.02)
-
-
-@pytest.fixture
-def serve():
-    running = []
-
-    def start(engine="vllm-omni", fault=None, **options):
-        running.append(Contract(engine, fault, **options))
-        return running[-1]
-
-    yield start
-    for server in running:
-        server.die()
 
 
 def give_key(monkeypatch, server, value=KEY):

@@ -6,7 +6,7 @@ import time
 import pytest
 from comfyui_glm_image.pipeline.errors import GlmImageError, InputError
 from comfyui_glm_image.pipeline.remote import CancelledError, Job, generate, pool
-from comfyui_glm_image.tests.remote.contract import Contract, colour
+from comfyui_glm_image.tests.remote.contract import colour
 from comfyui_glm_image.tests.remote.protocols import Effect
 from PIL import Image
 
@@ -16,20 +16,11 @@ FORMS = [("vllm-omni", "auto", []), ("vllm-omni", "vllm-omni-chat", []), ("sglan
 EDITS = [("vllm-omni", "auto", [RED]), ("vllm-omni", "vllm-omni-chat", [RED]), ("sglang", "auto", [RED])]
 
 
-@pytest.fixture
-def serve(monkeypatch):
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
     monkeypatch.setattr(pool, "BACK_OFF", 0.05)
     monkeypatch.setattr(pool, "HEALTH_INTERVAL", 0.1)
     monkeypatch.setattr(pool, "WARM_UP_INTERVAL", 0.1)
-    running = []
-
-    def start(engine="vllm-omni", fault=None, **options):
-        running.append(Contract(engine, fault, **options))
-        return running[-1]
-
-    yield start
-    for server in running:
-        server.die()
 
 
 def editing(engine):

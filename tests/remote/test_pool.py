@@ -10,24 +10,15 @@ from comfyui_glm_image.pipeline.remote.errors import BusyError, ServerFailedErro
 from comfyui_glm_image.pipeline.remote.pool import Pool
 from comfyui_glm_image.pipeline.remote.request import ImageRequest
 from comfyui_glm_image.pipeline.remote.server import Server, read_servers
-from comfyui_glm_image.tests.remote.contract import Contract, colour
+from comfyui_glm_image.tests.remote.contract import colour
 from comfyui_glm_image.tests.remote.request_log import log_requests, recovery
 
 SIZE = {"width": 64, "height": 64}
 
 
-@pytest.fixture
-def serve(monkeypatch):
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
     monkeypatch.setattr(pool, "BACK_OFF", 0.05)
-    running = []
-
-    def start(engine="vllm-omni", fault=None, **options):
-        running.append(Contract(engine, fault, **options))
-        return running[-1]
-
-    yield start
-    for server in running:
-        server.die()
 
 
 def seeds_of(server):

@@ -11,28 +11,19 @@ from comfyui_glm_image.pipeline.remote import CancelledError, Job, generate, poo
 from comfyui_glm_image.pipeline.remote import hosted as hosted_api
 from comfyui_glm_image.pipeline.remote.images import to_png
 from comfyui_glm_image.pipeline.remote.request import ImageRequest, with_texts
-from comfyui_glm_image.tests.remote.contract import KEY, Contract, colour
+from comfyui_glm_image.tests.remote.contract import KEY, colour
 from PIL import Image
 
 SIZE = {"width": 96, "height": 64}
 HOSTED = {"width": 1280, "height": 1280, "engine": "zai"}
 
 
-@pytest.fixture
-def serve(monkeypatch):
-    """engine, fault -> a running contract server; keys of the environment are the test's own."""
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch):
+    """Keys of the environment are the test's own, and tasks are asked for often."""
     monkeypatch.setattr(hosted_api, "POLL_SECONDS", 0.05)
     for name in ("ZAI_API_KEY", "ZHIPUAI_API_KEY", "BIGMODEL_API_KEY", "GLM_IMAGE_API_KEY"):
         monkeypatch.delenv(name, raising=False)
-    running = []
-
-    def start(engine, fault=None, **options):
-        running.append(Contract(engine, fault, **options))
-        return running[-1]
-
-    yield start
-    for server in running:
-        server.die()
 
 
 @pytest.fixture
