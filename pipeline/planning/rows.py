@@ -19,6 +19,7 @@ CPU_WIDEST, CPU_TOGETHER = 8, 16  # the same in bfloat16 on a CPU that multiplie
 CANDIDATES = (16, 8, 4, 1)
 TRIALS = {16: 4, 8: 3, 4: 3, 1: 2}  # passes that are timed before one number is preferred
 KEPT = 4  # times of each number; of more, the fastest would favour what was run most
+SURE = 1.1  # times the tokens a second of single tokens, below which times scatter too much
 AGAIN = 16  # passes after which the widest is tried again, for another part of an image may draft better
 
 
@@ -59,8 +60,10 @@ class MeasuredRows:
         return self.candidates[0] if self.since == 0 else self.best()
 
     def best(self) -> int:
-        """Rows of the most tokens a second."""
-        return max(self.candidates, key=lambda rows: self.gained[rows] / self.passes[rows] / min(self.seconds[rows]))
+        """Rows of the most tokens a second; 1 where more do not gain enough to be sure of."""
+        rates = {rows: self.gained[rows] / self.passes[rows] / min(self.seconds[rows]) for rows in self.candidates}
+        best = max(rates, key=rates.get)
+        return best if rates[best] > SURE * rates[1] else 1
 
     def note(self, rows: int, seconds: float, gains: list[int]) -> None:
         """What a pass took, and what each plan that was not complete gained by it.
