@@ -16,7 +16,7 @@ from .loaders import (
 )
 from .lora import GLMImageLoRA
 from .ocr import GLMImageBestOfN, GLMImageReadText
-from .plan import GLMImageLoadPlan, GLMImagePlan, GLMImagePlanPreview, GLMImageSavePlan
+from .plan import GLMImageLoadPlan, GLMImagePlan, GLMImagePlanPreview, GLMImageResizePlan, GLMImageSavePlan
 from .remote import GLMImageRemote
 from .sampling import EmptyGLMImageLatent, GLMImageDecode, GLMImageSigmas, ModelSamplingGLMImage
 
@@ -29,6 +29,7 @@ NODES = [
     GLMImageVAELoader,
     GLMImagePlan,
     GLMImagePlanPreview,
+    GLMImageResizePlan,
     GLMImageSavePlan,
     GLMImageLoadPlan,
     GLMImageConditioning,

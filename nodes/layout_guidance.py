@@ -3,7 +3,6 @@
 import re
 from dataclasses import replace
 
-import comfy.model_management
 import torch
 from comfy_api.latest import io
 
@@ -27,6 +26,7 @@ from .comfyui.images import to_image, to_pil
 from .comfyui.planning import make_plan
 from .inputs import LAYOUT, lines, seed_input, token_sampling_inputs
 from .plan import check_same_codebook
+from .sampling import empty_latent
 
 
 def sketch_or_own(sketch: torch.Tensor | None, layout: Layout, height: int, width: int):
@@ -112,6 +112,11 @@ def sketch_inputs() -> list:
         ),
         io.Vae.Input("vae", optional=True, tooltip="Needed when sketch_level is below 1."),
         io.Image.Input("sketch", optional=True, tooltip="Needed when sketch_level is below 1."),
+        io.Latent.Input(
+            "latent",
+            optional=True,
+            tooltip="An empty latent of the plan's size: gives the number of images, and passes a bypassed node.",
+        ),
     ]
 
 
@@ -160,19 +165,29 @@ class GLMImageLayoutDecoderGuidance(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, positive, layout, attention, text_elsewhere, sketch_level, glyph_texts="", vae=None, sketch=None
+        cls,
+        model,
+        positive,
+        layout,
+        attention,
+        text_elsewhere,
+        sketch_level,
+        glyph_texts="",
+        vae=None,
+        sketch=None,
+        latent=None,
     ) -> io.NodeOutput:
         h, w = plan_grid(positive)
         if attention > 0:
             texts = lines(glyph_texts) or layout.glyph_texts()
             visible = regional_attention_mask(layout, texts, (2 * h, 2 * w), text_elsewhere)
             positive = timed(positive, visible, attention)
-        rows = positive[0][1]["prior_token_ids"].shape[0]
-        latent = {"samples": torch.zeros(rows, 16, 4 * h, 4 * w, device=comfy.model_management.intermediate_device())}
+        if latent is None:
+            latent = {"samples": empty_latent(TOKEN * h, TOKEN * w, len(positive[0][1]["prior_token_ids"]))}
         if sketch_level < 1:
             if vae is None or sketch is None:
                 raise InputError(f"sketch_level {sketch_level} follows the sketch; connect vae and sketch, or use 1")
-            model, latent = held(model, vae, sketch, layout, (h, w), sketch_level, rows)
+            model, latent = held(model, vae, sketch, layout, (h, w), sketch_level, len(latent["samples"]))
         return io.NodeOutput(model, positive, latent)
 
 

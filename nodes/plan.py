@@ -9,6 +9,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..pipeline.errors import InputError
+from ..pipeline.geometry import LATENT
 from ..pipeline.plan import MAX_PLAN_ROWS, Plan
 from . import sockets
 from .comfyui.plan_preview import plan_images
@@ -90,6 +91,29 @@ class GLMImagePlanPreview(io.ComfyNode):
         check_same_codebook(planner, plan)
         images = plan_images(plan, planner.codebook_colours)
         return io.NodeOutput(images, ui=ui.PreviewImage(images, cls=cls))
+
+
+class GLMImageResizePlan(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="GLMImageResizePlan",
+            display_name="Resize GLM-Image Plan",
+            category=MENU,
+            description="Stretches a plan's tokens to another size, so that a second sampler can render it there.",
+            inputs=[
+                sockets.Plan.Input("plan", tooltip="The plan to stretch."),
+                *size_inputs(),
+                io.Latent.Input("latent", optional=True, tooltip="Its size in place of width and height."),
+            ],
+            outputs=[sockets.Plan.Output(display_name="plan")],
+        )
+
+    @classmethod
+    def execute(cls, plan, width, height, latent=None) -> io.NodeOutput:
+        if latent is not None:
+            height, width = (LATENT * side for side in latent["samples"].shape[-2:])
+        return io.NodeOutput(plan.resized(height, width))
 
 
 class GLMImageSavePlan(io.ComfyNode):

@@ -5,7 +5,7 @@ Shapes: B plans, h w full grid (a token is 32 px), ph pw preview grid.
 
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -105,6 +105,15 @@ class Plan:
     def prior_token_ids(self) -> torch.Tensor:
         """(B, 4*h*w): the full grid repeated twice on both axes, one token for every decoder patch."""
         return upsample_tokens(self.prior_token_ids_d32, self.grid)
+
+    def resized(self, height: int, width: int) -> "Plan":
+        """The composition at another size in pixels: each new token is the nearest old one. It has no preview."""
+        check_size(height, width)
+        h, w = height // TOKEN, width // TOKEN
+        rows = ((torch.arange(h) + 0.5) * (self.grid[0] / h)).long()
+        columns = ((torch.arange(w) + 0.5) * (self.grid[1] / w)).long()
+        ids = self.prior_token_ids_d32.unflatten(1, self.grid)[:, rows][:, :, columns].flatten(1)
+        return replace(self, prior_token_ids_d32=ids, grid=(h, w), preview_token_ids=None, preview_grid=None)
 
     def select(self, rows: slice) -> "Plan":
         """The plans of some rows of the batch, as a plan of its own."""

@@ -221,3 +221,14 @@ def test_no_damaged_byte_is_more_than_an_error(plan, tmp_path):
             Plan.load(path)
         except InputError as error:
             assert len(str(error)) < 300
+
+
+def test_a_resized_plan_keeps_its_composition():
+    ids = torch.tensor([[1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1]])
+    plan = Plan(ids, (2, 3), 16, ["a", "b"], 0)
+    double = plan.resized(128, 192)
+    assert (double.grid, double.prompts, double.preview_token_ids) == ((4, 6), ["a", "b"], None)
+    wanted = ids.unflatten(1, (2, 3)).repeat_interleave(2, 1).repeat_interleave(2, 2).flatten(1)
+    assert torch.equal(double.prior_token_ids_d32, wanted)
+    assert plan.resized(96, 64).prior_token_ids_d32[0].tolist() == [1, 3, 4, 6, 4, 6]
+    assert torch.equal(double.resized(64, 96).prior_token_ids_d32, ids)

@@ -26,6 +26,7 @@ from ...pipeline.denoising.scheduler import shift_mu
 from ...pipeline.devices.capabilities import check_finite
 from ...pipeline.devices.device import assert_on, current
 from ...pipeline.errors import InputError
+from ...pipeline.geometry import LATENT, TOKEN
 from ...pipeline.loading.weights import check_layers, settings_of
 from ...pipeline.models.config import DitConfig, SchedulerConfig, VaeConfig
 from ...pipeline.models.transformer import Dit
@@ -34,7 +35,7 @@ from .latent_preview import rgb_factors
 from .loading import Dtypes, choose_device, choose_dtypes, fill, manage, weights_at
 from .ops import computing_in
 from .patches import check_blocks, check_options, check_patches, patches_of
-from .validation import CHANNELS, check_conditioning, check_numbers
+from .validation import CHANNELS, check_conditioning, check_numbers, enlargement
 
 RUN = "glm_image_run"  # key in transformer_options
 WRAPPER = "glm_image"
@@ -199,6 +200,7 @@ class GlmImageModel(comfy.model_base.BaseModel):
     def extra_conds(self, **conditioning):
         """Conditioning as `GLMImageConditioning` writes it -> arguments of `ComfyDit.forward`."""
         noise = conditioning["noise"]
+        conditioning = enlarged(conditioning, noise.shape)
         size = torch.tensor([[8.0 * side for side in noise.shape[-2:]]])
         found = {
             "c_crossattn": comfy.conds.CONDRegular(conditioning["cross_attn"]),
@@ -233,6 +235,21 @@ class UnetConfig(dict):
 
     def __missing__(self, key):
         raise InputError(f"this node reads {key} of a UNet, which GLM-Image is not; remove the node")
+
+
+def enlarged(conditioning: dict, latents: torch.Size) -> dict:
+    """The conditioning of a latent that is a whole multiple of the plan's size: each token stands for several."""
+    grid = conditioning["plan_grid"]
+    times = enlargement(grid, (latents[-2] * LATENT // TOKEN, latents[-1] * LATENT // TOKEN))
+    if times == 1:
+        return conditioning
+    patches, changed = (2 * grid[0], 2 * grid[1]), {}
+    for name in ("prior_token_ids", "glyph_visible"):  # (B, N) and (B, N, L)
+        if name in conditioning:
+            square = conditioning[name].unflatten(1, patches)
+            square = square.repeat_interleave(times, 1).repeat_interleave(times, 2)
+            changed[name] = square.flatten(1, 2)
+    return conditioning | changed
 
 
 class ModelConfig(comfy.supported_models_base.BASE):

@@ -38,17 +38,28 @@ def _check_entry(name: str, entry: dict, height: int, width: int, model) -> None
     if "prior_token_ids" not in entry:
         raise InputError(f"the {name} conditioning holds no plan; make it with GLM-Image Conditioning")
     h, w = entry["plan_grid"]
-    if (h * TOKEN, w * TOKEN) != (height, width):
+    if enlargement((h, w), (height // TOKEN, width // TOKEN)) is None:
         raise InputError(
-            f"the {name} conditioning's plan is {w * TOKEN}x{h * TOKEN} px, the latent {width}x{height} px; "
-            "give both the same size"
+            f"the {name} conditioning's plan is {w * TOKEN}x{h * TOKEN} px, the latent {width}x{height} px; give both "
+            "the same size, for a second sampler a whole multiple, or put Resize GLM-Image Plan before the conditioning"
         )
     _check_model(name, entry, model.dit_config)
     _check_references(name, entry)
     _check_length(name, entry)
+    if entry.get("set_area_to_bounds"):
+        raise InputError(
+            f"the {name} conditioning's mask cuts the image to its bounds, which GLM-Image cannot follow; set "
+            "set_cond_area to default"
+        )
     for key, what in (("area", "an area"), ("control", "a ControlNet"), ("gligen", "GLIGEN boxes")):
         if key in entry:
             raise InputError(f"the {name} conditioning has {what}, which GLM-Image cannot follow; remove that node")
+
+
+def enlargement(plan: tuple[int, int], latent: tuple[int, int]) -> int | None:
+    """How many tokens on a side each token of a plan's grid becomes in a latent's; None if that is no whole number."""
+    times, rest = divmod(latent[0], plan[0])
+    return times if not rest and latent[1] == times * plan[1] else None
 
 
 def _check_rows(name: str, entry: dict, images: int) -> None:
