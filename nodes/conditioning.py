@@ -16,6 +16,7 @@ from ..pipeline.devices.device import assert_on, current
 from ..pipeline.errors import InputError
 from ..pipeline.plan import Plan
 from . import sockets
+from .comfyui.page import show
 from .comfyui.planner import GlyphEncoderPart
 from .inputs import MENU, lines
 
@@ -53,8 +54,19 @@ def _conditioning(part: GlyphEncoderPart, texts: list[list[str]], entries: dict)
 
 
 def texts_of(plan: Plan, mode: str, listed: str) -> list[list[str]]:
-    """The texts to draw in each image, by mode."""
-    return glyph_rows(plan.prompts, lines(listed), mode) if mode == LIST else glyph_rows(plan.prompts, None, mode)
+    """The texts to render in each image: those listed, if there are any, else the prompts' own by mode."""
+    given = lines(listed)
+    return glyph_rows(plan.prompts, given if given or mode == LIST else None, mode)
+
+
+def report(plan: Plan, rows: list[list[str]]) -> str:
+    """The texts that will be rendered, a line for each image whose texts differ, and what looks like a mistake."""
+    found = []
+    for prompt, row in dict.fromkeys(zip(plan.prompts, map(tuple, rows))):
+        found.append(f"texts: {' | '.join(row)}" if row else "no texts: the prompt quotes none, and none are listed")
+        if prompt.count('"') % 2:
+            found[-1] += '; the prompt has a quote " that is not closed'
+    return "\n".join(dict.fromkeys(found))
 
 
 def encode_references(vae, plan: Plan) -> list[torch.Tensor]:
@@ -83,13 +95,16 @@ class GLMImageConditioning(io.ComfyNode):
                 io.Combo.Input(
                     "glyph_mode",
                     options=MODES,
-                    default="reference",
+                    default="prompt_order",
                     tooltip="Which texts are rendered. reference: quoted texts exactly as the original code finds them "
                     "(an apostrophe opens a quote). prompt_order: all quote styles, apostrophes understood. "
-                    "list: the lines of glyph_texts.",
+                    "list: the lines of glyph_texts, as in any mode when there are some.",
                 ),
                 io.String.Input(
-                    "glyph_texts", multiline=True, default="", tooltip="Texts to render, one a line; read in mode list."
+                    "glyph_texts",
+                    multiline=True,
+                    default="",
+                    tooltip="Texts to render, one a line, in place of the prompt's.",
                 ),
                 io.String.Input(
                     "negative_texts",
@@ -107,10 +122,12 @@ class GLMImageConditioning(io.ComfyNode):
                 io.Conditioning.Output(display_name="positive"),
                 io.Conditioning.Output(display_name="negative"),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, glyph_encoder, plan, glyph_mode, glyph_texts, negative_texts, vae=None) -> io.NodeOutput:
         references = encode_references(vae, plan)
         texts = texts_of(plan, glyph_mode, glyph_texts)
-        return io.NodeOutput(*conditionings(glyph_encoder, plan, texts, lines(negative_texts), references))
+        made = conditionings(glyph_encoder, plan, texts, lines(negative_texts), references)
+        return io.NodeOutput(*made, ui=show(report(plan, texts), cls.hidden.unique_id))
