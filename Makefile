@@ -46,7 +46,9 @@ device-check:
 	mkdir -p build && ln -sfn .. build/comfyui_glm_image
 	PYTHONPATH=build $(PYTHON) -m comfyui_glm_image device-check $(ARGS)
 
-# torch is only installed where there is none: its CPU build suffices for demo and tests.
+# torch is only installed where there is none, in the build that pip's index has. PyPI's for x86-64 Linux brings CUDA
+# (4.8 GB), for aarch64, macOS and Windows it is a CPU build. A CPU build suffices for demo and tests: set PIP_INDEX_URL
+# to PyTorch's index of CPU builds for this one step, or put a torch into .venv first.
 $(VENV)/base: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install -q $(CPU_TORCH)
