@@ -104,24 +104,25 @@ def _talk(sock: "_Socket", endpoint: Endpoint, request: Request, key: Key | None
         headers["Authorization"] = key.header()
     connection.request(request.method, endpoint.path + request.path, request.body or None, headers)
     try:
-        return _receive(connection, endpoint, limit)
+        return _receive(connection, endpoint, limit, key)
     except RemoteError as error:
         error.begun = True
         raise
 
 
-def _receive(connection: http.client.HTTPConnection, endpoint: Endpoint, limit: int) -> Response:
+def _receive(connection: http.client.HTTPConnection, endpoint: Endpoint, limit: int, key: Key | None) -> Response:
     response = connection.getresponse()
     if 300 <= response.status < 400:
-        raise UnsafeAddressError(f"{endpoint} redirects{_target(response)}; redirects are not followed")
+        raise UnsafeAddressError(f"{endpoint} redirects{_target(response, key)}; redirects are not followed")
     if response.getheader("Content-Encoding", "identity") != "identity":
         raise BrokenResponseError(f"{endpoint} sent a compressed answer that was not asked for")
     return Response(response.status, response.headers, _read(response, endpoint, limit))
 
 
-def _target(response: http.client.HTTPResponse) -> str:
-    """' to http://host', without the path, which may hold anything."""
-    parts = (response.getheader("Location") or "").split("/")
+def _target(response: http.client.HTTPResponse, key: Key | None) -> str:
+    """' to http://host', without the path, which may hold anything, and without the key, which a server could echo."""
+    location = "".join(c for c in response.getheader("Location") or "" if c.isprintable())
+    parts = (key.redact(location) if key else location).split("/")
     return f" to {'/'.join(parts[:3])[:100]}" if len(parts) > 2 and parts[0].endswith(":") else ""
 
 

@@ -161,8 +161,10 @@ class Pool:
                 if isinstance(error, ServerTimeoutError):
                     slow.add(server)
                 self._back_off(server, error)
-                if not isinstance(error, BusyError) or time.monotonic() > end:
+                if not isinstance(error, BusyError):
                     failed += 1
+                elif self._ready_at(slow) > end:  # all that is left of the time would go by with waiting
+                    raise
             else:
                 self._mark_success(server)
                 return image
@@ -198,6 +200,12 @@ class Pool:
                     server.in_flight += 1
                     return server
                 self._lock.wait(TICK)
+
+    def _ready_at(self, slow: set[Server]) -> float:
+        """When the first of the servers that are left for an image may be asked again."""
+        with self._lock:
+            usable = [server.back_off_until for server in self.servers if server not in slow and not server.unfit]
+        return min(usable, default=0.0)
 
     def _release(self, server: Server) -> None:
         with self._lock:

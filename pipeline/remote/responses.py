@@ -112,8 +112,8 @@ def _reason(found: object, key: Key | None) -> tuple[str, str]:
 
 def redact(text: str, key: Key | None) -> str:
     """A server's words as they may be shown: one line of bounded length, without the key."""
-    text = key.redact(text) if key else text
-    text = re.sub(r"\s+", " ", "".join(c if c.isprintable() else " " for c in text)).strip()
+    text = "".join(c for c in re.sub(r"\s", " ", text) if c.isprintable())  # what does not show could part the key
+    text = re.sub(r" +", " ", key.redact(text) if key else text).strip()
     return text if len(text) <= REASON_LENGTH else text[:REASON_LENGTH] + "..."
 
 

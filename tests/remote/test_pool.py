@@ -171,3 +171,18 @@ def test_one_breakdown_counts_once_however_many_requests_it_cut():
     for _ in range(10):
         crowd._back_off(crowd.servers[0], ServerFailedError("x"))
     assert crowd.servers[0].failures == 1
+
+
+def test_a_server_that_is_always_busy_ends_with_the_timeout(monkeypatch):
+    waited = Pool([Server("http://127.0.0.1:1")], seconds=2.0)
+    busy = BusyError("busy")
+    busy.retry_after = 60.0
+
+    def refuse(*_):
+        raise busy
+
+    monkeypatch.setattr(Server, "generate", refuse)
+    monkeypatch.setattr(Server, "connect", lambda *_: None)
+    with pytest.raises(BusyError, match="busy"):
+        waited._generate(ImageRequest("x", 64, 64), lambda: False)
+    assert not waited.servers[0].in_flight

@@ -4,6 +4,7 @@ import io
 import socket
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from comfyui_glm_image.pipeline.errors import GlmImageError, InputError
@@ -379,3 +380,14 @@ def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def test_a_key_is_redacted_though_characters_that_do_not_show_part_it():
+    from comfyui_glm_image.pipeline.remote.api_keys import Key
+    from comfyui_glm_image.pipeline.remote.http import _target
+    from comfyui_glm_image.pipeline.remote.responses import redact
+
+    key = Key("secret-key", "a test")
+    assert redact("bad secret-\u200bkey\n\x00 here", key) == "bad (key) here"
+    location = SimpleNamespace(getheader=lambda name: "http://secret-\x00key.example.com/path")
+    assert _target(location, key) == " to http://(key).example.com"
