@@ -9,6 +9,7 @@ from PIL import Image
 from ..pipeline import images
 from ..pipeline.errors import InputError
 from ..pipeline.files import check_writable
+from ..pipeline.geometry import fitting, size_like
 from ..pipeline.loading.checkpoint import HUB_ID
 
 
@@ -36,9 +37,25 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
+class Unset(int):
+    """A default that can be told from the same number given by the user."""
+
+
+def _aspect(text: str) -> float:
+    """ "16:9" -> height over width."""
+    width, _, height = text.partition(":")
+    if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no shape; give width:height, such as 16:9")
+    return int(height) / int(width)
+
+
 def add_planning(parser: argparse.ArgumentParser, size: int = 1024) -> None:
+    size = Unset(size)
     parser.add_argument("--width", type=int, default=size, help=f"pixels, a multiple of 32 (default {size})")
     parser.add_argument("--height", type=int, default=size, help=f"pixels, a multiple of 32 (default {size})")
+    parser.add_argument(
+        "--aspect", type=_aspect, metavar="W:H", help="a size that the checkpoint knows in this shape, such as 16:9"
+    )
     parser.add_argument(
         "--image", action="append", type=Path, default=[], metavar="FILE", help="reference image; may be repeated"
     )
@@ -57,6 +74,9 @@ def add_planning(parser: argparse.ArgumentParser, size: int = 1024) -> None:
 
 
 def add_denoising(parser: argparse.ArgumentParser, steps: int = 50) -> None:
+    parser.add_argument(
+        "--fit", action="store_true", help="round a size off the grid of 32 px up, and cut the images back to it"
+    )
     parser.add_argument("--steps", type=int, default=steps, help=f"passes through the decoder (default {steps})")
     parser.add_argument("--cfg", type=float, default=1.5, help="guidance scale; 1 switches it off (default 1.5)")
     parser.add_argument(
@@ -122,6 +142,31 @@ def plan_request(args: argparse.Namespace, prompt: str):
     seed = args.seed if args.plan_seed is None else args.plan_seed
     references, sampling = read_images(args.image), (args.temperature, args.top_p)
     return PlanRequest(prompt, args.height, args.width, references, seed, args.count, *sampling, args.plan_rows)
+
+
+def choose_size(args: argparse.Namespace) -> None:
+    """Fill in the size: given, of a shape, or for an edit the first reference's shape at about one megapixel.
+
+    A size that the checkpoint was never trained on is said on standard error, and used. With `--fit` one off the grid
+    is rounded up, and `args.cut` is what the images are cut back to.
+    """
+    from ..pipeline.loading.checkpoint import Checkpoint, named_folder
+
+    given = not (isinstance(args.width, Unset) and isinstance(args.height, Unset))
+    known = Checkpoint(named_folder(args.model), args.model).trained_sizes
+    if args.aspect:
+        if given:
+            raise InputError("--aspect chooses the size; leave out --width and --height, or --aspect")
+        args.height, args.width = known.nearest(args.aspect)
+    elif args.image and not given:
+        reference = images.read(args.image[0])
+        shape = reference.height, reference.width
+        args.height, args.width = known.nearest(shape[0] / shape[1]) if known.listed else size_like(*shape)
+    if getattr(args, "fit", False):
+        args.cut = args.height, args.width
+        args.height, args.width = fitting(*args.cut)
+    if warning := known.warning(args.height, args.width):
+        print(warning, file=sys.stderr)
 
 
 def open_model(args: argparse.Namespace, bar, local_only: bool = False):

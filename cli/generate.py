@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from ..pipeline.errors import InputError
-from ..pipeline.images import save_png, to_pil
+from ..pipeline.images import cut_back, save_png, to_pil
 from . import arguments, layout, remote
 from .output import numbered
 from .progress import Bars
@@ -27,6 +27,10 @@ def run(args: argparse.Namespace) -> int:
     arguments.check_output(args.output, (".png",))
     if args.server and args.layout:
         raise InputError("servers take prompts, not layouts; leave out --layout or --server")
+    if args.plan is None:
+        arguments.choose_size(args)
+    elif args.fit:
+        raise InputError("a plan has its size; leave out --fit or --plan")
     return remote.run(args) if args.server else generate(args)
 
 
@@ -47,7 +51,8 @@ def generate(args: argparse.Namespace) -> int:
             schedule(model.scheduler, options.steps, 1)  # the checkpoint's own limit
         plan = saved or model.make_plan(request, control, progress=bars)
         latents = model.denoise(plan, **vars(options), layout=control, progress=bars)
-        save(to_pil(model.decode(latents)), model, plan, args)
+        made = to_pil(model.decode(latents))
+        save([cut_back(image, *args.cut) for image in made] if args.fit else made, model, plan, args)
     return 0
 
 

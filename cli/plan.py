@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     arguments.check_output(args.output, (".safetensors",))
+    arguments.choose_size(args)
     control = layout.read(args, args.height, args.width)
     request = arguments.plan_request(args, layout.prompt(args, control))
     with Bars() as bars:

@@ -4,6 +4,7 @@ A latent is 8 px wide, a decoder patch 2 latents (16 px), a planner token 2 patc
 """
 
 import math
+from dataclasses import dataclass
 
 from .errors import InputError
 
@@ -28,6 +29,52 @@ def check_size(height: int, width: int) -> None:
             raise InputError(f"{name} {value} is not a multiple of {TOKEN}; use {below} or {above}")
     if max(height, width) > MAX_ASPECT * min(height, width):
         raise InputError(f"size {width}x{height} is longer than {MAX_ASPECT}:1; use sides closer to each other")
+
+
+@dataclass(frozen=True)
+class TrainedSizes:
+    """Sizes in pixels that a checkpoint was trained on: sides `low` to `high`, or only the `listed` (height, width).
+
+    Others can be generated, and look worse. Without a list, the release's: its makers trained on 1024 to 2048 a side.
+    """
+
+    low: int = 1024
+    high: int = 2048
+    listed: tuple[tuple[int, int], ...] = ()
+
+    def __contains__(self, size: tuple[int, int]) -> bool:
+        return size in self.listed if self.listed else all(self.low <= side <= self.high for side in size)
+
+    def warning(self, height: int, width: int) -> str | None:
+        """What to say about a size that was never trained; None for one that was."""
+        if (height, width) in self:
+            return None
+        good = self.nearest(height / width)
+        known = "a few sizes" if self.listed else f"sides of {self.low} to {self.high} px"
+        return (
+            f"{width}x{height} px was never trained: this checkpoint knows {known}, and others look worse; for this "
+            f"shape use {good[1]}x{good[0]}"
+        )
+
+    def nearest(self, aspect: float) -> tuple[int, int]:
+        """The (height, width) whose height over width comes nearest to `aspect`; the smallest such."""
+        return min(self.listed or self._shapes(), key=lambda size: (abs(math.log(size[0] / size[1] / aspect)), size))
+
+    def _shapes(self) -> list[tuple[int, int]]:
+        """Shapes whose shorter side is `low`."""
+        sides = range(self.low, self.high + 1, TOKEN)
+        return [(self.low, side) for side in sides] + [(side, self.low) for side in sides]
+
+
+def fitting(height: int, width: int) -> tuple[int, int]:
+    """The smallest size on the grid that holds an image of this one."""
+    return tuple(-(-side // TOKEN) * TOKEN for side in (height, width))
+
+
+def size_like(height: int, width: int, pixels: int = 1024 * 1024) -> tuple[int, int]:
+    """A reference's shape at about so many pixels, on the grid."""
+    scale = math.sqrt(pixels / (height * width))
+    return tuple(min(max(round(side * scale / TOKEN), 1) * TOKEN, MAX_SIDE) for side in (height, width))
 
 
 def token_grid(height: int, width: int) -> tuple[int, int]:

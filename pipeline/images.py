@@ -97,3 +97,9 @@ def save_png(image: Image.Image, path: str | os.PathLike, entries: dict[str, str
         info.add_itxt(key, value)
     with replacing(path) as temporary:
         image.save(temporary, format="PNG", pnginfo=info)
+
+
+def cut_back(image: Image.Image, height: int, width: int) -> Image.Image:
+    """The middle of an image that was made larger, so that it falls on the grid."""
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import CheckpointError
+from ..geometry import TrainedSizes
 from ..models.config import read_json
 from ..text import shown
 from .weights import Weights, read_header
 
 BUNDLED = Path(__file__).resolve().parents[2] / "checkpoints" / "small"  # comes with the package
+BUNDLED_SIZES = ((96, 192), (128, 192), (64, 192), (64, 128), (32, 128))  # height, width in pixels
 HUB_ID = "zai-org/GLM-Image"
 PLANNER, GLYPH, DECODER, VAE = COMPONENTS = ("vision_language_encoder", "text_encoder", "transformer", "vae")
 COMPONENT_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json")
@@ -155,6 +157,11 @@ class Checkpoint:
     def weight_files(self) -> list[Path]:
         """Every safetensors file of the components."""
         return [path for name in COMPONENTS for path in sorted((self.folder / name).glob("*.safetensors"))]
+
+    @property
+    def trained_sizes(self) -> TrainedSizes:
+        """The bundled checkpoint's own; the release's for all others, which have its architecture."""
+        return TrainedSizes(listed=BUNDLED_SIZES) if self.folder.resolve() == BUNDLED else TrainedSizes()
 
     def component(self, name: str) -> Path:
         return self.folder / name
