@@ -147,13 +147,10 @@ def plan_request(args: argparse.Namespace, prompt: str):
 def choose_size(args: argparse.Namespace) -> None:
     """Fill in the size: given, of a shape, or for an edit the first reference's shape at about one megapixel.
 
-    A size that the checkpoint was never trained on is said on standard error, and used. With `--fit` one off the grid
-    is rounded up, and `args.cut` is what the images are cut back to.
+    With `--fit` one off the grid is rounded up, and `args.cut` is what the images are cut back to.
     """
-    from ..pipeline.loading.checkpoint import Checkpoint, named_folder
-
     given = not (isinstance(args.width, Unset) and isinstance(args.height, Unset))
-    known = Checkpoint(named_folder(args.model), args.model).trained_sizes
+    known = _known_sizes(args)
     if args.aspect:
         if given:
             raise InputError("--aspect chooses the size; leave out --width and --height, or --aspect")
@@ -165,8 +162,18 @@ def choose_size(args: argparse.Namespace) -> None:
     if getattr(args, "fit", False):
         args.cut = args.height, args.width
         args.height, args.width = fitting(*args.cut)
-    if warning := known.warning(args.height, args.width):
+
+
+def warn_of_size(args: argparse.Namespace) -> None:
+    """Say on standard error that the checkpoint was never trained on this size, which is used all the same."""
+    if warning := _known_sizes(args).warning(args.height, args.width):
         print(warning, file=sys.stderr)
+
+
+def _known_sizes(args: argparse.Namespace):
+    from ..pipeline.loading.checkpoint import Checkpoint, named_folder
+
+    return Checkpoint(named_folder(args.model), args.model).trained_sizes
 
 
 def open_model(args: argparse.Namespace, bar, local_only: bool = False):

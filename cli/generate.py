@@ -47,6 +47,7 @@ def generate(args: argparse.Namespace) -> int:
         model = arguments.open_model(args, bars)
         if request:
             model.check(request, options, control)
+            arguments.warn_of_size(args)
         else:
             schedule(model.scheduler, options.steps, 1)  # the checkpoint's own limit
         plan = saved or model.make_plan(request, control, progress=bars)

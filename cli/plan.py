@@ -24,6 +24,7 @@ def run(args: argparse.Namespace) -> int:
     request = arguments.plan_request(args, layout.prompt(args, control))
     with Bars() as bars:
         model = arguments.open_model(args, bars)
+        arguments.warn_of_size(args)
         model.make_plan(request, control, progress=bars).save(args.output)
     print(args.output)
     return 0

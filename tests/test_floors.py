@@ -1,12 +1,12 @@
-"""The house's floors: a file imports from its own folder and from floors below, and no imports run in a circle."""
+"""The floors of docs/architecture.md: a file imports only from its own folder and from floors below it."""
 
 import ast
-from functools import cache
-from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
 
+import pytest
 from comfyui_glm_image.tests.conftest import ROOT
 
-FLOORS = (  # from the ground up, see docs/architecture.md; rooms on one floor know nothing of each other
+FLOORS = (  # from the ground up
     ("pipeline/errors.py",),
     ("pipeline/files.py", "pipeline/progress.py"),
     ("pipeline/devices", "pipeline/geometry.py", "pipeline/text.py", "pipeline/images.py"),
@@ -14,62 +14,77 @@ FLOORS = (  # from the ground up, see docs/architecture.md; rooms on one floor k
     ("pipeline/loading",),
     ("pipeline/planning", "pipeline/denoising"),
     ("pipeline/layout",),
-    ("pipeline/glm_image.py",),
-    ("pipeline/benchmark", "pipeline/diagnostics", "pipeline/__init__.py"),
-    ("pipeline/device_check", "pipeline/evaluation", "nodes/comfyui"),
+    ("pipeline/glm_image.py", "pipeline/__init__.py"),
+    ("pipeline/benchmark", "pipeline/diagnostics"),
+    ("nodes/comfyui", "pipeline/evaluation", "pipeline/device_check"),
     ("nodes", "cli", "training"),
     ("__init__.py", "__main__.py"),
 )
-FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-FILES = {
-    path.relative_to(ROOT).as_posix()
-    for folder in ("pipeline", "nodes", "cli", "training")
-    for path in (ROOT / folder).rglob("*.py")
-} | {"__init__.py", "__main__.py"}
+FLOOR = {place: number for number, places in enumerate(FLOORS) for place in places}
+FOLDERS = ("pipeline", "nodes", "cli", "training")
+FILES = sorted(path.relative_to(ROOT) for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+LONGEST_FILE, LONGEST_FUNCTION, MEDIAN_FUNCTION = 400, 60, 7  # lines
 
 
-def room_of(file):
-    """The longest entry of the table that a file lies in."""
-    return max((room for room in FLOOR_OF if file == room or file.startswith(room + "/")), key=len)
+def tree(path: Path) -> ast.Module:
+    return ast.parse((ROOT / path).read_text(encoding="utf-8"))
 
 
-def target(parts):
-    """The file of a dotted name below the root, or nothing for a name inside a file."""
-    path = "/".join(parts)
-    return next((file for file in (f"{path}.py", f"{path}/__init__.py".lstrip("/")) if file in FILES), None)
+def place(path: Path) -> str:
+    """The folder or file of the table that a file belongs to."""
+    return next(str(part.as_posix()) for part in (path, *path.parents) if part.as_posix() in FLOOR)
 
 
-@cache
-def relative_imports(file):
-    """Files that one imports relatively, wherever the import stands."""
+def imported(path: Path) -> set[Path]:
+    """Files of this package that a file imports, wherever the import stands."""
     found = set()
-    for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8"))):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.ImportFrom) and node.level:
-            folder = file.split("/")[: -node.level]
-            base = [*folder, *(node.module.split(".") if node.module else ())]
-            found |= {target([*base, alias.name]) or target(base) for alias in node.names}
-    return found - {None, file}
+            base = path.parents[node.level - 1] / (node.module or "").replace(".", "/")
+            for name in node.names:
+                candidates = (base / name.name, base)
+                files = (f for c in candidates for f in (c.with_suffix(".py"), c / "__init__.py"))
+                found.update(next(([f] for f in files if (ROOT / f).is_file()), []))
+    return found - {path}
 
 
-def test_no_file_imports_upwards_or_from_beside():
-    climbing = [
-        f"{file} imports {other}"
-        for file in sorted(FILES)
-        for other in sorted(relative_imports(file))
-        if room_of(file) != room_of(other) and FLOOR_OF[room_of(file)] <= FLOOR_OF[room_of(other)]
-    ]
-    assert not climbing, "\n".join(climbing)
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_a_file_imports_only_from_its_own_folder_and_from_floors_below(path):
+    own = place(path)
+    upward = [str(f) for f in imported(path) if place(f) != own and FLOOR[place(f)] >= FLOOR[own]]
+    assert not upward
 
 
-def test_no_imports_run_in_a_circle():
-    try:
-        TopologicalSorter({file: relative_imports(file) for file in FILES}).prepare()
-    except CycleError as error:
-        raise AssertionError(" imports ".join(reversed(error.args[1]))) from None
+def test_no_file_imports_itself_by_a_way_round():
+    graph, done = {path: imported(path) for path in FILES}, set()
+
+    def visit(path: Path, way: tuple[Path, ...]) -> None:
+        assert path not in way, " -> ".join(map(str, (*way[way.index(path) :], path)))
+        if path not in done:
+            for target in graph.get(path, ()):
+                visit(target, (*way, path))
+            done.add(path)
+
+    for path in FILES:
+        visit(path, ())
 
 
-def test_a_climb_would_be_seen():
-    """The reader itself: a relative import deep in a function counts, and so does one of a module by its name."""
-    assert "pipeline/glm_image.py" in relative_imports("pipeline/benchmark/run.py")
-    assert FLOOR_OF[room_of("pipeline/models/vae.py")] < FLOOR_OF[room_of("pipeline/glm_image.py")]
-    assert room_of("nodes/comfyui/model.py") == "nodes/comfyui" and room_of("nodes/plan.py") == "nodes"
+def functions() -> list[tuple[str, int]]:
+    """Name and lines of every function."""
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    nodes = ((path, node) for path in FILES for node in ast.walk(tree(path)) if isinstance(node, kinds))
+    return [(f"{path}:{node.name}", node.end_lineno - node.lineno + 1) for path, node in nodes]
+
+
+def test_files_and_functions_can_be_read_in_one_go():
+    lines = {str(path): (ROOT / path).read_text(encoding="utf-8").splitlines() for path in FILES}
+    assert {name: len(text) for name, text in lines.items() if len(text) > LONGEST_FILE} == {}
+    assert [name for name, text in lines.items() if any(line.startswith("# ----") for line in text)] == []
+    sizes = functions()
+    assert [name for name, size in sizes if size > LONGEST_FUNCTION] == []
+    assert sorted(size for _, size in sizes)[len(sizes) // 2] <= MEDIAN_FUNCTION
+
+
+def test_pipeline_shows_few_entries():
+    entries = [p for p in (ROOT / "pipeline").iterdir() if p.name != "__pycache__"]
+    assert len([p for p in entries if p.is_file()]) <= 10 and len([p for p in entries if p.is_dir()]) <= 11

@@ -52,11 +52,12 @@ def test_the_demo_has_a_size_of_its_own_and_takes_another(chosen):
     assert chosen("--aspect", "1:4", command="demo") == (192, 128)
 
 
-def test_a_size_that_was_never_trained_is_said_and_used(chosen, capsys):
-    assert chosen("--width", "512", "--height", "512") == (512, 512)
-    assert "512x512 px was never trained" in capsys.readouterr().err
-    chosen("--width", "1024", "--height", "2048")
-    assert "never trained" not in capsys.readouterr().err
+@pytest.mark.parametrize(("size", "said"), [("160", True), ("96", False)])
+def test_a_size_that_was_never_trained_is_said_and_used(size, said, tmp_path, capsys):
+    words = ["--model", "small", "--device", "cpu", "--width", "192", "--height", size]
+    words += ["-o", str(tmp_path / "a.safetensors")]
+    assert main(["plan", "a red sign", *words]) == 0
+    assert ("was never trained" in capsys.readouterr().err) == said
 
 
 @pytest.mark.parametrize(
