@@ -9,7 +9,7 @@ import torch
 
 from ..errors import InputError
 from ..geometry import latent_size
-from ..plan import Plan, Reference, upsample_tokens
+from ..plan import SEEDS, Plan, Reference, upsample_tokens
 from ..text import check_texts, quoted_texts
 from .options import Glyphs
 
@@ -24,6 +24,8 @@ def noise_shape(rows: int, height: int, width: int) -> tuple[int, int, int, int]
 def sample_noise(shape: Sequence[int], seed: int) -> torch.Tensor:
     """(B, C, H/8, W/8) from a generator of its own for every row, seed + k, on the CPU: the same on every device."""
     rows, *rest = shape
+    if seed + rows - 1 not in SEEDS:
+        raise InputError(f"seed {seed} leaves no seeds for {rows} images; use at most 2^64 - {rows}")
     return torch.stack([torch.randn(rest, generator=torch.Generator().manual_seed(seed + k)) for k in range(rows)])
 
 

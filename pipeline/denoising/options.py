@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from ..errors import InputError
+from ..plan import SEEDS
 from ..text import check_texts, shown
 from .approximations import Approximations
 
@@ -42,6 +43,8 @@ class DenoiseOptions:
     def __post_init__(self):
         _check_whole("steps", self.steps, 1)
         _check_whole("seed", self.seed)
+        if self.seed not in SEEDS:
+            raise InputError(f"seed {shown(self.seed)} is not accepted; use a whole number from 0 to 2^64 - 1")
         _check_scale(self.guidance_scale)
         _check_texts("glyph_texts", self.glyph_texts, nested=True)
         _check_texts("negative_glyph_texts", self.negative_glyph_texts, nested=False)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import torch
 
 from ..errors import DeviceError, InputError
+from ..text import shown
 from .ascend import first_line, prepare_npu, require_npu
 
 logger = logging.getLogger(__name__)
@@ -23,6 +24,8 @@ def resolve_device(choice: str | torch.device | None = None) -> torch.device:
         require_npu()
     if device.type != "cpu":
         device = _existing(device)
+    elif device.index:
+        raise DeviceError(f"device {device} does not exist here: all cores are one device; use cpu")
     if device.type == "npu":
         prepare_npu(device)
     return device
@@ -47,8 +50,8 @@ def _parse(choice: str | torch.device) -> torch.device:
         require_npu()
     try:
         return torch.device(choice)
-    except RuntimeError:
-        raise InputError(f"device {choice!r} is not known; use auto, cpu, cuda, cuda:1, npu or npu:1") from None
+    except (RuntimeError, TypeError):
+        raise InputError(f"device {shown(choice)} is not known; use auto, cpu, cuda, cuda:1, npu or npu:1") from None
 
 
 def _existing(device: torch.device) -> torch.device:

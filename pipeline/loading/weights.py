@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from ..errors import CheckpointError
 from ..models.config import LAYERS, read_json
@@ -59,7 +59,7 @@ class Weights:
         if not isinstance(weight_map, dict) or not weight_map:
             raise CheckpointError(f"{index}: key 'weight_map' is missing, or lists nothing")
         for name in weight_map.values():
-            if not isinstance(name, str) or Path(name).name != name or "\\" in name or "\0" in name:
+            if not isinstance(name, str) or not _is_file_name(name):
                 raise CheckpointError(f"{index}: {shown(name)} is no name of a file in this folder")
         names = sorted(set(weight_map.values()))
         missing = [name for name in names if not (self.folder / name).is_file()]
@@ -95,9 +95,17 @@ class Weights:
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor in file order, mapped from disk, one shard open at a time."""
         for shard in self.shards:
-            with safe_open(shard, "pt") as file:
-                for key in file.keys():  # noqa: SIM118 - a handle, not a dict
-                    yield key, file.get_tensor(key)
+            try:
+                with safe_open(shard, "pt") as file:
+                    for key in file.keys():  # noqa: SIM118 - a handle, not a dict
+                        yield key, file.get_tensor(key)
+            except SafetensorError as error:
+                raise CheckpointError(f"{shard} is damaged: {error}; download it again") from None
+
+
+def _is_file_name(name: str) -> bool:
+    """Whether a name stays in its folder and any file system can have it."""
+    return Path(name).name == name and len(name.encode(errors="replace")) <= 255 and not set(name) & set("\\\0")
 
 
 def read_header(path: Path) -> dict[str, tuple[tuple[int, ...], str, int]]:

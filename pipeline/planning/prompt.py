@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from ..errors import CheckpointError, InputError
 from ..models.config import VisionLanguageConfig, read_json
-from ..text import check_prompt
+from ..text import SURROGATE, check_prompt, utf8
 from .template import compile_template, render_bounded
 
 Grid = tuple[int, int]
@@ -52,7 +52,7 @@ class PromptEncoder:
         """The chat template around a prompt and its reference images, one image token each."""
         content = [{"type": "image"}] * references + [{"type": "text", "text": prompt}]
         try:
-            return render_bounded(
+            text = render_bounded(
                 self.template,
                 messages=[{"role": "user", "content": content}],
                 tools=None,
@@ -62,6 +62,7 @@ class PromptEncoder:
             )
         except Exception as error:  # a template computes, and may fail in every way a program can
             raise CheckpointError(f"{self.template_path} cannot be rendered: {error or type(error).__name__}") from None
+        return utf8(text).decode()  # a template can make text that no tokenizer takes
 
     def encode(
         self, prompt: str, grid: Grid, preview: Grid | None = None, references: Sequence[Grid] = ()
@@ -197,7 +198,7 @@ def _token_names(settings: dict) -> dict[str, str]:
             found |= settings[key]
     found |= {key: value for key, value in settings.items() if key.endswith("_token")}
     texts = {key: value.get("content") if isinstance(value, dict) else value for key, value in found.items()}
-    return {key: value for key, value in texts.items() if isinstance(value, str)}
+    return {key: value for key, value in texts.items() if isinstance(value, str) and not SURROGATE.search(value)}
 
 
 def _find_template(folder: Path, settings: dict) -> tuple[Path, str]:

@@ -180,3 +180,14 @@ def test_another_seed_needs_no_second_reading_of_the_prompt(references):
     model.release()
     model.plan("a cat", 64, 64, progress=watch)
     assert len(read) == 5
+
+
+def test_seeds_past_what_a_generator_takes_are_refused():
+    from comfyui_glm_image.pipeline.denoising.conditioning import sample_noise
+    from comfyui_glm_image.pipeline.denoising.options import DenoiseOptions
+
+    with pytest.raises(InputError, match="seed 18446744073709551616 is not accepted"):
+        DenoiseOptions(seed=2**64)
+    assert sample_noise((1, 16, 2, 2), 2**64 - 1).shape == (1, 16, 2, 2)
+    with pytest.raises(InputError, match="leaves no seeds for 2 images; use at most 2.64 - 2"):
+        sample_noise((2, 16, 2, 2), 2**64 - 1)

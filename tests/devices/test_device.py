@@ -36,3 +36,11 @@ def test_a_tensor_that_strayed_is_named():
     devices.assert_on(CPU, latents=torch.zeros(1))
     with pytest.raises(RuntimeError, match="latents is on meta, this stage runs on cpu"):
         devices.assert_on(CPU, latents=torch.zeros(1, device="meta"))
+
+
+def test_the_cpu_is_one_device():
+    assert devices.resolve_device("cpu:0").type == "cpu"
+    with pytest.raises(DeviceError, match="device cpu:1 does not exist here: all cores are one device; use cpu"):
+        devices.resolve_device("cpu:1")
+    with pytest.raises(InputError, match="is not known"):
+        devices.resolve_device([])
