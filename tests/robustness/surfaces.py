@@ -377,7 +377,7 @@ def command_lines(folder: Path) -> Maker:
         words = [draw.choice(("generate", "plan")), values.string(draw), "--model", values.string(draw) or "none"]
         for option in draw.sample(options, draw.randint(1, 3)):
             words += [option, str(draw.choice((values.string, values.number))(draw))]
-        return lambda: call([word for word in words if not word.startswith("\0")])
+        return lambda: call([word for word in words if "\0" not in word])
 
     return make
 
