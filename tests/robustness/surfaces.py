@@ -385,20 +385,8 @@ def command_lines(folder: Path) -> Maker:
 SURFACES = {
     make.__name__.replace("_", " "): make
     for make in (
-        plan_requests,
-        denoise_options,
-        prompts,
-        layouts,
-        fields_of_plans,
-        plan_files,
-        image_files,
-        settings_of_checkpoints,
-        processors_of_checkpoints,
-        weight_files,
-        folders_of_checkpoints,
-        files_to_write,
-        requests_to_engines,
-        answers_of_engines,
-        command_lines,
+        plan_requests, denoise_options, prompts, layouts, fields_of_plans, plan_files, image_files,
+        settings_of_checkpoints, processors_of_checkpoints, weight_files, folders_of_checkpoints,
+        files_to_write, requests_to_engines, answers_of_engines, command_lines,
     )
-}
+}  # fmt: skip
