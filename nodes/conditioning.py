@@ -20,8 +20,8 @@ from .comfyui.page import show
 from .comfyui.planner import GlyphEncoderPart
 from .inputs import MENU, lines
 
-LIST = "list"
-MODES = ["reference", "prompt_order", LIST]
+REFERENCE, LIST = "reference", "list"
+MODES = [REFERENCE, "prompt_order", LIST]
 
 
 def conditionings(
@@ -54,14 +54,18 @@ def _conditioning(part: GlyphEncoderPart, texts: list[list[str]], entries: dict)
 
 
 def texts_of(plan: Plan, mode: str, listed: str) -> list[list[str]]:
-    """The texts to render in each image: those listed, if there are any, else the prompts' own by mode."""
-    given = lines(listed)
+    """The texts to render in each image: those listed, if there are any, else the prompts' own by mode.
+
+    Mode reference reads the prompt alone, as it always has: what stands in the list of a saved workflow stays unread.
+    """
+    given = None if mode == REFERENCE else lines(listed)
     return glyph_rows(plan.prompts, given if given or mode == LIST else None, mode)
 
 
-def report(plan: Plan, rows: list[list[str]]) -> str:
+def report(plan: Plan, rows: list[list[str]], mode: str, listed: str) -> str:
     """The texts that will be rendered, a line for each image whose texts differ, and what looks like a mistake."""
-    found = []
+    unread = mode == REFERENCE and lines(listed)
+    found = ["glyph_texts are not read in mode reference; choose prompt_order or list"] if unread else []
     for prompt, row in dict.fromkeys(zip(plan.prompts, map(tuple, rows))):
         found.append(f"texts: {' | '.join(row)}" if row else "no texts: the prompt quotes none, and none are listed")
         if prompt.count('"') % 2:
@@ -97,14 +101,14 @@ class GLMImageConditioning(io.ComfyNode):
                     options=MODES,
                     default="prompt_order",
                     tooltip="Which texts are rendered. reference: quoted texts exactly as the original code finds them "
-                    "(an apostrophe opens a quote). prompt_order: all quote styles, apostrophes understood. "
-                    "list: the lines of glyph_texts, as in any mode when there are some.",
+                    "(an apostrophe opens a quote). prompt_order: all quote styles, apostrophes understood; lines of "
+                    "glyph_texts win. list: the lines of glyph_texts.",
                 ),
                 io.String.Input(
                     "glyph_texts",
                     multiline=True,
                     default="",
-                    tooltip="Texts to render, one a line, in place of the prompt's.",
+                    tooltip="Texts to render, one a line, in place of the prompt's; not read in mode reference.",
                 ),
                 io.String.Input(
                     "negative_texts",
@@ -130,4 +134,4 @@ class GLMImageConditioning(io.ComfyNode):
         references = encode_references(vae, plan)
         texts = texts_of(plan, glyph_mode, glyph_texts)
         made = conditionings(glyph_encoder, plan, texts, lines(negative_texts), references)
-        return io.NodeOutput(*made, ui=show(report(plan, texts), cls.hidden.unique_id))
+        return io.NodeOutput(*made, ui=show(report(plan, texts, glyph_mode, glyph_texts), cls.hidden.unique_id))

@@ -53,6 +53,10 @@ def test_a_listed_text_wins_and_the_node_shows_what_it_renders(server, random_mo
     assert shown.startswith("no texts: ") and "not closed" in shown
     listed = server.run(change(graph, text_glyph_texts="SALE\nNOW"))["text"]["text"][0]
     assert listed.startswith("texts: SALE | NOW")
+    kept = change(graph, plan_prompt="a sign that says 'OPEN'", text_glyph_texts="SALE", text_glyph_mode="reference")
+    assert server.run(kept)["text"]["text"][0] == (
+        "glyph_texts are not read in mode reference; choose prompt_order or list\ntexts: OPEN"
+    )
 
 
 def test_a_bypass_can_carry_every_output_of_the_nodes_before_a_sampler(server):

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from comfyui_glm_image.cli.main import main
+from comfyui_glm_image.pipeline.denoising import cfg
 from comfyui_glm_image.pipeline.denoising.cfg import CfgPasses
 from comfyui_glm_image.pipeline.device_check import check, stages
 from comfyui_glm_image.pipeline.device_check.check import DeviceCheckRequest, check_device
@@ -82,7 +83,7 @@ def test_an_image_that_is_not_finite_fails(monkeypatch):
     opened = check.open_bench
     monkeypatch.setattr(check, "open_bench", spoiled)
     report = check_device(DeviceCheckRequest(**TINY), {"image": stages.image})
-    assert report.failed == ["image"] and "not finite" in markdown(report)
+    assert report.failed == ["image"] and "holds NaN or infinity" in markdown(report)
 
 
 def test_the_command_writes_both_files_and_its_exit_code_says_whether_all_passed(tmp_path, monkeypatch, capsys, quick):
@@ -127,7 +128,7 @@ def card(monkeypatch, tmp_path):
 
 
 def test_the_way_of_guidance_that_was_faster_is_remembered(card, monkeypatch):
-    monkeypatch.setattr("comfyui_glm_image.pipeline.denoising.cfg.available", lambda _: 1 << 40)
+    monkeypatch.setattr(cfg, "available", lambda _: 1 << 40)
     glyphs = torch.zeros(1, 1, 4)
     context = stages_context(glyphs)
     passes = CfgPasses(context, context, 1.5)
