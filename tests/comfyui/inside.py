@@ -156,7 +156,7 @@ def preview(folder: str) -> dict:
     home, config = Path(folder) / "vae", pack("pipeline.models.config").VaeConfig
     config = config.from_json(home / "config.json")
     factors, bias = (torch.tensor(x) for x in pack("nodes.comfyui.latent_preview").rgb_factors(home, config))
-    vae = pack("pipeline.loading.checkpoint").load_module(
+    vae = pack("pipeline.loading.weights").load_module(
         pack("pipeline.models.vae").Vae, config, home, "cpu", torch.float32
     )
     colours = torch.rand(1, 3, 3, 6, generator=torch.Generator().manual_seed(5)) * 2 - 1
