@@ -6,7 +6,8 @@ import sys
 from ..pipeline.errors import InputError
 from ..pipeline.images import save_png
 from ..pipeline.loading.checkpoint import named_folder
-from ..pipeline.remote import AUTO, ENGINES, MAX_USD, Generated, Job, PlannerSampling, generate
+from ..pipeline.remote import ENGINES, Generated, Job, PlannerSampling, generate
+from ..pipeline.remote.limits import AUTO, MAX_USD
 from . import arguments
 from .output import numbered
 

@@ -10,19 +10,17 @@ import torch
 from comfy_api.latest import io
 from PIL import Image
 
+from ..pipeline import remote
 from ..pipeline.errors import presentable
-from ..pipeline.remote import (
+from ..pipeline.remote.limits import (
     AUTO,
-    ENGINES,
+    ENGINE_NAMES,
     MAX_COUNT,
     MAX_GUIDANCE,
     MAX_PARALLEL,
     MAX_SEED,
     MAX_STEPS,
     MAX_USD,
-    CancelledError,
-    Job,
-    generate,
 )
 from .comfyui.images import to_image, to_pil
 from .comfyui.page import LONGEST, show
@@ -42,7 +40,7 @@ def _server_inputs() -> list:
         ),
         io.Combo.Input(
             "engine",
-            options=[AUTO, *ENGINES],
+            options=[AUTO, *ENGINE_NAMES],
             default=AUTO,
             tooltip="Protocol of the server; auto asks it. vllm-omni uses its images form, and its chat form "
             "for edits; vllm-omni-chat the chat form for both; zai-async a task, then its result.",
@@ -178,7 +176,7 @@ class GLMImageRemote(io.ComfyNode):
         glyph_texts="",
         **references,
     ) -> io.NodeOutput:
-        job = Job(
+        job = remote.Job(
             prompt,
             server,
             width,
@@ -199,7 +197,7 @@ class GLMImageRemote(io.ComfyNode):
         return io.NodeOutput(to_batch(generated.images), generated.report)
 
 
-async def _in_thread(job: Job, node_id: str):
+async def _in_thread(job, node_id: str):
     """Run the job beside ComfyUI's loop; an interruption, or another node's error that ends the prompt, ends it too."""
     ended = threading.Event()
     bar = comfy.utils.ProgressBar(job.count, node_id)
@@ -212,8 +210,8 @@ async def _in_thread(job: Job, node_id: str):
         return ended.is_set() or comfy.model_management.processing_interrupted()
 
     try:
-        generated = await asyncio.to_thread(generate, job, tell, bar.update_absolute, cancelled)
-    except CancelledError:
+        generated = await asyncio.to_thread(remote.generate, job, tell, bar.update_absolute, cancelled)
+    except remote.CancelledError:
         comfy.model_management.throw_exception_if_processing_interrupted()
         raise comfy.model_management.InterruptProcessingException() from None
     finally:

@@ -186,7 +186,7 @@ def split_words(text: str, strict: bool = False) -> list[str]:
     Characters are folded unless `strict`.
     """
     text = text if strict else fold(text)
-    parts = re.sub(f"({WIDE.pattern})", r" \1 ", text.lower()).split()
+    parts = re.sub(f"({WIDE})", r" \1 ", text.lower()).split()
     return [word for part in parts if (word := re.sub(r"^\W+|\W+$", "", part))]
 
 

@@ -8,19 +8,20 @@ from collections.abc import Callable
 
 LINE_HEIGHT = 1.2  # em
 
+# Patterns are compiled when first used: importing ComfyUI nodes stays quick.
 # East Asian wide characters and emoji: one em each; everything else is taken as NARROW em.
-WIDE = re.compile(
+WIDE = (
     "[\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60\uffe0-\uffe6"
     "\U0001f300-\U0001faff\U00020000-\U0003fffd]"
 )
 NARROW = 0.6
 CLOSING = "[，。、！？；：）」』】》〉”’]"  # never first on a line
-PIECE = re.compile(rf"\s*(?:{WIDE.pattern}|(?:(?!{WIDE.pattern})\S)+){CLOSING}*")
+PIECE = rf"\s*(?:{WIDE}|(?:(?!{WIDE})\S)+){CLOSING}*"
 
 
 def advance(text: str) -> float:
     """Estimated width of a line in em, without a font."""
-    wide = len(WIDE.findall(text))
+    wide = len(re.findall(WIDE, text))
     return wide + NARROW * (len(text) - wide)
 
 
@@ -44,7 +45,7 @@ def wrap(text: str, limit: float, measure: Callable[[str], float]) -> list[str] 
 
 def _pieces(paragraph: str) -> list[str]:
     """Words with the space before them; a wide character is a piece of its own, with the marks that close after it."""
-    return PIECE.findall(" ".join(paragraph.split()))
+    return re.findall(PIECE, " ".join(paragraph.split()))
 
 
 def fitting_size(text: str, width: float, height: float, measure: Callable[[str], float] = advance) -> float:

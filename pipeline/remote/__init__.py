@@ -1,28 +1,21 @@
 """GLM-Image on a serving engine or the hosted API instead of this machine: prompt in, images out.
 
 `generate(Job(...))` is the way in; `job.py` shows the whole path, `engines.py` the protocols, `docs/serving.md`
-the use.
+the use. Names load on first use, so that ComfyUI starts without them.
 """
 
-from .catalog import AUTO, ENGINES
-from .errors import CancelledError, RemoteError
-from .job import MAX_COUNT, MAX_USD, Generated, Job, generate
-from .pool import MAX_PARALLEL
-from .request import MAX_GUIDANCE, MAX_SEED, MAX_STEPS, PlannerSampling
+from importlib import import_module
 
-__all__ = [
-    "AUTO",
-    "ENGINES",
-    "MAX_COUNT",
-    "MAX_GUIDANCE",
-    "MAX_PARALLEL",
-    "MAX_SEED",
-    "MAX_STEPS",
-    "MAX_USD",
-    "CancelledError",
-    "Generated",
-    "Job",
-    "PlannerSampling",
-    "RemoteError",
-    "generate",
-]
+_HOME = {
+    **dict.fromkeys(("Generated", "Job", "generate"), ".job"),
+    **dict.fromkeys(("CancelledError", "RemoteError"), ".errors"),
+    "ENGINES": ".catalog",
+    "PlannerSampling": ".request",
+}
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name], __name__), name)

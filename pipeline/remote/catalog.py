@@ -6,8 +6,8 @@ from .client import Client
 from .engines import Engine, Sglang, VllmOmni, VllmOmniChat
 from .errors import RefusedError
 from .hosted import ORIGINS, Zai, ZaiAsync
+from .limits import AUTO
 
-AUTO = "auto"
 ENGINES = {engine.name: engine for engine in (VllmOmni, VllmOmniChat, Sglang, Zai, ZaiAsync)}
 OWNERS = {"vllm": VllmOmni, "vllm-omni": VllmOmni, "sglang": Sglang}  # as /v1/models names them
 

@@ -8,15 +8,12 @@ from dataclasses import dataclass, replace
 from PIL import Image
 
 from ..errors import InputError
-from .catalog import AUTO
 from .errors import CancelledError
 from .images import ASKED_FORMAT, to_png
+from .limits import AUTO, MAX_COUNT, MAX_SEED, MAX_USD
 from .pool import Batch, Pool
-from .request import MAX_SEED, RELEASE_GUIDANCE, RELEASE_STEPS, ImageRequest, PlannerSampling, with_texts
+from .request import RELEASE_GUIDANCE, RELEASE_STEPS, ImageRequest, PlannerSampling, with_texts
 from .server import Server, read_servers
-
-MAX_USD = 0.10
-MAX_COUNT = 64
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,13 @@ from ..errors import InputError
 from .errors import BusyError, CancelledError, RemoteError, ServerTimeoutError, WarmingUpError
 from .http import TICK
 from .images import ReceivedImage
+from .limits import MAX_PARALLEL, MAX_SECONDS
 from .request import ImageRequest
 from .server import Server
 
 BACK_OFF, LONGEST_BACK_OFF = 0.5, 30.0  # seconds a failing server is left alone, doubled with every failure
 HEALTH_INTERVAL = 1.0  # seconds between two looks at a server that works for us
 WARM_UP_INTERVAL = 2.0
-MAX_PARALLEL = 64
-MAX_SECONDS = 7200
 
 
 @dataclass

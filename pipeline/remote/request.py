@@ -8,10 +8,8 @@ from pathlib import Path
 from ..errors import CheckpointError, InputError
 from ..geometry import check_size, preview_grid, token_grid
 from ..text import check_prompt, enclosed, quoted_texts, shown
+from .limits import MAX_GUIDANCE, MAX_REFERENCES, MAX_SEED, MAX_STEPS
 
-MAX_REFERENCES = 8
-MAX_SEED = 2**32 - 1  # every engine takes this much
-MAX_STEPS, MAX_GUIDANCE = 200, 20.0  # limits of the images form of vLLM-Omni
 RELEASE_STEPS, RELEASE_GUIDANCE = 50, 1.5  # sent where nothing is asked for: the engines' own defaults differ
 QUOTES = ('""', "“”", "「」")  # the engines find texts between these, whatever stands in them
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from comfyui_glm_image.tests.comfyui.events import Events
 from comfyui_glm_image.tests.comfyui.graphs import change, node, saving_latent, text_to_image
-from comfyui_glm_image.tests.comfyui.server import PromptError
+from comfyui_glm_image.tests.comfyui.server import PromptError, Server
 from comfyui_glm_image.tests.comfyui.test_lora import adapter, with_lora
 from comfyui_glm_image.tests.comfyui.test_sampling import latent_of
 from safetensors.torch import load_file, save_file
@@ -19,6 +19,19 @@ def refusal(server, graph) -> PromptError:
         server.run(graph)
     assert len(error.value.text) < 400 and "Traceback" not in error.value.text
     return error.value
+
+
+@pytest.fixture(scope="module")
+def server(install, tmp_path_factory):
+    """One of its own: enormous prompts would stay in the history that pages of other tests load."""
+    running = Server(install, tmp_path_factory.mktemp("comfyui"))
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def random_model(server, random_folder):
+    return server.add_model("random", random_folder)
 
 
 @pytest.fixture(scope="module")

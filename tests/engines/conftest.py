@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from comfyui_glm_image.pipeline.evaluation import ocr
 from comfyui_glm_image.pipeline.loading.checkpoint import BUNDLED
-from comfyui_glm_image.pipeline.remote import AUTO, PlannerSampling
+from comfyui_glm_image.pipeline.remote import PlannerSampling
+from comfyui_glm_image.pipeline.remote.limits import AUTO
 from comfyui_glm_image.tests.engines import engine
 from comfyui_glm_image.tests.engines.setup import HOME
 

@@ -391,3 +391,10 @@ def test_a_key_is_redacted_though_characters_that_do_not_show_part_it():
     assert redact("bad secret-\u200bkey\n\x00 here", key) == "bad (key) here"
     location = SimpleNamespace(getheader=lambda name: "http://secret-\x00key.example.com/path")
     assert _target(location, key) == " to http://(key).example.com"
+
+
+def test_the_node_offers_the_engines_there_are():
+    from comfyui_glm_image.pipeline.remote import ENGINES
+    from comfyui_glm_image.pipeline.remote.limits import ENGINE_NAMES
+
+    assert tuple(ENGINES) == ENGINE_NAMES
