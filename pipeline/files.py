@@ -59,11 +59,6 @@ def write_text(path: str | os.PathLike, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def is_temporary(path: Path) -> bool:
-    """Whether a file is one that is being written, or was when its process was killed."""
-    return path.name.startswith(PREFIX) and path.name.endswith(SUFFIX)
-
-
 @contextlib.contextmanager
 def _errors_about(path: Path) -> Iterator[None]:
     """A full disk does not say which file it was about."""

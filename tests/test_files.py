@@ -8,10 +8,15 @@ import time
 
 import pytest
 from comfyui_glm_image.pipeline.errors import FileError
-from comfyui_glm_image.pipeline.files import check_writable, is_temporary, replacing, write_text
+from comfyui_glm_image.pipeline.files import PREFIX, SUFFIX, check_writable, replacing, write_text
 from comfyui_glm_image.tests.conftest import ROOT
 
 posix = pytest.mark.skipif(os.name == "nt", reason="links, modes and locks of POSIX")
+
+
+def is_temporary(path):
+    """Whether a file is one that is being written, or was when its process was killed."""
+    return path.name.startswith(PREFIX) and path.name.endswith(SUFFIX)
 
 
 def names(folder):

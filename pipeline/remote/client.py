@@ -26,11 +26,6 @@ class Client:
         if not 200 <= response.status < 300 and response.status not in (404, 405):
             raise health_failure(response, self.endpoint, self.key)
 
-    def get_text(self, path: str) -> str:
-        """The page as text; empty where there is none."""
-        response = exchange(self.endpoint, Request("GET", path), self.deadline, self.limit, self.key)
-        return response.body.decode("utf-8", "replace") if response.status == 200 else ""
-
     def get(self, path: str) -> dict:
         return self._json(Request("GET", path, {"Accept": "application/json"}))
 
