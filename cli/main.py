@@ -20,6 +20,7 @@ COMMANDS = {  # name -> (module, help)
     "doctor": (".doctor", "versions, devices and memory, and what to fix"),
     "audit-npu": (".audit", "every operator of the model, and how an NPU runs it"),
     "device-check": (".device_check", "prove an installation on a device, with a report for an issue"),
+    "compare": (".compare", "the reference's images beside ours on the same weights, with figures"),
     "bench": (".bench", "time each stage against the device's limits"),
     "eval": (".evaluate", "score a checkpoint on text-rendering benchmarks by OCR"),
 }

@@ -11,8 +11,8 @@ from comfy_api.latest import io, ui
 from ..pipeline.errors import InputError
 from ..pipeline.geometry import LATENT
 from ..pipeline.plan import MAX_PLAN_ROWS, Plan
+from ..pipeline.planning.preview import plan_images
 from . import sockets
-from .comfyui.plan_preview import plan_images
 from .comfyui.planning import make_plan, remember
 from .inputs import MAX_COUNT, MENU, reference_images, reference_inputs, seed_input, size_inputs, token_sampling_inputs
 

@@ -28,13 +28,13 @@ def imported(path):
 
 
 def is_peer_comparison(path):
-    """The benchmark's --peer mode runs the reference libraries on purpose."""
-    return path.name == "peers.py"
+    """`bench --peer` and `compare` run the reference libraries on purpose."""
+    return path.relative_to(ROOT / "pipeline").as_posix() in ("benchmark/peers.py", "device_check/reference_pair.py")
 
 
 @pytest.mark.parametrize("path", OUR_CODE, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_file_needs_the_reference_libraries(path):
-    if not is_peer_comparison(path):
+    if not path.is_relative_to(ROOT / "pipeline") or not is_peer_comparison(path):
         assert not FOREIGN & set(imported(path))
 
 

@@ -12,9 +12,9 @@ from ...pipeline.models.glyph_encoder import GlyphEncoder
 from ...pipeline.models.kv_cache import KVCache
 from ...pipeline.models.planner import Planner
 from ...pipeline.planning.make_plan import PlannerSettings
+from ...pipeline.planning.preview import codebook_colours
 from ...pipeline.planning.prompt import PromptEncoder
 from .loading import open_part
-from .plan_preview import codebook_colours
 
 
 class ManagedPlanner(Planner):

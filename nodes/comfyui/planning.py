@@ -16,10 +16,10 @@ from ...pipeline.plan import Plan
 from ...pipeline.planning import make_plan as pipeline_plan
 from ...pipeline.planning.controls import GridControl
 from ...pipeline.planning.make_plan import PlanRequest, PreparedPlan
+from ...pipeline.planning.preview import PREVIEW_SIDE, draw_tokens
 from ...pipeline.planning.rows import WIDEST
 from ...pipeline.planning.window_step import noise_nbytes
 from .images import to_pil
-from .plan_preview import PREVIEW_SIDE, draw_tokens
 from .planner import PlannerPart
 
 PLANS = 4  # of a planner that are remembered, some kilobytes each and the pixels of references

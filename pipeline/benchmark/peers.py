@@ -1,6 +1,7 @@
-"""transformers' and diffusers' own models on the benchmark's weights: the only file that imports them, and only then.
+"""transformers' and diffusers' own models on the benchmark's weights.
 
-They come with the `test` extra. A peer shares our tensors.
+With `device_check/reference_pair.py` the only file that imports them, and only when asked. They come with the `peer`
+extra. A peer shares our tensors.
 """
 
 import importlib.util
@@ -17,11 +18,15 @@ from ..planning.prompt import PromptBatch
 NEEDED = ("transformers", "diffusers", "accelerate")
 
 
+def missing() -> list[str]:
+    """Libraries that are not installed."""
+    return [name for name in NEEDED if importlib.util.find_spec(name) is None]
+
+
 def require() -> None:
     """Refuse before anything is measured when the libraries are not installed."""
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise InputError(f"--peer needs {', '.join(missing)}; run pip install 'comfyui-glm-image[peer]'")
+    if lacking := missing():
+        raise InputError(f"--peer needs {', '.join(lacking)}; run pip install 'comfyui-glm-image[peer]'")
 
 
 def versions() -> dict[str, str]:

@@ -1,7 +1,6 @@
 """Run every stage on a device; one that fails is reported, and the others go on."""
 
 import gc
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -18,7 +17,7 @@ from ..devices.npu_pairs import version_of
 from ..errors import InputError
 from ..geometry import check_size
 from ..loading.placement import gib
-from .results import DeviceReport, Figure, StageReport
+from .results import DeviceReport, Figure, StageReport, collect
 
 ROOM_FOR_RELEASE = 24 << 30  # bytes of a device that holds the release's planner
 
@@ -121,14 +120,7 @@ def check_device(
 
 def run_stage(name: str, stage: Stage, check: DeviceCheck) -> StageReport:
     """A stage's figures up to its end or its error; its models are freed."""
-    report, start = StageReport(name), time.perf_counter()
-    try:
-        with torch.no_grad():
-            report.figures.extend(stage(check))
-    except Exception as error:  # whatever a device does wrong belongs in the report
-        lines = str(error).strip().splitlines()
-        report.error = f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
-    report.seconds = time.perf_counter() - start
+    report = collect(name, stage(check))
     check.bench.release()
     gc.collect()
     empty_cache(check.device)

@@ -1,6 +1,10 @@
-"""What a device check found, as data and as Markdown."""
+"""What a check found, as data and as Markdown."""
 
+import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+
+import torch
 
 
 @dataclass(frozen=True)
@@ -31,12 +35,26 @@ class StageReport:
         return self.error is None and all(figure.good for figure in self.figures)
 
 
+def collect(name: str, figures: Iterator[Figure]) -> StageReport:
+    """A stage's figures up to its end or its error."""
+    report, start = StageReport(name), time.perf_counter()
+    try:
+        with torch.no_grad():
+            report.figures.extend(figures)
+    except Exception as error:  # whatever goes wrong belongs in the report
+        lines = str(error).strip().splitlines()
+        report.error = f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+    report.seconds = time.perf_counter() - start
+    return report
+
+
 @dataclass(frozen=True)
 class DeviceReport:
     """All stages, and what they belong to."""
 
     about: dict[str, str]
     stages: list[StageReport]
+    title: str = "GLM-Image device check"
 
     @property
     def failed(self) -> list[str]:
@@ -48,7 +66,7 @@ class DeviceReport:
 
 def markdown(report: DeviceReport) -> str:
     """A report that can be pasted into an issue."""
-    lines = ["### GLM-Image device check", ""]
+    lines = [f"### {report.title}", ""]
     lines += [f"- {name}: {value}" for name, value in report.about.items()]
     lines += ["", "| stage | figure | value | share of limit | target | note |", "|---|---|---|---|---|---|"]
     for stage in report.stages:

@@ -1,9 +1,9 @@
 """Every pair of torch and torch_npu in docs/ascend.md, installed afresh: does it start, and what does doctor say?
 
-`python tests/npu/pairs.py -o pairs` makes one environment after another in a temporary folder, with torch as pip's index
-serves it and this package from a clone. Over the stand-in for CANN it imports torch, runs `glm-image doctor`, and runs
-the bundled demo on npu:0 where torch starts. The result is `pairs.json` and the table in `pairs.md`. It downloads some
-3 GB for each torch and holds one environment of 8 GB at a time, so it is not part of CI. x86-64 Linux with gcc.
+`python tests/npu/pairs.py -o pairs` makes one environment after another in a temporary folder, with torch as pip's
+index serves it and this package from a clone. Over the stand-in for CANN it imports torch, runs `glm-image doctor`, and
+runs the bundled demo on npu:0 where torch starts. The result is `pairs.json` and the table in `pairs.md`. It downloads
+some 3 GB for each torch and holds one environment of 8 GB at a time, so it is not part of CI. x86-64 Linux with gcc.
 `--pairs 2.12.0:2.12.0.post2,...` takes others than those of the table.
 """
 
@@ -69,7 +69,10 @@ def examine(environment: Environment, torch: str, torch_npu: str) -> dict:
     doctor = environment.run("glm-image", "doctor", "--device", "npu:0")
     row = {"torch": torch, "torch_npu": torch_npu, "starts": started.returncode == 0}
     row["import"] = (started.stdout or started.stderr).strip().splitlines()[-1:] or [f"exit {started.returncode}"]
-    row["doctor"] = {"exit code": doctor.returncode, "faults": [" ".join(f.split()) for f in FAULT.findall(doctor.stdout)]}
+    row["doctor"] = {
+        "exit code": doctor.returncode,
+        "faults": [" ".join(f.split()) for f in FAULT.findall(doctor.stdout)],
+    }
     if row["starts"]:
         demo = environment.run("glm-image", "demo", "--device", "npu:0", "-o", "demo.png")
         row["demo"] = demo.returncode == 0 and (environment.home / "demo.png").exists()

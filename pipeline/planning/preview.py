@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ...pipeline.plan import Plan
+from ..plan import Plan
 
 PREVIEW_SIDE = 512  # px of the longer side
 UNPLANNED = (40, 40, 40)
