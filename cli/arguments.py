@@ -9,7 +9,7 @@ from PIL import Image
 from ..pipeline import images
 from ..pipeline.errors import InputError
 from ..pipeline.files import check_writable
-from ..pipeline.geometry import fitting, size_like
+from ..pipeline.geometry import fitting
 from ..pipeline.loading.checkpoint import HUB_ID
 
 
@@ -157,8 +157,7 @@ def choose_size(args: argparse.Namespace) -> None:
         args.height, args.width = known.nearest(args.aspect)
     elif args.image and not given:
         reference = images.read(args.image[0])
-        shape = reference.height, reference.width
-        args.height, args.width = known.nearest(shape[0] / shape[1]) if known.listed else size_like(*shape)
+        args.height, args.width = known.like(reference.height, reference.width)
     if getattr(args, "fit", False):
         args.cut = args.height, args.width
         args.height, args.width = fitting(*args.cut)

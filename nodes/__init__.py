@@ -19,6 +19,7 @@ from .ocr import GLMImageBestOfN, GLMImageReadText
 from .plan import GLMImageLoadPlan, GLMImagePlan, GLMImagePlanPreview, GLMImageResizePlan, GLMImageSavePlan
 from .remote import GLMImageRemote
 from .sampling import EmptyGLMImageLatent, GLMImageDecode, GLMImageSigmas, ModelSamplingGLMImage
+from .size import GLMImageCutBack, GLMImageSize
 
 NODES = [
     GLMImageLoader,
@@ -45,6 +46,8 @@ NODES = [
     GLMImageReadText,
     GLMImageBestOfN,
     GLMImageRemote,
+    GLMImageSize,
+    GLMImageCutBack,
 ]
 
 for node in NODES:

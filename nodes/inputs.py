@@ -69,10 +69,11 @@ def device_input(name: str = "device", what: str = "to compute") -> io.Combo.Inp
     )
 
 
-def size_inputs(default: int = 1024) -> list[io.Int.Input]:
+def size_inputs(default: int = 1024, least: int = TOKEN, more: str = "") -> list[io.Int.Input]:
+    """Width and height on the grid; `more` ends their tooltips."""
     return [
         io.Int.Input(
-            side, default=default, min=TOKEN, max=MAX_SIDE, step=TOKEN, tooltip=f"{side.capitalize()} in pixels."
+            side, default=default, min=least, max=MAX_SIDE, step=TOKEN, tooltip=f"{side.capitalize()} in pixels.{more}"
         )
         for side in ("width", "height")
     ]

@@ -9,10 +9,11 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..pipeline.errors import InputError
-from ..pipeline.geometry import LATENT
+from ..pipeline.geometry import LATENT, TrainedSizes
 from ..pipeline.plan import MAX_PLAN_ROWS, Plan
 from ..pipeline.planning.preview import plan_images
 from . import sockets
+from .comfyui.page import show
 from .comfyui.planning import make_plan, remember
 from .inputs import MAX_COUNT, MENU, reference_images, reference_inputs, seed_input, size_inputs, token_sampling_inputs
 
@@ -33,7 +34,7 @@ class GLMImagePlan(io.ComfyNode):
                     dynamic_prompts=True,
                     tooltip="What to show; put texts that must appear in quotes.",
                 ),
-                *size_inputs(),
+                *size_inputs(least=0, more=" 0 for both: the first reference's shape, or a square."),
                 seed_input("Seed of the plan; image k of a batch uses seed + k."),
                 *token_sampling_inputs(),
                 io.Int.Input(
@@ -51,6 +52,7 @@ class GLMImagePlan(io.ComfyNode):
                 ),
             ],
             outputs=[sockets.Plan.Output(display_name="plan")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -58,11 +60,20 @@ class GLMImagePlan(io.ComfyNode):
         cls, planner, prompt, width, height, seed, temperature, top_p, count, plan_rows=0, **references
     ) -> io.NodeOutput:
         images = reference_images(references)
+        if not (width or height):
+            height, width = planner.trained_sizes.like(*(images[0].shape[:2] if images else (1, 1)))
+        said = show(size_report(planner.trained_sizes, height, width), cls.hidden.unique_id)
         choices = {"seed": seed, "count": count, "temperature": temperature, "top_p": top_p}
         choices["plan_rows"] = plan_rows or None
         settings = (prompt, height, width, *choices.values(), planner.guide, *map(digest, images))
         make = partial(make_plan, planner, prompt, height, width, **choices, images=images)
-        return io.NodeOutput(remember(planner, settings, make))
+        return io.NodeOutput(remember(planner, settings, make), ui=said)
+
+
+def size_report(known: TrainedSizes, height: int, width: int) -> str:
+    """The size that is made, and what to say if it was never trained."""
+    warning = known.warning(height, width)
+    return f"{width}x{height} px" if warning is None else f"{width}x{height} px\nWarning: {warning}"
 
 
 def digest(image: torch.Tensor) -> tuple[torch.Size, bytes]:

@@ -60,6 +60,10 @@ class TrainedSizes:
         """The (height, width) whose height over width comes nearest to `aspect`; the smallest such."""
         return min(self.listed or self._shapes(), key=lambda size: (abs(math.log(size[0] / size[1] / aspect)), size))
 
+    def like(self, height: int, width: int) -> tuple[int, int]:
+        """A reference's shape at about one megapixel, or the nearest of the list."""
+        return self.nearest(height / width) if self.listed else size_like(height, width)
+
     def _shapes(self) -> list[tuple[int, int]]:
         """Shapes whose shorter side is `low`."""
         sides = range(self.low, self.high + 1, TOKEN)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from ...pipeline.geometry import TrainedSizes
+from ...pipeline.loading.checkpoint import Checkpoint
 from ...pipeline.models.config import GenerationConfig, GlyphConfig, ProcessorConfig, VisionLanguageConfig
 from ...pipeline.models.glyph_encoder import GlyphEncoder
 from ...pipeline.models.kv_cache import KVCache
@@ -51,6 +53,10 @@ class PlannerPart:
     @property
     def module(self) -> ManagedPlanner:
         return self.patcher.model
+
+    @property
+    def trained_sizes(self) -> TrainedSizes:
+        return Checkpoint(self.folder, self.folder.name).trained_sizes
 
     @property
     def codebook_size(self) -> int:
