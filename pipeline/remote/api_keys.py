@@ -5,8 +5,10 @@ A key is tied to an origin, so that a workflow from somewhere else, naming its a
 
 import json
 import os
+import re
 import stat
 from pathlib import Path
+from urllib.parse import unquote
 
 from .addresses import Endpoint, parse_server
 from .errors import KeyMissingError
@@ -41,8 +43,12 @@ class Key:
         return f"Bearer {self._value}"
 
     def redact(self, text: str) -> str:
-        """`text` without the key, for messages that quote a server."""
-        return text.replace(self._value, "(key)")
+        """`text` without the key, for messages that quote a server; host names come in small letters."""
+        return re.sub(re.escape(self._value), "(key)", text, flags=re.IGNORECASE)
+
+    def is_in(self, url: str) -> bool:
+        """Whether an address holds the key, written plainly or with %-escapes."""
+        return self._value.lower() in unquote(url).lower()
 
 
 def find_key(endpoint: Endpoint) -> Key | None:

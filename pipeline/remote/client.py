@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from .addresses import Endpoint, parse_image_url
 from .api_keys import Key
-from .errors import RemoteError
+from .errors import RemoteError, UnsafeAddressError
 from .http import TICK, Deadline, Request, exchange
 from .responses import failure, health_failure, read_json
 
@@ -43,6 +43,8 @@ class Client:
 
     def fetch(self, url: str) -> bytes:
         """The file at the address a server gave, which is on that server or at a public https host."""
+        if self.key and self.key.is_in(url):
+            raise UnsafeAddressError(f"{self.endpoint} put the key into an image's address, which is not followed")
         endpoint, path, own = parse_image_url(url, self.endpoint)
         for left in reversed(range(FETCHES)):
             try:
@@ -54,11 +56,10 @@ class Client:
             self.pause(TICK)
 
     def _fetch(self, endpoint: Endpoint, path: str, own: bool) -> bytes:
-        key = self.key if own else None
         request = Request("GET", path, {"Accept": "image/*"})
-        response = exchange(endpoint, request, self.deadline, self.limit, key, public_only=not own)
+        response = exchange(endpoint, request, self.deadline, self.limit, self.key, foreign=not own)
         if not 200 <= response.status < 300:
-            raise failure(response, endpoint, key)
+            raise failure(response, endpoint, self.key)
         return response.body
 
     def pause(self, seconds: float) -> None:

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .addresses import Endpoint, refusal
 from .api_keys import Key
@@ -80,18 +80,26 @@ def exchange(
     deadline: Deadline,
     limit: int,
     key: Key | None = None,
-    public_only: bool = False,
+    foreign: bool = False,
 ) -> Response:
-    """Send `request` and return the answer, whose body may have `limit` bytes at most."""
-    addresses = _resolve(endpoint, deadline, public_only)
+    """Send `request` and return the answer, whose body may have `limit` bytes at most.
+
+    foreign: a host that another server named. It must be public and is not sent `key`, which messages hide anyway.
+    """
+    addresses = _resolve(endpoint, deadline, foreign)
+    authorized = _authorize(request, None if foreign else key)
     with closing(_connect(endpoint, addresses, deadline)) as sock:
         try:
-            return _talk(_Socket(sock, deadline), endpoint, request, key, limit)
+            return _talk(_Socket(sock, deadline), endpoint, authorized, key, limit)
         except http.client.IncompleteRead:
             raise BrokenResponseError(f"{endpoint} closed the connection in the middle of its answer") from None
         except (http.client.HTTPException, OSError, ValueError) as error:
             # Only the kind of error is told: http.client's texts can quote what was sent.
             raise BrokenResponseError(f"{endpoint} broke the connection off ({type(error).__name__})") from None
+
+
+def _authorize(request: Request, key: Key | None) -> Request:
+    return replace(request, headers=request.headers | {"Authorization": key.header()}) if key else request
 
 
 def _talk(sock: "_Socket", endpoint: Endpoint, request: Request, key: Key | None, limit: int) -> Response:
@@ -100,8 +108,6 @@ def _talk(sock: "_Socket", endpoint: Endpoint, request: Request, key: Key | None
         connection.default_port = 443  # for the Host header; `sock` already speaks TLS
     connection.sock = sock
     headers = {"User-Agent": "comfyui-glm-image", "Connection": "close", **request.headers}
-    if key:
-        headers["Authorization"] = key.header()
     connection.request(request.method, endpoint.path + request.path, request.body or None, headers)
     try:
         return _receive(connection, endpoint, limit, key)

@@ -144,7 +144,7 @@ class Pool:
         slow: set[Server] = set()
         last: RemoteError | InputError | None = None
         failed, end = 0, time.monotonic() + self.seconds
-        while failed < self.attempts and (server := self._acquire(slow, cancelled)):
+        while failed < self.attempts and (server := self._acquire(slow, cancelled, end)):
             try:
                 if server.failures:
                     server.connect(cancelled)
@@ -171,11 +171,12 @@ class Pool:
                 self._release(server)
         raise last
 
-    def _acquire(self, slow: set[Server], cancelled: Callable[[], bool]) -> Server | None:
+    def _acquire(self, slow: set[Server], cancelled: Callable[[], bool], end: float) -> Server | None:
         """The least loaded server that is ready, once there is one; None if none is left for this image.
 
         A server that failed is tried by one request at a time. One that still works on an image which was given up
         would only let the next one wait in its queue, so it is waited for here, where another may be ready first.
+        Where every server asked for patience beyond `end`, their word is raised at once.
         """
         with self._lock:
             while True:
@@ -186,6 +187,8 @@ class Pool:
                 usable = [server for server in self.servers if server not in slow and not server.unfit]
                 if not usable:
                     return None
+                if all(server.busy and server.back_off_until > end for server in usable):
+                    raise usable[0].busy
                 now = time.monotonic()
                 ready = [
                     server
@@ -214,11 +217,12 @@ class Pool:
     def _mark_success(self, server: Server) -> None:
         with self._lock:
             server.completed += 1
-            server.failures, server.back_off_until = 0, 0.0
+            server.failures, server.back_off_until, server.busy = 0, 0.0, None
 
     def _back_off(self, server: Server, error: RemoteError) -> None:
         with self._lock:
             self.failed_attempts += 1
+            server.busy = error if isinstance(error, BusyError) else None
             now = time.monotonic()
             if server.back_off_until > now and server.failures:
                 return  # one breakdown, however many requests it took with it

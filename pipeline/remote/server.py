@@ -12,6 +12,7 @@ from .catalog import AUTO, identify, known_engine
 from .client import Client
 from .engines import Engine
 from .errors import (
+    BusyError,
     CancelledError,
     KeyMissingError,
     RemoteError,
@@ -45,7 +46,7 @@ _lock = threading.Lock()
 class Server:
     """A server and what we know of it. Its counters belong to the pool, which changes them under its lock.
 
-    `unfit`: why this server cannot do what the batch asks for.
+    `unfit`: why this server cannot do what the batch asks for. `busy`: that it asked for patience when last heard.
     """
 
     def __init__(self, url: str, engine: str = AUTO):
@@ -55,6 +56,7 @@ class Server:
         self.in_flight = self.failures = self.completed = 0
         self.back_off_until = 0.0
         self.unfit: InputError | None = None
+        self.busy: BusyError | None = None
         self._died, self._death = 0.0, ""
 
     def __str__(self) -> str:

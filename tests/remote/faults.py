@@ -63,6 +63,16 @@ def busy(handler, fields: dict):
         raise Refusal(429, message, {"Retry-After": "1"})
 
 
+def always_busy(*wait: str):
+    """Turns every request away, and says for how long if `wait` is given."""
+
+    def refuse_turn(handler, fields: dict):
+        headers = {"Retry-After": wait[0]} if wait else {}
+        raise Refusal(429, {"error": {"code": "1302", "message": "Rate limit reached for requests"}}, headers)
+
+    return refuse_turn
+
+
 def one_at_a_time(handler, fields: dict):
     """An account that may draw one image at once: the others are turned away."""
     server = handler.server
@@ -207,6 +217,8 @@ FAULTS = {
     "400": refuse,
     "500": fail,
     "busy": busy,
+    "always busy": always_busy(),
+    "busy for a minute": always_busy("60"),
     "one at a time": one_at_a_time,
     "503": unavailable,
     "plain 500": fail_plainly,

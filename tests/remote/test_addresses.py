@@ -9,15 +9,16 @@ import socket
 import ssl
 import subprocess
 import traceback
+from email.message import Message
 
 import pytest
 from comfyui_glm_image.pipeline.errors import GlmImageError
-from comfyui_glm_image.pipeline.remote import Job, generate, pool
+from comfyui_glm_image.pipeline.remote import Job, client, generate, http, pool
 from comfyui_glm_image.pipeline.remote import api_keys as keys
 from comfyui_glm_image.pipeline.remote.addresses import parse_image_url, parse_server, refusal
 from comfyui_glm_image.pipeline.remote.api_keys import Key, find_key
 from comfyui_glm_image.pipeline.remote.errors import KeyMissingError, UnsafeAddressError
-from comfyui_glm_image.pipeline.remote.http import Deadline, Request, exchange
+from comfyui_glm_image.pipeline.remote.http import Deadline, Request, Response, exchange
 from comfyui_glm_image.tests.remote.contract import FAULTS, KEY
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -259,6 +260,62 @@ def test_no_key_is_found_in_reports_logs_images_or_tracebacks(serve, monkeypatch
     everything = "".join([*traces, caplog.text, output.out, output.err, written.decode("latin-1")])
     assert f"Bearer {KEY}" in server.authorizations
     assert KEY not in everything
+
+
+@pytest.mark.parametrize("form", ["https://{}.example", "https://cdn.example/{}?a=", "http://127.0.0.1:9/{}", "{}:x"])
+@pytest.mark.parametrize("spell", [str, str.upper, lambda key: key.replace("-", "%2D")])
+def test_an_image_s_address_with_the_key_in_it_is_not_followed_and_not_shown(serve, monkeypatch, form, spell):
+    server = serve("zai")
+    give_key(monkeypatch, server)
+    server.elsewhere = form.format(spell(KEY))
+    monkeypatch.setattr(socket, "getaddrinfo", known_names_only(socket.getaddrinfo))
+    with pytest.raises(UnsafeAddressError, match="put the key into an image's address") as error:
+        generate(Job("x", server.url, **HOSTED))
+    assert KEY not in "".join(traceback.format_exception(error.value)).lower()
+
+
+def known_names_only(ask):
+    """A resolver that repeats what it was asked, with control characters, for every name but an address."""
+
+    def answer(host, port, **options):
+        if host[0].isdigit():
+            return ask(host, port, **options)
+        raise socket.gaierror(-2, f"Name or service not known: \x1b[31m{host}\x00 {KEY}")
+
+    return answer
+
+
+def test_what_a_resolver_says_is_not_repeated(monkeypatch):
+    monkeypatch.setattr(socket, "getaddrinfo", known_names_only(socket.getaddrinfo))
+    with pytest.raises(GlmImageError) as error:
+        generate(Job("x", "https://images.example:8091", **SIZE))
+    assert str(error.value) == "https://images.example:8091: the name images.example is not known"
+    assert KEY not in "".join(traceback.format_exception(error.value))
+
+
+@pytest.mark.parametrize("name", ["a" * 64 + ".example", "a..example", "\u2028.example", "-" * 300])
+def test_a_name_that_no_resolver_takes_is_one_sentence(name):
+    with pytest.raises(GlmImageError) as error:
+        generate(Job("x", f"https://{name}", **SIZE))
+    assert len(str(error.value)) < 300 and str(error.value).isprintable()
+
+
+def test_a_foreign_host_is_sent_no_key(serve, monkeypatch):
+    server = serve("zai")
+    monkeypatch.setattr(http, "refusal", lambda *_: None)  # as if 127.0.0.1 were public
+    asked = Request("GET", "/image.png?64,64,7")
+    for foreign in (True, False):
+        exchange(parse_server(server.url), asked, Deadline(5.0), 1 << 20, Key(KEY, "a test"), foreign)
+    assert server.authorizations == [None, f"Bearer {KEY}"]
+
+
+def test_a_foreign_host_that_knows_the_key_does_not_get_it_shown(monkeypatch):
+    words = Message()
+    words["Content-Type"] = "text/plain"
+    monkeypatch.setattr(client, "exchange", lambda *_, **__: Response(404, words, f"no {KEY.upper()}".encode()))
+    asked = client.Client(parse_server("https://api.example"), Key(KEY, "a test"), Deadline(5.0), 1 << 20)
+    with pytest.raises(GlmImageError, match=r"^https://cdn.example answered 404: no \(key\)$"):
+        asked.fetch("https://cdn.example/image.png")
 
 
 def test_metadata_of_a_server_s_image_is_not_passed_on(serve):

@@ -292,6 +292,17 @@ def test_waiting_for_a_turn_ends_with_the_timeout(hosted, impatient):
         generate(Job("x", server.url, seconds=0.5, **HOSTED))
 
 
+@pytest.mark.parametrize("engine", ["vllm-omni", "sglang", "zai"])
+@pytest.mark.parametrize("fault", ["always busy", "busy for a minute"])
+def test_a_server_that_always_answers_429_ends_with_the_timeout_whatever_it_asks_for(serve, hosted, engine, fault):
+    server = hosted(fault) if engine == "zai" else serve(engine, fault)
+    size = HOSTED if engine == "zai" else SIZE
+    begin = time.monotonic()
+    with pytest.raises(GlmImageError, match="answered 429: Rate limit reached"):
+        generate(Job("x", server.url, count=6, parallel=2, seconds=1.0, keep_going=True, **size))
+    assert time.monotonic() - begin < 20  # a minute for one image, were the server obeyed
+
+
 def test_an_empty_account_ends_the_batch_even_when_others_may_go_on(hosted):
     server = hosted("broke")
     with pytest.raises(GlmImageError, match="Insufficient balance"):
