@@ -12,6 +12,8 @@ from ..pipeline.files import check_writable
 from ..pipeline.geometry import fitting
 from ..pipeline.loading.checkpoint import HUB_ID
 
+WEIGHTS = ("auto", "full", "w8", "w4")
+
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -24,9 +26,17 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--planner-int8",
         action="store_true",
         default=None,
-        help="store the planner's matrices in 8 bits: half the memory, and faster where memory is the limit; another "
-        "image",
+        help="the same as --planner-weights w8",
     )
+    weights = (
+        "full: as in the files; w8, w4: rounded to 8 or 4 bits while they are loaded, which changes images a little"
+    )
+    parser.add_argument(
+        "--planner-weights",
+        choices=WEIGHTS,
+        help=f"{weights}; auto (default): full, or w8 where layers would have to stream",
+    )
+    parser.add_argument("--decoder-weights", choices=WEIGHTS, help="the same for the decoder")
     parser.add_argument("--planner-device", metavar="DEVICE", help="where the planner runs, if elsewhere")
     parser.add_argument("--decoder-device", metavar="DEVICE", help="where glyph encoder, decoder and VAE run")
     parser.add_argument(
@@ -192,12 +202,19 @@ def open_model(args: argparse.Namespace, bar, local_only: bool = False):
         height=getattr(args, "height", 1024),
         width=getattr(args, "width", 1024),
         count=getattr(args, "count", 1),
-        planner_int8=bool(args.planner_int8),
+        planner_weights=_planner_weights(args),
+        decoder_weights=args.decoder_weights or "auto",
     )
     placement = choose(checkpoint.folder, request, report=lambda text: print(text, file=sys.stderr))
     model = GlmImage(checkpoint, placement, bool(getattr(args, "compile", None)))
     model.components.on_load = bar
     return model
+
+
+def _planner_weights(args: argparse.Namespace) -> str:
+    if args.planner_int8 and args.planner_weights not in (None, "w8"):
+        raise InputError("--planner-int8 is --planner-weights w8; leave one of them out")
+    return "w8" if args.planner_int8 else args.planner_weights or "auto"
 
 
 def read_images(paths: list[Path]) -> list[Image.Image]:

@@ -27,7 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", help="auto, cpu, cuda, npu, ...")
     parser.add_argument("--dtype", help="auto, bf16, fp16 or fp32")
-    parser.add_argument("--planner-int8", action="store_true", help="store the planner's matrices in 8 bits")
+    parser.add_argument("--planner-int8", action="store_true", help="the same as --planner-weights w8")
+    for name in ("planner", "decoder"):
+        text = f"round the {name}'s weights to 8 or 4 bits (default full)"
+        parser.add_argument(f"--{name}-weights", choices=("full", "w8", "w4"), default="full", help=text)
     parser.add_argument("--compile", action="store_true", help="run the decoder's blocks by torch.compile")
     parser.add_argument("--threads", type=int, help="CPU threads")
     what = parser.add_mutually_exclusive_group()
@@ -94,6 +97,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def request_of(args: argparse.Namespace) -> BenchRequest:
+    if args.planner_int8 and args.planner_weights == "full":
+        args.planner_weights = "w8"
     return BenchRequest(**{field.name: getattr(args, field.name) for field in fields(BenchRequest)})
 
 

@@ -18,6 +18,8 @@ LOCAL_ONLY = (
     "planner_device",
     "decoder_device",
     "planner_int8",
+    "planner_weights",
+    "decoder_weights",
     "plan_seed",
     "plan_rows",
     "temperature",

@@ -6,7 +6,6 @@ ComfyUI's, so that components may be loaded in part; what a device cannot hold s
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import comfy.model_management
@@ -26,6 +25,7 @@ from ...pipeline.loading.weights import (
     finite_flag,
     not_finite,
 )
+from ...pipeline.models import weight_forms
 from .ops import computing_in
 
 DTYPES = {
@@ -101,15 +101,7 @@ class WeightFile(Weights):
     def shards(self) -> list[Path]:
         return [self.folder]
 
-    @cached_property
-    def headers(self):
-        return {self._name(key): entry for key, entry in super().headers.items()}
-
-    def tensors(self):
-        for key, tensor in super().tensors():
-            yield self._name(key), tensor
-
-    def _name(self, key: str) -> str:
+    def name(self, key: str) -> str:
         for prefix in self.prefixes:
             key = key.removeprefix(prefix)
         return key
@@ -124,7 +116,8 @@ def fill(module: torch.nn.Module, weights: Weights, dtypes: Dtypes, plain: Calla
 
     `plain()` builds the same module of torch's layers: ComfyUI's may have no weights before they are loaded.
     """
-    compare(build_empty(plain, weights), weights)
+    compare(weight_forms.adopt(build_empty(plain, weights), weights.forms), weights)
+    weight_forms.adopt(module, weights.forms)
     state = {key: stored(tensor, dtypes) for key, tensor in weights.tensors()}
     module.load_state_dict(state, strict=True, assign=True)
     module.filled_from = weights.folder
@@ -162,6 +155,7 @@ def check_weights(patcher, *_) -> None:
     seen = getattr(model, "finite_with", None)
     if seen == patcher.patches_uuid:
         return
+    _refuse_patched_codes(model, patched)
     weights = {key: weight for key, weight in model.named_parameters() if seen is None or key in patched}
     bad = not_finite({key: finite_flag(weight) for key, weight in weights.items() if weight.device.type != "meta"})
     if bad:
@@ -172,6 +166,15 @@ def check_weights(patcher, *_) -> None:
             "do); the file is damaged, or the dtype too small"
         )
     model.finite_with = patcher.patches_uuid
+
+
+def _refuse_patched_codes(model, patched: set[str]) -> None:
+    """A LoRA is added to numbers, and codes of 8 or 4 bits are none."""
+    codes = [key for key, weight in model.named_parameters() if key in patched and not weight.is_floating_point()]
+    if codes:
+        raise CheckpointError(
+            f"a LoRA changes {codes[0]}, whose weights have 8 or 4 bits; load the checkpoint with whole weights for it"
+        )
 
 
 def open_part(build: Callable, config, path: Path, dtype: str, device: str):

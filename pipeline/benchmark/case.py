@@ -7,6 +7,7 @@ import torch
 
 from ..geometry import token_grid
 from ..loading.checkpoint import DECODER, GLYPH, PLANNER, VAE
+from ..loading.memory_needs import NOTHING
 from ..models.config import GenerationConfig
 from . import peers
 from .models import RandomModels
@@ -69,9 +70,11 @@ class Stage:
 class Bench:
     """The models, their twins without memory, and peers with the same weights, made when first asked for."""
 
-    def __init__(self, models, device: torch.device, dtypes: Mapping[str, torch.dtype], planner_int8: bool = False):
+    def __init__(
+        self, models, device: torch.device, dtypes: Mapping[str, torch.dtype], forms: Mapping[str, str] = NOTHING
+    ):
         self.models, self.device, self.dtypes = models, device, dtypes
-        self.meta = RandomModels(models.configs, META, dtypes, planner_int8)
+        self.meta = RandomModels(models.configs, META, dtypes, forms)
         self._peers: dict[str, torch.nn.Module] = {}
 
     def peer(self, component: str) -> torch.nn.Module:

@@ -3,6 +3,7 @@
 Both have `configs`, the four components as attributes, and `release`, as `GlmImage` has.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -10,10 +11,11 @@ import torch
 from ..devices.memory import empty_cache
 from ..loading.checkpoint import DECODER, GLYPH, PLANNER, VAE
 from ..loading.components import MODULES
+from ..loading.memory_needs import NOTHING
 from ..models import released as release
 from ..models import tiny
 from ..models.config import RopeConfig
-from ..models.int8 import quantise
+from ..models.weight_forms import pack, round_layers
 
 RELEASE = {
     PLANNER: release.VISION_LANGUAGE,
@@ -63,11 +65,11 @@ class RandomModels:
         configs: dict,
         device: torch.device,
         dtypes: dict[str, torch.dtype],
-        planner_int8: bool = False,
+        forms: Mapping[str, str] = NOTHING,
         compile: bool = False,
     ):
         self.configs, self.device, self.dtypes = configs, device, dtypes
-        self.planner_int8, self.compile = planner_int8, compile
+        self.forms, self.compile = forms, compile
         self._modules: dict[str, torch.nn.Module] = {}
 
     @property
@@ -94,10 +96,11 @@ class RandomModels:
     def _component(self, name: str) -> torch.nn.Module:
         if name not in self._modules:
             module = random_module(MODULES[name][0], self.configs[name], self.device, self.dtypes[name])
-            if name == PLANNER and self.planner_int8:
-                quantise(module)
-            elif name == PLANNER and self.device.type != "meta":
+            if form := self.forms.get(name):
+                round_layers(module, form)
+            if name == PLANNER and self.device.type != "meta":
                 module.fuse()
+                pack(module, self.device)
             if name == DECODER and self.compile:
                 module.compile_blocks()
             self._modules[name] = module

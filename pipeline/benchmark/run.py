@@ -23,8 +23,9 @@ from ..devices.remembered import name_of
 from ..errors import InputError
 from ..geometry import check_size, preview_grid, token_grid
 from ..glm_image import GlmImage
-from ..loading.checkpoint import COMPONENTS, DECODER, PLANNER
+from ..loading.checkpoint import COMPONENTS, DECODER, PLANNER, title
 from ..loading.placement import Placement
+from ..models.weight_forms import FORMS
 from ..planning.rows import check_rows
 from . import peers
 from .case import SAMPLINGS, STEPS, Bench, Case
@@ -49,7 +50,8 @@ class BenchRequest:
     config: str | None = None
     device: str | None = None
     dtype: str | None = None
-    planner_int8: bool = False
+    planner_weights: str = "full"
+    decoder_weights: str = "full"
     compile: bool = False
     threads: int | None = None
     growth: bool = False
@@ -84,11 +86,15 @@ class BenchRequest:
             raise InputError(f"no stage begins with {','.join(self.stages)!r}; there are {', '.join(there)}")
         if self.peer:
             peers.require()
-        if self.peer and self.planner_int8:
-            raise InputError(
-                "a peer shares the planner's weights, which are not 8 bits wide; leave --peer or --planner-int8 away"
-            )
+        if self.peer and self.forms:
+            raise InputError("a peer shares our weights, which would be rounded; leave --peer or the form away")
         self._check_mode()
+
+    @property
+    def forms(self) -> dict[str, str]:
+        """Component -> form, for those that are rounded."""
+        words = {PLANNER: self.planner_weights, DECODER: self.decoder_weights}
+        return {name: word for name, word in words.items() if word in FORMS}
 
     def _check_mode(self) -> None:
         """Refuse arguments that what is asked for does not read."""
@@ -136,19 +142,18 @@ def open_bench(request: BenchRequest) -> tuple[Bench, str]:
     where = resolve_device(request.device)
     if request.config:
         dtypes = {name: resolve_dtype(request.dtype, where, name) for name in COMPONENTS}
-        models = RandomModels(CONFIGURATIONS[request.config], where, dtypes, request.planner_int8, request.compile)
+        models = RandomModels(CONFIGURATIONS[request.config], where, dtypes, request.forms, request.compile)
         name = f"{request.config} configuration, random weights"
-        return Bench(models, where, dtypes, request.planner_int8), name + _how(request)
-    stored = {PLANNER: torch.int8} if request.planner_int8 else {}
-    placement = replace(Placement.on(where, request.dtype), stored=stored)
+        return Bench(models, where, dtypes, request.forms), name + _how(request)
+    placement = replace(Placement.on(where, request.dtype), forms=request.forms)
     model = GlmImage.from_pretrained(request.model or "small", placement=placement, compile=request.compile)
     name = "bundled small checkpoint" if request.model in (None, "small") else request.model
-    return Bench(model, where, placement.dtypes, request.planner_int8), name + _how(request)
+    return Bench(model, where, placement.dtypes, request.forms), name + _how(request)
 
 
 def _how(request: BenchRequest) -> str:
-    options = {"planner in 8 bits": request.planner_int8, "decoder compiled": request.compile}
-    return "".join(f", {words}" for words, asked in options.items() if asked)
+    rounded = [f", {title(name)} in {form}" for name, form in request.forms.items()]
+    return "".join([*rounded, ", decoder compiled" if request.compile else ""])
 
 
 def measure(

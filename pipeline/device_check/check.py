@@ -49,7 +49,7 @@ class DeviceCheckRequest:
             if getattr(self, name) < least:
                 raise InputError(f"--{name} {getattr(self, name)} is not accepted; use {least} or more")
 
-    def bench_request(self, planner_int8: bool = False) -> BenchRequest:
+    def bench_request(self, planner_weights: str = "full") -> BenchRequest:
         device = resolve_device(self.device)
         config = None if self.model else self.config
         if config == "auto":
@@ -60,12 +60,12 @@ class DeviceCheckRequest:
             config=config,
             device=str(device),
             dtype=self.dtype,
-            planner_int8=planner_int8,
+            planner_weights=planner_weights,
             sizes=((self.height, self.width),),
             tokens=self.tokens,
             repeats=self.repeats,
             limit=self.limit,
-            peer=self.peer and not planner_int8,
+            peer=self.peer and planner_weights == "full",
         )
 
 
@@ -87,7 +87,7 @@ class DeviceCheck:
 
     def measure(self, stage: str, batch: int = 1, bench: Bench | None = None, rows: int | None = None) -> Result:
         """A stage of the benchmark, against the limits if they were measured."""
-        request = self.request.bench_request(planner_int8=bench is not None)
+        request = self.request.bench_request("full" if bench is None else "w8")
         ceilings = self.ceilings or Ceilings(float("inf"), float("inf"))
         return measure_stage(bench or self.bench, ceilings, stage, replace(self.case(batch), rows=rows), request)
 

@@ -98,8 +98,9 @@ def decode(check: DeviceCheck) -> Iterator[Figure]:
 def decode_int8(check: DeviceCheck) -> Iterator[Figure]:
     """The same with the planner's matrices in 8 bits, on random weights of the same sizes."""
     bench = check.bench
-    models = RandomModels(bench.models.configs, bench.device, bench.dtypes, planner_int8=True)
-    small = Bench(models, bench.device, bench.dtypes, planner_int8=True)
+    forms = {PLANNER: "w8"}
+    models = RandomModels(bench.models.configs, bench.device, bench.dtypes, forms)
+    small = Bench(models, bench.device, bench.dtypes, forms)
     try:
         yield figure(check.measure("planner decode", bench=small), "decode, 8-bit weights")
     finally:

@@ -1,4 +1,4 @@
-"""The tensor functions every model of this package is made of: attention, norms, rotary, products of 8-bit weights.
+"""The tensor functions every model of this package is made of: attention, norms, rotary, products of rounded weights.
 
 Each is plain torch (`plain_kernels.py`), unless something faster is registered for the device; the models never know.
 NPUs get theirs when the first tensor comes. Shapes: `B` batch, `H` heads, `L` tokens, `D` head dim, `C` channels.
@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from . import plain_kernels
+from . import plain_kernels, quantised_products
 
 NAMES = {
     "attention",
@@ -22,6 +22,7 @@ NAMES = {
     "gelu_tanh",
     "modulated_norm",
     "int8_linear",
+    "int4_linear",
 }
 _REGISTERED: dict[str, dict[str, Callable]] = {}  # device type -> public name -> that device's implementation
 _PLAIN: dict[str, Callable] = {}
@@ -111,4 +112,14 @@ def int8_linear(
     x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
     """(..., in) times the rows of int8 `weight` (out, in), each times its `scale` (out,) -> (..., out), plus `bias`."""
-    return _implementation("int8_linear", x, plain_kernels.int8_linear)(x, weight, scale, bias)
+    return _implementation("int8_linear", x, quantised_products.int8_linear)(x, weight, scale, bias)
+
+
+def int4_linear(
+    x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """(..., in) times uint8 `weight` (out, in / 2), two codes of 4 bits a byte, the first one low -> (..., out).
+
+    A number is (code - 8) * `scale` + `zero`, both (out, in / 32).
+    """
+    return _implementation("int4_linear", x, quantised_products.int4_linear)(x, weight, scale, zero, bias)

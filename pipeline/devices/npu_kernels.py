@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.weak import WeakIdKeyDictionary
 
-from . import plain_kernels
+from . import plain_kernels, quantised_products
 from .capabilities import capabilities
 
 npu = torch.ops.npu  # torch_npu has registered its operators here
@@ -130,8 +130,8 @@ def gelu_tanh(x):
 def int8_linear(x, weight, scale, bias):
     """Every chip has this kernel, for halves; it takes rows, and a transposed weight is what it is fastest with."""
     if x.dtype not in HALVES:
-        return plain_kernels.widened_linear(x, weight, scale, bias)
-    return plain_kernels.by_rows(lambda rows: npu.npu_weight_quant_batchmatmul(rows, weight.t(), scale), x, bias)
+        return quantised_products.widened_int8_linear(x, weight, scale, bias)
+    return quantised_products.by_rows(lambda rows: npu.npu_weight_quant_batchmatmul(rows, weight.t(), scale), x, bias)
 
 
 FUSED = {

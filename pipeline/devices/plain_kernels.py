@@ -2,12 +2,9 @@
 
 import functools
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-
-FEW_ROWS = 32  # up to which a CPU multiplies 8-bit weights faster than it widens them
 
 
 def attention(q, k, v, mask, scale):
@@ -66,21 +63,3 @@ def modulated_norm(x, scale, shift, eps):
     if scale.shape[0] == 1:  # one modulation for the batch is the norm's own affine part: one kernel, one rounding
         return F.layer_norm(x, x.shape[-1:], scale[0], shift[0], eps)
     return torch.addcmul(shift[:, None], F.layer_norm(x, x.shape[-1:], eps=eps), scale[:, None])
-
-
-def int8_linear(x, weight, scale, bias):
-    few = x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.numel() <= FEW_ROWS * x.shape[-1]
-    if few:
-        return by_rows(lambda rows: torch._weight_int8pack_mm(rows, weight, scale), x, bias)
-    return widened_linear(x, weight, scale, bias)
-
-
-def widened_linear(x, weight, scale, bias):
-    """`int8_linear` by an ordinary product, for what no kernel of 8-bit weights takes."""
-    return F.linear(x, weight.to(x.dtype) * scale[:, None], bias)
-
-
-def by_rows(product: Callable, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """(..., in) -> (..., out) by a `product` that takes (rows, in) and knows no bias."""
-    out = product(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
-    return out if bias is None else out + bias

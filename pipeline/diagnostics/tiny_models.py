@@ -7,11 +7,11 @@ import torch
 
 from ..models.config import GenerationConfig
 from ..models.glyph_encoder import GlyphEncoder
-from ..models.int8 import quantise
 from ..models.planner import Planner
 from ..models.tiny import dit_config, glyph_config, planner_config, vae_config
 from ..models.transformer import Dit
 from ..models.vae import Vae
+from ..models.weight_forms import round_layers
 from ..planning.controls import Steering
 from ..planning.decode_step import DecodeStep
 from ..planning.prefill import Prefix, prefill
@@ -51,7 +51,7 @@ def planner_parts(device: torch.device, dtype: torch.dtype) -> Iterator[Part]:
     window = new_window(planner, prefix, sampling)
     yield "planner: first window", False, lambda: window.first(prefix.logits)
     yield "planner: window for a graph", True, lambda: window.captured(window.cache.capacity)
-    small = new_step(quantise(copy.deepcopy(planner)), prefix, sampling)
+    small = new_step(round_layers(copy.deepcopy(planner), "w8"), prefix, sampling)
     yield "planner: token by 8-bit weights", True, lambda: small.captured(small.cache.capacity)
 
 

@@ -1,6 +1,7 @@
 """The four networks of a checkpoint: each loaded when first used, where its placement says, and released again."""
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
 
 import torch
@@ -8,17 +9,19 @@ import torch
 from ..devices.device import current, require_compiler
 from ..devices.layer_offload import offload_layers
 from ..devices.memory import empty_cache, explaining_out_of_memory
+from ..devices.quantised_products import check_form, slow_reason
 from ..errors import InputError
 from ..models.config import DitConfig, GlyphConfig, VaeConfig, VisionLanguageConfig
 from ..models.glyph_encoder import GlyphEncoder
-from ..models.int8 import quantise
 from ..models.planner import Planner
 from ..models.transformer import Dit
 from ..models.vae import Vae
+from ..models.weight_forms import W4Linear, W8Linear, pack
 from .checkpoint import DECODER, GLYPH, PLANNER, VAE, Checkpoint, title
 from .placement import Placement
 from .weights import load_module
 
+logger = logging.getLogger(__name__)
 MODULES = {  # folder -> (module, its configuration)
     PLANNER: (Planner, VisionLanguageConfig),
     GLYPH: (GlyphEncoder, GlyphConfig),
@@ -51,10 +54,8 @@ class Components:
 
     def _load(self, name: str) -> torch.nn.Module:
         device, streamed = self.placement.devices[name], name in self.placement.streamed
-        eight_bits = self.placement.stored.get(name) == torch.int8
-        module = self._read(name, torch.device("cpu") if streamed or eight_bits else device)
-        if eight_bits:  # rounded in host memory: a device may not hold the 16 bits
-            quantise(module).to("cpu" if streamed else device)
+        module = self._read(name, torch.device("cpu") if streamed else device)
+        self._ready_rounded(name, module, device)
         if streamed:
             return offload_layers(module, device, self.placement.streamed[name])
         if name == PLANNER:
@@ -63,13 +64,23 @@ class Components:
             module.compile_blocks()
         return module
 
+    def _ready_rounded(self, name: str, module: torch.nn.Module, device: torch.device) -> None:
+        """What layers of 8 and 4 bits need to run well, and a warning where they cannot."""
+        forms = {type(layer).form for layer in module.modules() if isinstance(layer, (W8Linear, W4Linear))}
+        for form in forms:
+            check_form(form, device)
+            if name == PLANNER and (reason := slow_reason(form, device, self.placement.dtypes[name])):
+                logger.warning("the planner is slower than with whole weights: %s", reason)
+        if name == PLANNER and "w4" in forms:
+            pack(module, device)
+
     def _read(self, name: str, device: torch.device) -> torch.nn.Module:
         def progress(done: int, total: int) -> None:
             self.on_load(done, total, stage="load", component=name)
 
         folder, dtype = self.checkpoint.component(name), self.placement.dtypes[name]
-        shown = progress if self.on_load else None
-        return load_module(MODULES[name][0], self.configs[name], folder, device, dtype, progress=shown)
+        shown, form = progress if self.on_load else None, self.placement.forms.get(name)
+        return load_module(MODULES[name][0], self.configs[name], folder, device, dtype, progress=shown, form=form)
 
     def release(self, *names: str) -> None:
         """Free modules, all without any name; what is not loaded is passed over."""

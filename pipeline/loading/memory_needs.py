@@ -1,14 +1,15 @@
 """What a checkpoint's components need: bytes of their weights, and of the work of running them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
 import torch
 
+from ..devices.quantised_products import GROUP
 from ..geometry import check_size, patch_count, preview_grid, token_grid
-from ..models import int8, released
+from ..models import released, weight_forms
 from ..models.config import DitConfig, VaeConfig, VisionLanguageConfig
 from ..models.kv_cache import BUCKET, cache_nbytes
 from ..models.vae import LIVE, STRIP
@@ -37,8 +38,8 @@ class MemoryNeeds:
 
 @dataclass(frozen=True)
 class CheckpointSizes:
-    """What sizes follow from: numbers in every tensor of each component, the configurations, and `files`, the dtypes
-    of the components on disk.
+    """What sizes follow from: numbers in every tensor of each component, the configurations, and the files: the dtypes
+    of the components, `codes`, bytes of what lies there in 8 or 4 bits and stays so, and which `forms` those are.
     """
 
     numbers: Mapping[str, Mapping[str, int]]
@@ -46,6 +47,8 @@ class CheckpointSizes:
     decoder: DitConfig
     vae: VaeConfig
     files: Mapping[str, torch.dtype]
+    codes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    forms: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, folder: Path) -> "CheckpointSizes":
@@ -57,6 +60,8 @@ class CheckpointSizes:
             DitConfig.from_json(folder / DECODER / "config.json"),
             VaeConfig.from_json(folder / VAE / "config.json"),
             {name: weights[name].dtype for name in COMPONENTS},
+            {name: _codes(weights[name]) for name in COMPONENTS},
+            {name: min(weights[name].forms.values()) for name in COMPONENTS if weights[name].forms},
         )
 
     @classmethod
@@ -74,6 +79,10 @@ def _numbers(weights: Weights) -> dict[str, int]:
     return {key: torch.Size(shape).numel() for key, (_, shape, *_) in weights.headers.items()}
 
 
+def _codes(weights: Weights) -> dict[str, int]:
+    return {f"{layer}.weight": weights.headers[f"{layer}.weight"][3] for layer in weights.forms}
+
+
 def memory_needs(
     model: CheckpointSizes,
     dtypes: Mapping[str, torch.dtype],
@@ -81,8 +90,9 @@ def memory_needs(
     width: int = 1024,
     count: int = 1,
     stored: Mapping[str, torch.dtype] = NOTHING,
+    forms: Mapping[str, str] = NOTHING,
 ) -> MemoryNeeds:
-    """What `count` images of this size take; `stored` as in `Placement`."""
+    """What `count` images of this size take; `stored` and `forms` as in `Placement`."""
     check_size(height, width)
     work = {
         PLANNER: planner_work(model.planner, dtypes[PLANNER], height, width, count),
@@ -90,7 +100,11 @@ def memory_needs(
         DECODER: decoder_work(model.decoder, dtypes[DECODER], height, width, count),
         VAE: vae_work(model.vae, dtypes[VAE], height, width),
     }
-    sizes = {name: _sizes(model.numbers[name], dtypes[name], stored.get(name)) for name in COMPONENTS}
+    sizes = {
+        name: _sizes(model.numbers[name], stored.get(name, dtypes[name]), forms.get(name))
+        | dict(model.codes.get(name, NOTHING))
+        for name in COMPONENTS
+    }
     layers = {name: _layers(sizes[name]) for name in COMPONENTS}
     return MemoryNeeds(
         weights={name: sum(sizes[name].values()) for name in COMPONENTS},
@@ -100,11 +114,14 @@ def memory_needs(
     )
 
 
-def _sizes(numbers: Mapping[str, int], dtype: torch.dtype, stored: torch.dtype | None) -> dict[str, int]:
-    """Bytes of every tensor; int8 is for the planner's matrices alone, any other `stored` for all that there is."""
-    if stored == torch.int8:
-        return {key: n * int8.itemsize(key, dtype) for key, n in numbers.items()}
-    return {key: n * (stored or dtype).itemsize for key, n in numbers.items()}
+def _sizes(numbers: Mapping[str, int], dtype: torch.dtype, form: str | None) -> dict[str, int]:
+    """Bytes of every tensor, those of layers that are rounded to 8 or 4 bits by their own form."""
+    sizes = {key: n * dtype.itemsize for key, n in numbers.items()}
+    for key, n in numbers.items() if form else ():
+        layer, _, name = key.rpartition(".")
+        if own := name == "weight" and weight_forms.layer_form(form, layer, GROUP):
+            sizes[key] = weight_forms.nbytes(own, n, dtype)
+    return sizes
 
 
 def _layers(sizes: Mapping[str, int]) -> list[int]:

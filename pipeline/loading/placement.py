@@ -17,12 +17,15 @@ import torch
 from ..devices.capabilities import resolve_dtype
 from ..devices.device import available_devices, resolve_device
 from ..devices.memory import memory_of
+from ..devices.quantised_products import check_form
 from ..errors import DeviceError, InputError
+from ..models.weight_forms import FORMS
 from .checkpoint import COMPONENTS, DECODER, GLYPH, PLANNER, VAE, title
 from .memory_needs import NOTHING, CheckpointSizes, MemoryNeeds, memory_needs
 
 logger = logging.getLogger(__name__)
 STAGES = {"planning": (PLANNER,), "drawing": (GLYPH, DECODER, VAE)}  # what must be on its device at the same time
+WEIGHTS = ("auto", "full", *FORMS)
 STREAMABLE = (PLANNER, DECODER)
 HEADROOM = 0.08  # part of a device's memory left alone: fragments, workspaces of its libraries, other programs
 LOADED_LAYERS = 2  # on the device at once in layerwise offload: the layer that runs and the one that arrives
@@ -39,6 +42,7 @@ class Placement:
 
     `streamed`: component -> bytes of its layers that stay on the device; the others wait in host memory and come one
     after the other. `stored`: component -> dtype of its weights in memory, if not the one that is computed in.
+    `forms`: component -> "w8" or "w4", the form to which its whole weights are rounded while they are loaded.
     """
 
     devices: Mapping[str, torch.device]
@@ -47,6 +51,7 @@ class Placement:
     streamed: Mapping[str, int] = field(default_factory=dict)
     parked: bool = False
     stored: Mapping[str, torch.dtype] = field(default_factory=dict)
+    forms: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def on(cls, device: torch.device, dtype: str | torch.dtype | None = None) -> "Placement":
@@ -105,7 +110,8 @@ class Offload(Enum):
 class PlacementRequest:
     """What the user asks for, and what will be drawn: `count` images of this size in pixels.
 
-    `device` is for everything that has no device of its own. `planner_int8` stores the planner's matrices in 8 bits.
+    `device` is for everything that has no device of its own. `planner_weights` and `decoder_weights` are "full" (as the
+    files have them), "w8" or "w4" (rounded), or "auto": whole, and of 8 bits where layers would have to stream else.
     """
 
     device: str | torch.device | None = None
@@ -116,16 +122,25 @@ class PlacementRequest:
     height: int = 1024
     width: int = 1024
     count: int = 1
-    planner_int8: bool = False
+    planner_weights: str = "auto"
+    decoder_weights: str = "auto"
+
+    def __post_init__(self):
+        for name, word in (("planner", self.planner_weights), ("decoder", self.decoder_weights)):
+            if word not in WEIGHTS:
+                raise InputError(f"{name} weights {word!r} are not known; use {', '.join(WEIGHTS)}")
 
     @property
     def may_use_others(self) -> bool:
         """Whether no device was named, so that a second one may be used."""
         return self.device is None and self.planner_device is None and self.decoder_device is None
 
-    @property
-    def stored(self) -> dict[str, torch.dtype]:
-        return {PLANNER: torch.int8} if self.planner_int8 else {}
+    def forms(self) -> list[dict[str, str]]:
+        """Component -> form, from the exact to the frugal: those that may be tried one after the other."""
+        words = {PLANNER: self.planner_weights, DECODER: self.decoder_weights}
+        asked = {name: word for name, word in words.items() if word in FORMS}
+        free = [name for name, word in words.items() if word == "auto" and self.offload != Offload.LAYERWISE]
+        return [asked | dict.fromkeys(free[:count], "w8") for count in range(len(free) + 1)]
 
     def devices(self) -> dict[str, torch.device]:
         """Component -> device; raises DeviceError for one that is not there."""
@@ -162,10 +177,22 @@ def plan_placement(model: Path | CheckpointSizes, request: PlacementRequest) -> 
     """The first placement that fits, or the most frugal one, and the needs of the model in it."""
     where = request.devices()
     sizes = model if isinstance(model, CheckpointSizes) else CheckpointSizes.of(model)
-    wanted = replace(Placement.split(where, request.dtype, sizes.files), stored=request.stored)
-    needs = memory_needs(sizes, wanted.dtypes, request.height, request.width, request.count, request.stored)
+    whole = Placement.split(where, request.dtype, sizes.files)
     others = further_devices(where[VAE]) if request.may_use_others else []
-    return first_that_fits(wanted, needs, request.offload, others), needs
+    for forms in request.forms():
+        forms = {name: form for name, form in forms.items() if not sizes.codes.get(name)}
+        needs = memory_needs(sizes, whole.dtypes, request.height, request.width, request.count, forms=forms)
+        found = first_that_fits(replace(whole, forms=forms), needs, request.offload, others)
+        if fits(found, needs) and not found.streamed:
+            break
+    _check_forms(found, sizes)
+    return found, needs
+
+
+def _check_forms(placement: Placement, sizes: CheckpointSizes) -> None:
+    """Refuse weights that a device cannot multiply by, those of the files included."""
+    for name, form in (sizes.forms | dict(placement.forms)).items():
+        check_form(form, placement.devices[name])
 
 
 def further_devices(main: torch.device) -> list[torch.device]:
@@ -301,6 +328,8 @@ def describe(placement: Placement, needs: MemoryNeeds, budget: Budget | None = N
         weights, work = gib(needs.weights[name]), gib(needs.work[name])
         if name in placement.stored:
             weights += f" {str(placement.stored[name]).removeprefix('torch.')}"
+        if name in placement.forms:
+            weights += f" {placement.forms[name]}"
         lines.append(f"  {title(name):13} {placement.devices[name]!s:7} {dtype:9} {weights} weights, {work} work")
     for device, peak in peaks(placement, needs).items():
         lines.append(f"  peak on {device}: {gib(peak)} of {gib((budget or available)(device))} that may be used")

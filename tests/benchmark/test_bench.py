@@ -173,7 +173,7 @@ BAD = [
     (["--tradeoffs", "--config", "third", "--peer"], "--tradeoffs does not go with --config, --peer"),
     (["--growth", "--stages", "glyph"], "there are planner decode, decoder step, vae decode"),
     (["--growth", "--tokens", "8"], "--growth does not go with --tokens"),
-    (["--planner-int8", "--peer"], "leave --peer or --planner-int8"),
+    (["--planner-int8", "--peer"], "leave --peer or the form"),
     (["--steps", "8"], "--steps goes with --tradeoffs only"),
     (["--tradeoffs", "--steps", "0"], "--steps 0 is not accepted"),
     (["--sizes", "100"], "not a multiple of 32"),

@@ -71,17 +71,38 @@ def test_planner_and_decoder_take_turns_on_one_card_of_32_gib(machine, released)
     assert placement.leaving("drawing") == (P.PLANNER,)
 
 
-def test_layers_stream_on_a_card_of_18_gib_and_as_many_stay_as_fit(machine, released):
+WHOLE = {"planner_weights": "full", "decoder_weights": "full"}
+
+
+def test_whole_layers_stream_on_a_card_of_18_gib_and_as_many_stay_as_fit(machine, released):
     machine(18)
-    placement, needs = planned(released)
+    placement, needs = planned(released, **WHOLE)
     assert set(placement.streamed) == {P.PLANNER}
     assert 0 < placement.streamed[P.PLANNER] < needs.layers[P.PLANNER]
     assert P.fits(placement, needs)
 
 
+@pytest.mark.parametrize(
+    ("card", "forms"), [(24, {}), (18, {P.PLANNER: "w8"}), (16, {P.PLANNER: "w8", P.DECODER: "w8"})]
+)
+def test_weights_of_8_bits_come_before_layers_that_stream(machine, released, card, forms):
+    machine(card)
+    placement, needs = planned(released)
+    assert placement.forms == forms and placement.phased and not placement.streamed
+    assert P.fits(placement, needs)
+
+
+def test_forms_that_the_user_names_are_kept(machine, released):
+    machine(64)
+    placement, needs = planned(released, planner_weights="w4", decoder_weights="w8")
+    assert placement.forms == {P.PLANNER: "w4", P.DECODER: "w8"} and not placement.phased
+    with pytest.raises(InputError, match="planner weights 'int3' are not known; use auto, full, w8, w4"):
+        P.PlacementRequest(planner_weights="int3")
+
+
 def test_a_larger_batch_keeps_fewer_layers(machine, released):
     machine(16)
-    one, many = (planned(released, count=count)[0].streamed for count in (1, 16))
+    one, many = (planned(released, count=count, **WHOLE)[0].streamed for count in (1, 16))
     assert many[P.PLANNER] < one[P.PLANNER]
 
 

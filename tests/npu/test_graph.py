@@ -9,8 +9,8 @@ from comfyui_glm_image.pipeline.devices import kernels
 from comfyui_glm_image.pipeline.devices.device import resolve_device
 from comfyui_glm_image.pipeline.diagnostics.tiny_models import planner_config, prompt_batch
 from comfyui_glm_image.pipeline.models.config import GenerationConfig
-from comfyui_glm_image.pipeline.models.int8 import quantise
 from comfyui_glm_image.pipeline.models.planner import Planner
+from comfyui_glm_image.pipeline.models.weight_forms import round_layers
 from comfyui_glm_image.pipeline.planning.controls import GridControl
 from comfyui_glm_image.pipeline.planning.generate import decode
 from comfyui_glm_image.pipeline.planning.graphs import GraphRunner
@@ -107,7 +107,7 @@ def test_a_plan_by_windows_reads_back_one_copy_a_pass_and_waits_for_no_pass_that
 
 
 def test_captured_tokens_by_8_bit_weights_equal_eager_ones(planner, npu):
-    small = quantise(copy.deepcopy(planner))
+    small = round_layers(copy.deepcopy(planner), "w8")
     prefix, graphs = prefill(small, prompt_batch(), npu), GraphRunner(small, npu)
     captured = plan(small, prefix, [0], graphs=graphs)
     assert (graphs.reason, graphs.replays) == (None, 6)

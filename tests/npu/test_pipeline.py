@@ -86,7 +86,7 @@ def test_bfloat16_is_the_default_and_draws_nearly_the_same(folder, npu, drawn):
 def test_a_planner_of_8_bits_fits_in_half_and_plans_as_on_the_cpu(folder, npu):
     models = [
         GlmImage.from_pretrained(
-            folder, placement=P.choose(folder, P.PlacementRequest(device, "bf16", planner_int8=True))
+            folder, placement=P.choose(folder, P.PlacementRequest(device, "bf16", planner_weights="w8"))
         )
         for device in ("cpu", npu)
     ]

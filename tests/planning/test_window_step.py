@@ -9,8 +9,8 @@ import torch
 from comfyui_glm_image.pipeline.errors import InputError
 from comfyui_glm_image.pipeline.loading.weights import load_module
 from comfyui_glm_image.pipeline.models.config import GenerationConfig, VisionLanguageConfig
-from comfyui_glm_image.pipeline.models.int8 import quantise
 from comfyui_glm_image.pipeline.models.planner import Planner
+from comfyui_glm_image.pipeline.models.weight_forms import pack, round_layers
 from comfyui_glm_image.pipeline.plan import MAX_PLAN_ROWS
 from comfyui_glm_image.pipeline.planning import rows, steps
 from comfyui_glm_image.pipeline.planning.controls import GridControl
@@ -112,9 +112,9 @@ def one_by_one(step, k):
 
 
 @pytest.mark.parametrize("rows", [3, 16])
-@pytest.mark.parametrize("weights", ["bf16", "int8"])
+@pytest.mark.parametrize("weights", ["bf16", "w8", "w4"])
 def test_in_bfloat16_windows_equal_single_tokens_of_as_many_rows_bit_for_bit(half, model, weights, rows):
-    planner = quantise(copy.deepcopy(half)) if weights == "int8" else half
+    planner = half if weights == "bf16" else pack(round_layers(copy.deepcopy(half), weights), torch.device("cpu"))
     prefix = prefix_of(planner, model, *PROMPTS)
     for seeds in ([0, 1], [2, 3], [4, 5]):
         windows, keys = [], []

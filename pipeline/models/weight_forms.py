@@ -1,0 +1,199 @@
+"""Linear layers whose weights are stored in 8 or 4 bits, and which layers of planner and decoder are.
+
+W8: codes of 8 bits and one scale a row. W4: codes of 4 bits and a scale and a zero for every 32 of a row. Inputs and
+results keep their dtype. Attributes are the keys of the file: W8 is ComfyUI's `int8_tensorwise` with a scale a row, so
+that its core reads such a file too. Scales and zeros are numbers that bfloat16 has, and lose nothing in any dtype.
+Embeddings, norms, the vision tokenizer and the decoder's first and last layers are small or sensitive and stay as
+they are. In W4 the planner's attention and head have 8 bits, for its choices depend on them most.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import nn
+
+from ..devices import kernels
+from ..devices.quantised_products import GROUP, pack_int4, packed_int4_linear
+
+LARGEST = 127  # of a code of 8 bits, on either side of zero
+STEPS, MIDDLE = 15, 8  # between the smallest and the largest code of 4 bits; the code that stands for its zero
+FITS = 4  # of scale and zero to a group's codes, which spare an eighth of the squared error
+SMALLEST = 2.0**-24  # of scales, which float16 still has
+ATTENTION = r"model\.language_model\.layers\.\d+\.self_attn\.\w+|lm_head"
+MLP = r"model\.language_model\.layers\.\d+\.mlp\.\w+"
+BLOCKS = r"transformer_blocks\.\d+\.(norm1|attn1|ff)\.[\w.]+"
+LAYERS = {  # form of a component -> form of a layer -> the names of these layers
+    "w8": {"w8": re.compile("|".join((ATTENTION, MLP, BLOCKS)))},
+    "w4": {"w8": re.compile(ATTENTION), "w4": re.compile(f"{MLP}|{BLOCKS}")},
+}
+FORMS = tuple(LAYERS)
+
+
+class W8Linear(nn.Module):
+    """A linear layer of int8 `weight` (out, in) and `weight_scale` (out, 1) in the dtype that it computes in."""
+
+    form = "w8"
+
+    def __init__(self, width: int, out: int, bias: bool, dtype: torch.dtype | None = None):
+        super().__init__()
+        self.weight = _constant(torch.empty(out, width, dtype=torch.int8))
+        self.weight_scale = _constant(torch.empty(out, 1, dtype=dtype))
+        self.bias = _constant(torch.empty(out, dtype=dtype)) if bias else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., in) -> (..., out)."""
+        return kernels.int8_linear(x, self.weight, self.weight_scale.view(-1).to(x.dtype), self.bias)
+
+
+class W4Linear(nn.Module):
+    """A linear layer of uint8 `weight` (out, in / 2), two codes a byte and the first one low, with `weight_scale` and
+    `weight_zero` (out, in / 32) in the dtype that it computes in: number = (code - 8) * scale + zero.
+
+    After `pack` the first two are in the order of the CPU's own product instead, and there are no zeros.
+    """
+
+    form = "w4"
+
+    def __init__(self, width: int, out: int, bias: bool, dtype: torch.dtype | None = None):
+        super().__init__()
+        self.weight = _constant(torch.empty(out, width // 2, dtype=torch.uint8))
+        self.weight_scale = _constant(torch.empty(out, width // GROUP, dtype=dtype))
+        self.weight_zero = _constant(torch.empty(out, width // GROUP, dtype=dtype))
+        self.bias = _constant(torch.empty(out, dtype=dtype)) if bias else None
+
+    def pack(self, device: torch.device) -> None:
+        """Bring the weights into the order that `device`'s product of few rows wants, if it wants another."""
+        if packed := pack_int4(self.weight, self.weight_scale, self.weight_zero, device):
+            self.weight, self.weight_scale = map(_constant, packed)
+            self.weight_zero = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., in) -> (..., out)."""
+        if self.weight_zero is None:
+            return packed_int4_linear(x, self.weight, self.weight_scale, self.bias)
+        scale, zero = self.weight_scale.to(x.dtype), self.weight_zero.to(x.dtype)
+        return kernels.int4_linear(x, self.weight, scale, zero, self.bias)
+
+
+LINEARS = {layer.form: layer for layer in (W8Linear, W4Linear)}
+
+
+def layer_form(form: str | None, layer: str, width: int) -> str | None:
+    """The form of a layer of `width` inputs in a component of a form; None if it stays as it is.
+
+    Groups fill a row, so that a layer of another width has 8 bits where 4 are wanted.
+    """
+    for own, names in LAYERS.get(form, {}).items():
+        if names.fullmatch(layer):
+            return "w8" if width % GROUP else own
+    return None
+
+
+def nbytes(form: str, count: int, dtype: torch.dtype) -> int:
+    """Bytes of a layer's `count` numbers in a form, scales included; rows of the release have 512 numbers or more."""
+    scales = count // 512 if form == "w8" else 2 * count // GROUP
+    return count // {"w8": 1, "w4": 2}[form] + scales * dtype.itemsize
+
+
+def rounded(weight: torch.Tensor, form: str) -> dict[str, torch.Tensor]:
+    """A float matrix (out, in) -> what the layer of a form stores of it, by its names; scales are float32."""
+    return {"w8": _rounded_to_8, "w4": _rounded_to_4}[form](weight.float())
+
+
+def _rounded_to_8(weight: torch.Tensor) -> dict[str, torch.Tensor]:
+    scale = _short(weight.abs().amax(dim=1, keepdim=True) / LARGEST)
+    codes = (weight / scale).round_().clamp_(-LARGEST, LARGEST)
+    return {"weight": codes.to(torch.int8), "weight_scale": scale}
+
+
+def _rounded_to_4(weight: torch.Tensor) -> dict[str, torch.Tensor]:
+    groups = weight.unflatten(1, (-1, GROUP))
+    low, high = groups.amin(dim=2), groups.amax(dim=2)
+    scale = ((high - low) / STEPS).clamp_(min=SMALLEST)
+    zero = low + MIDDLE * scale
+    for _ in range(FITS):
+        scale, zero = _fitted(groups, _codes_of_4(groups, scale, zero), scale, zero)
+    scale, zero = _short(scale), zero.bfloat16().float()
+    codes = _codes_of_4(groups, scale, zero).add_(MIDDLE).to(torch.uint8)
+    first, second = codes.flatten(1).unflatten(1, (-1, 2)).unbind(2)
+    return {"weight": first | second << 4, "weight_scale": scale, "weight_zero": zero}
+
+
+def _codes_of_4(groups: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
+    """(out, in / 32, 32) numbers -> their codes, less the middle one."""
+    codes = (groups - zero[..., None]).div_(scale[..., None])
+    return codes.round_().clamp_(-MIDDLE, STEPS - MIDDLE)
+
+
+def _fitted(groups, codes, scale, zero) -> tuple[torch.Tensor, torch.Tensor]:
+    """The scale and zero whose line through (code, number) has the smallest squared error, for each group."""
+    spread = codes - codes.mean(dim=2, keepdim=True)
+    variance = spread.square().sum(dim=2)
+    better = (spread * groups).sum(dim=2) / variance.clamp(min=1)
+    scale = torch.where((variance > 0) & (better >= SMALLEST), better, scale)
+    return scale, groups.mean(dim=2) - codes.mean(dim=2) * scale
+
+
+def _short(scale: torch.Tensor) -> torch.Tensor:
+    """As bfloat16 has it, but never zero: rows of zeros stay zeros, and float16 has the smallest of them too."""
+    return scale.clamp(min=SMALLEST).bfloat16().float()
+
+
+def adopt(module: nn.Module, forms: Mapping[str, str]) -> nn.Module:
+    """Replace linear layers (layer's name -> form) by empty ones of these forms, on their device."""
+    for name, form in forms.items():
+        _replace(module, name, lambda layer, form=form: _empty(layer, form))
+    return module
+
+
+def forms_of(module: nn.Module, form: str | None) -> dict[str, str]:
+    """Name of every whole linear layer that has a form of its own in a component of `form` -> that form."""
+    wanted = {name: layer_form(form, name, layer.in_features) for name, layer in linear_layers(module)}
+    return {name: own for name, own in wanted.items() if own}
+
+
+def round_layers(module: nn.Module, form: str) -> nn.Module:
+    """Round all linear layers that have a form there, in place, one after the other; a fused planner is so no more."""
+    for name, own in forms_of(module, form).items():
+        _replace(module, name, lambda layer, own=own: _rounded_layer(layer, own))
+    for part in module.modules():
+        if getattr(part, "fused", None) is not None:
+            part.fused = None
+    return module
+
+
+def pack(module: nn.Module, device: torch.device) -> nn.Module:
+    """Ready 4-bit layers for few rows on a device, as in planning tokens; the decoder's many rows want none of it."""
+    for layer in module.modules():
+        if isinstance(layer, W4Linear):
+            layer.pack(device)
+    return module
+
+
+def linear_layers(module: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+    return ((name, layer) for name, layer in module.named_modules() if isinstance(layer, nn.Linear))
+
+
+def _replace(module: nn.Module, name: str, change) -> None:
+    home, _, own = name.rpartition(".")
+    parent = module.get_submodule(home)
+    parent._modules[own] = change(parent.get_submodule(own))
+
+
+def _empty(layer: nn.Linear, form: str) -> nn.Module:
+    with torch.device(layer.weight.device):
+        return LINEARS[form](layer.in_features, layer.out_features, layer.bias is not None, layer.weight.dtype)
+
+
+def _rounded_layer(layer: nn.Linear, form: str) -> nn.Module:
+    with torch.device("meta"):
+        small = LINEARS[form](layer.in_features, layer.out_features, layer.bias is not None)
+    for name, tensor in rounded(layer.weight.detach(), form).items():
+        setattr(small, name, _constant(tensor.to(layer.weight.dtype) if tensor.is_floating_point() else tensor))
+    small.bias = layer.bias
+    return small
+
+
+def _constant(tensor: torch.Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor, requires_grad=False)
