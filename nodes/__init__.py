@@ -16,7 +16,14 @@ from .loaders import (
 )
 from .lora import GLMImageLoRA
 from .ocr import GLMImageBestOfN, GLMImageReadText
-from .plan import GLMImageLoadPlan, GLMImagePlan, GLMImagePlanPreview, GLMImageResizePlan, GLMImageSavePlan
+from .plan import (
+    GLMImageLoadPlan,
+    GLMImagePlan,
+    GLMImagePlanFromImage,
+    GLMImagePlanPreview,
+    GLMImageResizePlan,
+    GLMImageSavePlan,
+)
 from .remote import GLMImageRemote
 from .sampling import EmptyGLMImageLatent, GLMImageDecode, GLMImageSigmas, ModelSamplingGLMImage
 from .size import GLMImageCutBack, GLMImageSize
@@ -29,6 +36,7 @@ NODES = [
     GLMImageGlyphEncoderLoader,
     GLMImageVAELoader,
     GLMImagePlan,
+    GLMImagePlanFromImage,
     GLMImagePlanPreview,
     GLMImageResizePlan,
     GLMImageSavePlan,

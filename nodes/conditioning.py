@@ -15,6 +15,7 @@ from ..pipeline.denoising.conditioning import glyph_rows, reference_patch_ids, s
 from ..pipeline.devices.device import assert_on, current
 from ..pipeline.errors import InputError
 from ..pipeline.plan import Plan
+from ..pipeline.text import check_texts
 from . import sockets
 from .comfyui.page import show
 from .comfyui.planner import GlyphEncoderPart
@@ -85,7 +86,15 @@ def encode_references(vae, plan: Plan) -> list[torch.Tensor]:
     return pipeline_conditioning.encode_references(plan, vae.encode)
 
 
+def check_listed(glyph_mode: str, glyph_texts: str, negative_texts: str) -> None:
+    """Refuse listed texts that no image can show, as the glyph encoder would after planning."""
+    for text in (negative_texts, "" if glyph_mode == REFERENCE else glyph_texts):
+        check_texts(lines(text))
+
+
 class GLMImageConditioning(io.ComfyNode):
+    checks = (check_listed,)
+
     @classmethod
     def define_schema(cls):
         return io.Schema(

@@ -74,6 +74,8 @@ def source_inputs() -> list:
 
 
 class GLMImageTextLayout(io.ComfyNode):
+    checks = (check_size,)
+
     @classmethod
     def define_schema(cls):
         return io.Schema(

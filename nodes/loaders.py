@@ -18,7 +18,14 @@ from .comfyui.vae import open_vae
 from .inputs import LOADERS, device_input, dtype_input, model_input, vae_dtype_input, weights_input
 
 
+def is_there(model: str) -> None:
+    """Refuse a checkpoint that is offered and not downloaded yet, with the way to get it."""
+    model_folders.model_folder(model)
+
+
 class GLMImageLoader(io.ComfyNode):
+    checks = (is_there,)
+
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -74,6 +81,7 @@ class ComponentLoader(io.ComfyNode):
     files: str | None
     output: io.Output
     dtype_input = staticmethod(dtype_input)
+    checks = (is_there,)
 
     @classmethod
     def define_schema(cls):

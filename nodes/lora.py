@@ -52,7 +52,7 @@ class GLMImageLoRA(io.ComfyNode):
         if len(unmatched) == len(state):
             raise InputError(f"{lora} holds nothing for the GLM-Image decoder; its first key is {shown(unmatched[0])}")
         if not unmatched:
-            return io.NodeOutput(patched)
+            return io.NodeOutput(patched, ui=show(f"{lora}: all {len(state)} keys are used", cls.hidden.unique_id))
         listed = ", ".join(unmatched[:LISTED]) + (", ..." if len(unmatched) > LISTED else "")
         message = f"{lora}: {len(unmatched)} of {len(state)} keys fit no layer of GLM-Image: {listed}"
         logging.warning(presentable(message, LONGEST))

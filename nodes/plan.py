@@ -5,20 +5,29 @@ from functools import partial
 from pathlib import Path
 
 import folder_paths
+import numpy as np
 import torch
 from comfy_api.latest import io, ui
+from PIL import Image, ImageOps
 
 from ..pipeline.errors import InputError
-from ..pipeline.geometry import LATENT, TrainedSizes
+from ..pipeline.geometry import LATENT, TrainedSizes, check_size
 from ..pipeline.plan import MAX_PLAN_ROWS, Plan
+from ..pipeline.planning.image_plan import fitted
 from ..pipeline.planning.preview import plan_images
+from ..pipeline.text import check_prompt
 from . import sockets
+from .comfyui.images import to_image, to_pil
 from .comfyui.page import show
-from .comfyui.planning import make_plan, remember
+from .comfyui.planning import make_plan, plan_of_images, remember
 from .inputs import MAX_COUNT, MENU, reference_images, reference_inputs, seed_input, size_inputs, token_sampling_inputs
+
+MEGAPIXEL = 1024 * 1024
 
 
 class GLMImagePlan(io.ComfyNode):
+    checks = (check_size, check_prompt)
+
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -79,6 +88,58 @@ def size_report(known: TrainedSizes, height: int, width: int) -> str:
 def digest(image: torch.Tensor) -> tuple[torch.Size, bytes]:
     """Tells images apart."""
     return image.shape, hashlib.sha256(image.cpu().contiguous().numpy().tobytes()).digest()
+
+
+class GLMImagePlanFromImage(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="GLMImagePlanFromImage",
+            display_name="GLM-Image Plan from Image",
+            category=MENU,
+            description="Reads an image as a plan, so that image-to-image and inpainting agree with their image.",
+            inputs=[
+                sockets.Planner.Input("planner", tooltip="The planner of Load GLM-Image; its vision tokenizer reads."),
+                io.Image.Input(
+                    "image", tooltip="An image of any size up to 16:1; a batch is a plan with several rows."
+                ),
+                io.String.Input(
+                    "prompt",
+                    multiline=True,
+                    default="",
+                    tooltip="Put the texts that the image shows, or shall show, in quotes. The rest is not read.",
+                ),
+                io.Float.Input(
+                    "megapixels",
+                    default=1.0,
+                    min=0.0,
+                    max=16.0,
+                    step=0.01,
+                    tooltip="Size to scale the image to, in its own shape and on multiples of 32 px; 0 keeps its size.",
+                ),
+                io.Mask.Input("mask", optional=True, tooltip="What to inpaint; it is fitted as the image is."),
+            ],
+            outputs=[
+                sockets.Plan.Output(display_name="plan"),
+                io.Image.Output(display_name="image", tooltip="The image in the plan's size, for VAE Encode."),
+                io.Mask.Output(display_name="mask", tooltip="The mask in the same size; without one, all of it."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, planner, image, prompt, megapixels, mask=None) -> io.NodeOutput:
+        images = [fitted(to_pil(one), round(megapixels * MEGAPIXEL)) for one in image]
+        plan = plan_of_images(planner, images, prompt)
+        mask = torch.ones(1, *image.shape[1:3]) if mask is None else mask
+        return io.NodeOutput(plan, torch.cat([to_image(one) for one in images]), fitted_mask(mask, image, plan))
+
+
+def fitted_mask(mask: torch.Tensor, image: torch.Tensor, plan: Plan) -> torch.Tensor:
+    """A mask (B, h, w) over an image (B, H, W, 3) -> (B, plan height, plan width), cut as the image was."""
+    whole = torch.nn.functional.interpolate(mask[:, None].float().cpu(), image.shape[1:3], mode="bilinear")[:, 0]
+    size = (plan.width, plan.height)
+    cut = [ImageOps.fit(Image.fromarray(one.numpy()), size, Image.Resampling.BILINEAR) for one in whole]
+    return torch.stack([torch.from_numpy(np.array(one)) for one in cut]).clamp(0, 1)
 
 
 class GLMImagePlanPreview(io.ComfyNode):

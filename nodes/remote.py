@@ -22,6 +22,7 @@ from ..pipeline.remote.limits import (
     MAX_STEPS,
     MAX_USD,
 )
+from ..pipeline.text import check_prompt
 from .comfyui.images import to_image, to_pil
 from .comfyui.page import LONGEST, show
 from .inputs import REFERENCES, lines, reference_images, size_inputs
@@ -139,6 +140,8 @@ def _optional_inputs() -> list:
 
 
 class GLMImageRemote(io.ComfyNode):
+    checks = (check_prompt,)
+
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -194,7 +197,9 @@ class GLMImageRemote(io.ComfyNode):
             keep_going=on_error == KEEP,
         )
         generated = await _in_thread(job, cls.hidden.unique_id)
-        return io.NodeOutput(to_batch(generated.images), generated.report)
+        return io.NodeOutput(
+            to_batch(generated.images), generated.report, ui=show(generated.report, cls.hidden.unique_id)
+        )
 
 
 async def _in_thread(job, node_id: str):

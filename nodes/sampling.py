@@ -108,6 +108,8 @@ def check_same_plan(plan, positive: list) -> None:
 
 
 class ModelSamplingGLMImage(io.ComfyNode):
+    checks = (check_size,)
+
     @classmethod
     def define_schema(cls):
         return io.Schema(

@@ -16,6 +16,12 @@ class GlmImageError(Exception):
 
     longest, lines = LONGEST, False
 
+    def __init_subclass__(cls):
+        """ComfyUI calls a pack's modules by their path, which its page would show beside every error."""
+        package, _, module = cls.__module__.partition(".")
+        if "/" in package or "\\" in package:
+            cls.__module__ = f"comfyui_glm_image.{module}"
+
     def __init__(self, message: str = ""):
         super().__init__(presentable(str(message), self.longest, self.lines))
 

@@ -53,6 +53,7 @@ from .models.transformer_context import ReferenceCache
 from .models.vae import Vae, decode_nbytes
 from .plan import Plan
 from .planning.controls import GridControl
+from .planning.image_plan import fitted, plan_of_images
 from .planning.make_plan import PlanMemory, PlannerSettings, PlanRequest, make_plan
 from .planning.prompt import PromptEncoder
 from .progress import Progress
@@ -182,6 +183,15 @@ class GlmImage:
             return make_plan(
                 self.planner, prepared, device, dtype, controls=controls, memory=self.memory, progress=progress
             )
+
+    def plan_of_image(self, image: Image.Image, prompt: str = "", pixels: int | None = None) -> Plan:
+        """The plan that shows an image, fitted to multiples of 32 px and about so many `pixels` (None: its own).
+
+        `prompt` only says, in quotes, which texts are rendered again.
+        """
+        image, dtype = fitted(image, pixels), self.placement.dtypes[PLANNER]
+        with self._stage("planning", PLANNER) as device:
+            return plan_of_images(self.planner, [image], prompt, self.settings.processor, device, dtype)
 
     def denoise(
         self,

@@ -2,6 +2,9 @@
 
 ComfyUI 0.3.75 does not compare a V3 combo with its list, lets NaN pass as a number in range, and no version looks at
 values that come by a link. So combos and floats are checked when a graph is queued, and all widgets when a node runs.
+
+A node may list `checks`, functions of its inputs by their names that raise for what would be refused later anyway. They
+run when a graph is queued, with values that are known by then, and the page marks the node before anything is computed.
 """
 
 import functools
@@ -74,13 +77,24 @@ def _checked(execute):
 def _validator(node: type[io.ComfyNode]):
     """What ComfyUI calls when a graph is queued. It reads the names of the inputs it passes from the signature."""
     kinds = (io.Combo.Input, io.Float.Input)
-    names = [widget.id for widget in node.define_schema().inputs if isinstance(widget, kinds)]
+    checks = {one: _read_by(one) for one in getattr(node, "checks", ())}
+    wanted = {name for names in checks.values() for name in names}
+    names = [w.id for w in node.define_schema().inputs if isinstance(w, kinds) or w.id in wanted]
 
     def validate_inputs(cls, **values):
         check(cls, values)  # raised, and not returned: ComfyUI would repeat a returned sentence for every name
+        for one, read in checks.items():
+            given = {name: values.get(name) for name in read}
+            if None not in given.values():  # what comes by a link is not known yet
+                one(**given)
         return True
 
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     parameters = [inspect.Parameter("cls", kind), *(inspect.Parameter(name, kind, default=None) for name in names)]
     validate_inputs.__signature__ = inspect.Signature(parameters)
     return validate_inputs
+
+
+def _read_by(function) -> list[str]:
+    """Names of the arguments that a function must have."""
+    return [name for name, p in inspect.signature(function).parameters.items() if p.default is p.empty]

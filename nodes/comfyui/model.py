@@ -34,7 +34,9 @@ from ...pipeline.models.transformer_context import Context, ReferenceCache
 from .latent_preview import rgb_factors
 from .loading import Dtypes, choose_device, choose_dtypes, fill, manage, weights_at
 from .ops import computing_in
+from .page import warn
 from .patches import check_blocks, check_options, check_patches, patches_of
+from .samplers import doubts
 from .validation import CHANNELS, check_conditioning, check_numbers, enlargement
 
 RUN = "glm_image_run"  # key in transformer_options
@@ -323,6 +325,8 @@ def sample_at_size(executor, noise, latent_image, sampler, sigmas, *arguments, *
     cfg = torch.tensor(float(getattr(guider, "cfg", 1.0)))
     check_numbers({"cfg": cfg, "sigmas": sigmas, "noise": noise, "latent": latent_image})
     check_options(guider.model_options, patcher.model.dit_config.num_layers)
+    for doubt in doubts(sampler, sigmas, patcher.get_model_object("model_sampling")):
+        warn(doubt)
     if not any("hooks" in cond for conds in guider.conds.values() for cond in conds):  # hooks change weights midway
         guider.model_options.setdefault("transformer_options", {})[RUN] = Run()
     with current(patcher.load_device):

@@ -1,10 +1,14 @@
-"""Words for ComfyUI's page, which shows the text of a node's progress as HTML and makes links of some of it."""
+"""Words for ComfyUI's page: js/messages.js keeps them at their node, and saves them with the workflow."""
+
+import logging
 
 from comfy_api.latest import ui
+from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
 from ...pipeline.errors import presentable
 
+EVENT = "glm_image.message"  # what js/messages.js listens to
 LONGEST = 4000  # characters; an estimate of all devices is far shorter
 LOOKALIKES = str.maketrans({"<": "‹", ">": "›", "[": "［", "]": "］"})  # markup, and [[name|address]]
 
@@ -15,7 +19,20 @@ def harmless(text: str) -> str:
 
 
 def show(text: str, node_id: str) -> ui.PreviewText:
-    """Show a text on the node at once; returns it as the node's output for the page."""
+    """Show a text at a node of the pack at once; returns it as the node's output for the page."""
     text = harmless(text)
-    PromptServer.instance.send_progress_text(text, node_id)
+    _send(text, node_id, warning=False)
     return ui.PreviewText(text)
+
+
+def warn(text: str) -> None:
+    """Log a warning, and show it at the node that is running, whichever pack it is from."""
+    logging.warning(presentable(text, LONGEST))
+    context = get_executing_context()
+    if context is not None:
+        _send(harmless(text), context.node_id, warning=True)
+
+
+def _send(text: str, node_id: str, warning: bool) -> None:
+    server = PromptServer.instance
+    server.send_sync(EVENT, {"node": node_id, "text": text, "warning": warning}, server.client_id)

@@ -8,11 +8,13 @@ from collections.abc import Callable, Sequence
 import comfy.model_management
 import comfy.utils
 import torch
+from PIL import Image
 
 from ...pipeline.devices.device import current
 from ...pipeline.layout.control import merge_controls
 from ...pipeline.models.kv_cache import BUCKET, cache_nbytes
 from ...pipeline.plan import Plan
+from ...pipeline.planning import image_plan
 from ...pipeline.planning import make_plan as pipeline_plan
 from ...pipeline.planning.controls import GridControl
 from ...pipeline.planning.make_plan import PlanRequest, PreparedPlan
@@ -62,6 +64,14 @@ def make_plan(
             progress=Watch(part, prepared.grids, prepared.planned),
             before_pass=comfy.model_management.throw_exception_if_processing_interrupted,
         )
+
+
+def plan_of_images(part: PlannerPart, images: Sequence[Image.Image], prompt: str) -> Plan:
+    """The plan that `fitted` images of one size show; loads the planner."""
+    comfy.model_management.load_models_gpu([part.patcher])
+    device, dtype = part.patcher.load_device, part.module.compute_dtype
+    with current(device):
+        return image_plan.plan_of_images(part.module, images, prompt, part.settings.processor, device, dtype)
 
 
 def remember(part: PlannerPart, settings: tuple, make: Callable[[], Plan]) -> Plan:

@@ -12,6 +12,7 @@ TEXT, BINARY, CLOSE = 1, 2, 8
 PREVIEW = 1  # kinds of binary message
 TEXT_OF_NODE = 3
 PREVIEW_OF_NODE = 4
+MESSAGE = "glm_image.message"
 ENDS = ("execution_success", "execution_error", "execution_interrupted")
 
 
@@ -76,6 +77,11 @@ class Events:
             if name in ENDS and data["prompt_id"] == prompt_id:
                 return seen
         raise ConnectionError("ComfyUI closed the connection")
+
+
+def messages(seen: list[tuple[str, object]]) -> list[tuple[str, str]]:
+    """(node id, text) of everything that was said at nodes."""
+    return [(data["node"], data["text"]) for name, data in seen if name == MESSAGE]
 
 
 def _picture(payload: bytes):

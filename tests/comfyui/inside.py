@@ -229,6 +229,15 @@ def lora(folder: str, *files: str) -> dict:
     return {"unmatched": unmatched}
 
 
+def samplers(folder: str) -> dict:
+    """Mean and deviation that every sampler and scheduler makes of a known flow."""
+    sys.path.append(str(Path(__file__).parent))
+    home = Path(folder)
+    model = pack("nodes.comfyui.model").open_decoder(home, home / "transformer")
+    found = importlib.import_module("flow_samplers").measure(model)
+    return found | {"warned": list(pack("nodes.comfyui.samplers").MISSES)}
+
+
 class Held:
     """A model that ComfyUI has loaded, as its list shows it."""
 

@@ -5,7 +5,7 @@ Every refusal is one sentence at its node, and the server goes on.
 
 import pytest
 import torch
-from comfyui_glm_image.tests.comfyui.events import Events
+from comfyui_glm_image.tests.comfyui.events import Events, messages
 from comfyui_glm_image.tests.comfyui.graphs import change, node, saving_latent, text_to_image
 from comfyui_glm_image.tests.comfyui.server import PromptError, Server
 from comfyui_glm_image.tests.comfyui.test_lora import adapter, with_lora
@@ -57,6 +57,35 @@ def test_what_no_widget_offers_is_refused_before_anything_runs(server, graph, ch
     error = refusal(server, change(graph, **changes))
     assert message in error.text and error.node == at
     assert server.log.count("Prompt executed") == started
+
+
+@pytest.mark.parametrize(
+    ("changes", "message", "at"),
+    [
+        ({"load_model": "GLM-Image/model_index.json"}, "hf download", "load"),
+        ({"plan_width": 100}, "width 100 is not a multiple of 32; use 96 or 128", "plan"),
+        ({"plan_width": 2048, "plan_height": 32}, "is longer than 16:1", "plan"),
+        ({"plan_prompt": "  "}, "the prompt is empty", "plan"),
+        ({"text_negative_texts": "NO\n" * 300}, "300 texts to draw in one image", "text"),
+        ({"text_glyph_mode": "list", "text_glyph_texts": f"{'OPEN ' * 300}\n" * 8}, "the texts to draw have", "text"),
+    ],
+    ids=["model", "step", "aspect", "prompt", "negative", "texts"],
+)
+def test_what_would_be_refused_later_is_refused_before_anything_runs(server, graph, changes, message, at):
+    started = server.log.count("Prompt executed")
+    error = refusal(server, change(graph, **changes))
+    assert message in error.text and error.node == at
+    assert server.log.count("Prompt executed") == started
+
+
+def test_details_of_an_error_show_no_path(server, graph):
+    linked = graph | {"number": node("PrimitiveInt", value=-5)}
+    prompt = server.queue(change(linked, plan_count=["number", 0]))
+    with pytest.raises(PromptError):
+        server.wait(prompt)
+    entry = server.get(f"/history/{prompt}")[prompt]
+    (kind,) = [data["exception_type"] for event, data in entry["status"]["messages"] if event == "execution_error"]
+    assert kind == "comfyui_glm_image.pipeline.errors.InputError"
 
 
 def test_numbers_that_come_by_a_link_are_refused_when_the_node_runs(server, graph):
@@ -144,8 +173,7 @@ def test_words_of_a_file_reach_the_page_as_text(server, graph, random_folder):
     save_file(adapter(random_folder, "peft", [markup]), folder / "markup.safetensors")
     with Events(server.url, "markup") as events:
         seen = events.until_done(server.queue(with_lora(graph, "markup.safetensors"), "markup"))
-    texts = [text for name, data in seen if name == "text" for _, text in [data]]
-    assert any("‹img" in text for text in texts)
+    assert any("‹img" in text for _, text in messages(seen))
     assert not any(sign in repr(seen) for sign in ("<img", "[[a"))
 
 

@@ -1,8 +1,10 @@
 """GLM-Image Devices on a real server: what it tells before anything is loaded, and that the loader follows it."""
 
+import json
+
 import pytest
 import torch
-from comfyui_glm_image.tests.comfyui.events import Events
+from comfyui_glm_image.tests.comfyui.events import Events, messages
 from comfyui_glm_image.tests.comfyui.graphs import change, node, saving_latent, text_to_image
 from comfyui_glm_image.tests.comfyui.server import PromptError
 from comfyui_glm_image.tests.comfyui.test_sampling import latent_of
@@ -38,7 +40,7 @@ def test_the_estimate_is_shown_and_given_out(server, random_model):
 def test_the_estimate_appears_at_its_node(server, random_model):
     with Events(server.url, "estimate") as events:
         seen = events.until_done(server.queue({"devices": devices(random_model, count=3)}, "estimate"))
-    ((at, text),) = [data for name, data in seen if name == "text"]
+    ((at, text),) = messages(seen)
     assert at == "devices"
     assert text.startswith("random, 3 images of 96x64 px: fits")
 
@@ -48,9 +50,15 @@ def test_the_release_is_estimated_before_it_is_there_and_its_graph_stops_at_the_
     text = text_of(server.run({"devices": graph["devices"]}))
     assert text.startswith("GLM-Image, 1 image of 1024x1024 px: ")
     assert "bfloat16" in text  # computed in or, where a CPU has no products of it, stored
+    queued = json.loads(server.post("/prompt", {"prompt": graph}))
+    (error,) = queued["node_errors"]["load"]["errors"]
+    assert "hf download" in error["details"]
+    server.wait(queued["prompt_id"])  # what can be run is run
+    del graph["devices"], graph["load"]["inputs"]["devices"]
+    started = server.log.count("Prompt executed")
     with pytest.raises(PromptError, match="hf download") as error:
         server.run(graph)
-    assert error.value.node == "load"
+    assert error.value.node == "load" and server.log.count("Prompt executed") == started
 
 
 def test_too_large_a_batch_is_told_with_what_lacks_and_what_to_do(server):

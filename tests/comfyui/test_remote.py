@@ -8,7 +8,7 @@ import json
 import time
 
 import pytest
-from comfyui_glm_image.tests.comfyui.events import Events
+from comfyui_glm_image.tests.comfyui.events import Events, messages
 from comfyui_glm_image.tests.comfyui.graphs import node
 from comfyui_glm_image.tests.comfyui.server import PromptError, Server
 from comfyui_glm_image.tests.remote.contract import FILTER_REASON, KEY, Contract, colour
@@ -203,7 +203,7 @@ def test_the_cost_is_shown_at_the_node_before_the_batch_is_sent(comfyui, engines
     server.on_draw = lambda count: logged.append(comfyui.log)
     with Events(comfyui.url, "cost") as events:
         prompt = comfyui.queue(graph(server, count=2, parallel=1), "cost")
-        shown = [data for name, data in events.until_done(prompt) if name == "text"]
+        shown = messages(events.until_done(prompt))
     cost = f"2 of 1280x1280 at {server.url} (zai): about $0.030, the limit is $0.100"
     assert shown[0] == ("remote", cost)
     assert cost in logged[0].rsplit("got prompt", 1)[1]

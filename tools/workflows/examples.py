@@ -6,7 +6,7 @@ SMALL = "small (bundled)"
 RELEASE = "GLM-Image/model_index.json"
 WIDTH, HEIGHT, STEPS = 192, 96, 30  # what the small checkpoint was trained for
 PROMPT = 'a red sign that says "OPEN" in white'
-RELEASE_ONLY = ("glm_image_full_model",)  # needs 35 GB of weights
+RELEASE_ONLY = ("glm_image_full_model", "glm_image_full_model_hires")  # needs 35 GB of weights
 NOTE_SMALL = (
     "This graph runs the **small checkpoint that comes with the pack**: it knows one lettering, eight colours and five "
     "shapes, and is here to show the graph.\n\nFor the real model choose **GLM-Image** in *Load GLM-Image* (35 GB, "
@@ -227,6 +227,67 @@ def devices(g: Graph) -> None:
     save(g, picture(g, decode(g, parts[1], made[0], text)[0], parts[3])[0])
 
 
+def resampled(g: Graph, parts: Node, text: Node, latent: Output, denoise: float, at: int = 700) -> Node:
+    """A second sampling that keeps some of a latent, and its image."""
+    inputs = {"model": parts[1], "positive": text[0], "negative": text[1], "latent_image": latent, "seed": 2}
+    inputs |= {"steps": STEPS, "cfg": 1.5, "sampler_name": "euler", "scheduler": "simple", "denoise": denoise}
+    sample = g.add("KSampler", (1220, at), (300, 294), **inputs)
+    return g.add("VAEDecode", (1560, at), (200, 86), samples=sample[0], vae=parts[3])
+
+
+def first_image(g: Graph, parts: Node, prompt: str, seed: int = 1) -> tuple[Node, Node, Node]:
+    """An image to start from, drawn by the graph itself -> its conditioning, latent and image."""
+    made = plan(g, parts[0], prompt, seed=seed)
+    text = conditioning(g, parts[2], made[0])
+    sampled = decode(g, parts[1], made[0], text)
+    image = picture(g, sampled[0], parts[3])
+    g.add("PreviewImage", (1800, 20), (340, 300), "The image to start from (or Load Image)", images=image[0])
+    return text, sampled, image
+
+
+def full_model_hires(g: Graph) -> None:
+    parts = load(g, RELEASE)
+    made = plan(g, parts[0], 'a night market with a neon sign that says "NOODLES"', 1024, 1024)
+    text = conditioning(g, parts[2], made[0])
+    sampled = decode(g, parts[1], made[0], text)
+    size = {"width": 1536, "height": 1536}
+    larger = g.add("LatentUpscale", (40, 700), (320, 154), samples=sampled[0], upscale_method="bislerp", **size)
+    stretched = g.add("GLMImageResizePlan", (420, 700), (360, 138), plan=made[0], latent=larger[0])
+    again = second_conditioning(g, parts, stretched[0])
+    save(g, resampled(g, parts, again, larger[0], 0.5)[0], at=(1800, 700))
+
+
+def read_as_plan(g: Graph, parts: Node, image: Output, prompt: str, **more) -> Node:
+    inputs = {"planner": parts[0], "image": image, "prompt": prompt, "megapixels": 0.0}
+    return g.add("GLMImagePlanFromImage", (420, 700), (360, 260), **inputs, **more)
+
+
+def second_conditioning(g: Graph, parts: Node, made: Output) -> Node:
+    inputs = {"glyph_encoder": parts[2], "plan": made, "glyph_mode": "prompt_order"}
+    return g.add("GLMImageConditioning", (840, 700), (330, 260), **inputs)
+
+
+def image_to_image(g: Graph) -> None:
+    parts = load(g)
+    _, _, image = first_image(g, parts, 'a blue card that says "TAXI" in yellow')
+    made = read_as_plan(g, parts, image[0], '"SHOP"')
+    latent = g.add("VAEEncode", (840, 1010), (200, 86), pixels=made[1], vae=parts[3])
+    save(g, resampled(g, parts, second_conditioning(g, parts, made[0]), latent[0], 0.9)[0], at=(1800, 700))
+
+
+def inpaint(g: Graph) -> None:
+    parts = load(g)
+    _, _, image = first_image(g, parts, PROMPT)
+    whole = g.add("SolidMask", (40, 700), (320, 130), value=0.0, width=WIDTH, height=HEIGHT)
+    spot = g.add("SolidMask", (40, 880), (320, 130), value=1.0, width=WIDTH // 2, height=HEIGHT)
+    paste = {"destination": whole[0], "source": spot[0], "x": WIDTH // 2, "y": 0, "operation": "add"}
+    mask = g.add("MaskComposite", (40, 1060), (320, 178), "The right half is drawn anew", **paste)
+    made = read_as_plan(g, parts, image[0], '"SHOP"', mask=mask[0])
+    latent = g.add("VAEEncode", (840, 1010), (200, 86), pixels=made[1], vae=parts[3])
+    noised = g.add("SetLatentNoiseMask", (840, 1140), (320, 86), samples=latent[0], mask=made[2])
+    save(g, resampled(g, parts, second_conditioning(g, parts, made[0]), noised[0], 0.9)[0], at=(1800, 700))
+
+
 def remote(g: Graph, **inputs) -> None:
     """GLM-Image Remote with its picture and its report."""
     drawn = g.add("GLMImageRemote", (570, 20), (380, 600), seed=1, **inputs)
@@ -253,7 +314,7 @@ def remote_zai(g: Graph) -> None:
     remote(g, server="https://api.z.ai", prompt=words, width=1280, height=1280)
 
 
-WITHOUT_SMALL = (full_model, remote_vllm_omni, remote_sglang, remote_zai)
+WITHOUT_SMALL = (full_model, full_model_hires, remote_vllm_omni, remote_sglang, remote_zai)
 WORKFLOWS = {
     text_to_image: "From prompt to picture: the planner lays the image out, the decoder draws it under KSampler.",
     poster_with_layout: "Draw boxes in *GLM-Image Text Layout* and type what stands in them. The boxes reach the "
@@ -268,6 +329,14 @@ WORKFLOWS = {
     batch_of_plans: "Four plans in one batch, each with a seed of its own, drawn and saved for later.",
     upscale_mixed: "The decoder among nodes made for other models: an SD3 latent, CFG-Zero-star, dpmpp_2m in "
     "SamplerCustomAdvanced, then upscaling and sharpening.",
+    full_model_hires: "The released model (35 GB) in two samplings (hires fix): *Resize GLM-Image Plan* stretches the "
+    "plan to the enlarged latent, and a second *KSampler* with denoise below 1 adds detail. Where the latent is a "
+    "whole multiple of the first, the first conditioning does as well.",
+    image_to_image: "An image as start: *GLM-Image Plan from Image* reads it as a plan, fits it to multiples of 32 px, "
+    "and *KSampler* with denoise below 1 keeps some of it. Texts to render stand in its prompt, in quotes. Connect "
+    "*Load Image* for your own, with megapixels 1 for the real model.",
+    inpaint: "Draws a part of an image anew: *GLM-Image Plan from Image* fits image and mask alike, so that plan, "
+    "latent and mask agree. Connect *Load Image* for your own, whose *MaskEditor* makes the mask.",
     lora: "A LoRA on the decoder, as diffusers, PEFT, kohya or ComfyUI write it. This one comes with the pack and "
     "makes the small checkpoint draw negatives; choose your own file in models/loras.",
     devices: "A device for each part: with two cards, choose one for the planner and the other for decoder, glyph "
