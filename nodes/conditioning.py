@@ -26,9 +26,17 @@ MODES = [REFERENCE, "prompt_order", LIST]
 
 
 def conditionings(
-    part: GlyphEncoderPart, plan: Plan, texts: list[list[str]], negative_texts: list[str], references: list
+    part: GlyphEncoderPart,
+    plan: Plan,
+    texts: list[list[str]],
+    negative_texts: list[str],
+    references: list,
+    named: bool = False,
 ) -> tuple[list, list]:
-    """Glyph texts for each image of the plan, latents for each of its references -> positive, negative."""
+    """Glyph texts for each image of the plan, latents for each of its references -> positive, negative.
+
+    `named`: texts that spell a token of ByT5's own become it, as in the reference.
+    """
     comfy.model_management.load_models_gpu([part.patcher], force_full_load=True)
     shared = {
         "prior_token_ids": plan.prior_token_ids,
@@ -39,15 +47,14 @@ def conditionings(
     if references:
         positive["reference_latents"] = references
         positive["reference_token_ids"] = [reference_patch_ids(reference) for reference in plan.references]
-    return _conditioning(part, texts, positive), _conditioning(
-        part, [negative_texts], {**shared, "prior_token_drop": True}
-    )
+    negative = {**shared, "prior_token_drop": True}
+    return _conditioning(part, texts, positive, named), _conditioning(part, [negative_texts], negative)
 
 
-def _conditioning(part: GlyphEncoderPart, texts: list[list[str]], entries: dict) -> list:
+def _conditioning(part: GlyphEncoderPart, texts: list[list[str]], entries: dict, named: bool = False) -> list:
     device = comfy.model_management.intermediate_device()
     with torch.no_grad(), current(part.patcher.load_device):
-        embeds, mask = part.module.embed_batch(shared_rows(texts))
+        embeds, mask = part.module.embed_batch(shared_rows(texts), named)
     assert_on(part.patcher.load_device, glyphs=embeds)
     if mask is not None:
         entries = {**entries, "glyph_mask": mask.to(device)}
@@ -142,5 +149,6 @@ class GLMImageConditioning(io.ComfyNode):
     def execute(cls, glyph_encoder, plan, glyph_mode, glyph_texts, negative_texts, vae=None) -> io.NodeOutput:
         references = encode_references(vae, plan)
         texts = texts_of(plan, glyph_mode, glyph_texts)
-        made = conditionings(glyph_encoder, plan, texts, lines(negative_texts), references)
+        named = glyph_mode == REFERENCE
+        made = conditionings(glyph_encoder, plan, texts, lines(negative_texts), references, named)
         return io.NodeOutput(*made, ui=show(report(plan, texts, glyph_mode, glyph_texts), cls.hidden.unique_id))

@@ -238,7 +238,8 @@ class GlmImage:
         noise = sample_noise(shape, seed) if noise is None else check_noise(noise, shape)
         hold = hold_for(rows, self.encode, noise, plan.height, plan.width)
         with self._stage("drawing", DECODER) as device:
-            passes = self._passes(plan, texts, options, visible, round(rows[0].attention * steps) if rows else 0)
+            embeds = self._glyphs(texts, named=options.reads_as_reference and not rows)
+            passes = self._passes(plan, embeds, options, visible, round(rows[0].attention * steps) if rows else 0)
             noise, shown = noise.to(device, torch.float32), passes.conditional
             assert_on(device, noise=noise, glyphs=shown.glyphs, prior=shown.prior, tables=shown.cos)
         return denoise_steps(self.transformer, times, noise, passes, hold, options.approximations)
@@ -251,11 +252,11 @@ class GlmImage:
                 "plan with the same checkpoint"
             )
 
-    def _passes(self, plan, texts, options: DenoiseOptions, glyph_visible, controlled_steps: int) -> CfgPasses:
-        """What each step computes, from texts, tokens and references."""
+    def _passes(self, plan, glyphs, options: DenoiseOptions, glyph_visible, controlled_steps: int) -> CfgPasses:
+        """What each step computes, from texts' embeddings and their mask, tokens and references."""
         device, dit = self.placement.devices[DECODER], self.transformer
         ids, grid = plan.prior_token_ids.to(device), tuple(side * TOKEN // PATCH for side in plan.grid)
-        embeds, mask = self._glyphs(texts)
+        embeds, mask = glyphs
         about = {"glyph_mask": mask, "references": self._reference_cache(plan)}
         conditional, controlled, unconditional = dit.prepare(embeds, ids, grid, **about), None, None
         if glyph_visible is not None:
@@ -274,9 +275,9 @@ class GlmImage:
         work = decoder_work(self.configs[DECODER], dtype, plan.height, plan.width, len(plan))
         return passes.batches_well(self.placement.devices[DECODER], work, DECODER in self.placement.streamed)
 
-    def _glyphs(self, texts: list[list[str]]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _glyphs(self, texts: list[list[str]], named: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Embeddings (B, L, C) and mask of each row's texts, on the decoder's device and in its dtype."""
-        embeds, mask = self.glyph_encoder.embed_batch(shared_rows(texts))
+        embeds, mask = self.glyph_encoder.embed_batch(shared_rows(texts), named)
         device = self.placement.devices[DECODER]
         embeds = embeds.expand(len(texts), -1, -1).to(device, self.placement.dtypes[DECODER])
         return embeds, None if mask is None else mask.to(device)

@@ -68,6 +68,11 @@ class DenoiseOptions:
         return cls(**settings)
 
     @property
+    def reads_as_reference(self) -> bool:
+        """Whether the prompts' own texts are read as the reference reads them, its tokenizer's names included."""
+        return self.glyph_mode == "reference" and self.glyph_texts is None
+
+    @property
     def approximations(self) -> Approximations:
         return Approximations(self.guidance_interval, self.step_cache)
 

@@ -5,6 +5,7 @@ Letters: n strings, B prompts, L bytes, H heads, D head dim, C width.
 """
 
 import math
+import re
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,9 @@ from ..text import MAX_TEXT, check_texts, utf8
 from .config import GlyphConfig
 
 BYTE_OFFSET = 3  # ids 0, 1, 2 are padding, end and unknown
+NAMED = {"<pad>": 0, "</s>": 1, "<unk>": 2, **{f"<extra_id_{i}>": BYTE_OFFSET + 256 + i for i in range(125)}}
+# As `ByT5Tokenizer` of transformers 5.23 reads them: the first three take the spaces around them away.
+NAMED_IN_TEXT = re.compile(r"\s*(<pad>|</s>|<unk>)\s*|(<extra_id_(?:\d|[1-9]\d|1[01]\d|12[0-4])>)")
 
 
 class Norm(nn.Module):
@@ -104,17 +108,20 @@ class GlyphEncoder(nn.Module):
         """The device it computes on."""
         return next(self.parameters()).device
 
-    def embed(self, texts: list[str]) -> torch.Tensor:
-        """The glyph texts of one prompt -> (1, L, C): every string's outputs one after the other, without padding."""
-        ids, mask = glyph_batch(texts, self.config)
+    def embed(self, texts: list[str], named: bool = False) -> torch.Tensor:
+        """The glyph texts of one prompt -> (1, L, C): every string's outputs one after the other, without padding.
+
+        `named` is as in `glyph_ids`.
+        """
+        ids, mask = glyph_batch(texts, self.config, named)
         where = mask.flatten().nonzero().squeeze(1)  # on the CPU, so that the device is not waited for
         device = self.where()
         out = self(ids.to(device), mask.to(device))
         return out.flatten(0, 1).index_select(0, where.to(device))[None]
 
-    def embed_batch(self, texts: list[list[str]]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def embed_batch(self, texts: list[list[str]], named: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Glyph texts of B prompts -> (B, L, C) padded on the left, and its (B, L) mask, None when all are as long."""
-        return pad_glyphs([self.embed(strings) for strings in texts])
+        return pad_glyphs([self.embed(strings, named) for strings in texts])
 
     def _position_bias(self, length: int, device: torch.device) -> torch.Tensor:
         """(1, H, L, L): one learned number for every distance bucket and head."""
@@ -136,20 +143,34 @@ def _merge_aliases(module, state, prefix, *_):
             del state[prefix + alias]
 
 
-def glyph_ids(texts: list[str], config: GlyphConfig) -> list[list[int]]:
+def glyph_ids(texts: list[str], config: GlyphConfig, named: bool = False) -> list[list[int]]:
     """Strings -> byte ids, each ended; an even number of strings puts one padding id before each.
 
-    The reference does so, and counts it as a real token.
+    The reference does so, and counts it as a real token. With `named`, texts that spell a token of ByT5's own, such as
+    "</s>", become that one token as in the reference; without, their letters are drawn.
     """
     check_texts(texts)
     prefix = [config.pad_token_id] * ((len(texts) + 1) % 2)
-    rows = [[byte + BYTE_OFFSET for byte in utf8(text)[: MAX_TEXT - 1]] for text in texts]
-    return [prefix + row + [config.eos_token_id] for row in rows]
+    read = _with_named if named else _bytes
+    rows = [read(text)[: MAX_TEXT - 1] for text in texts]
+    return [prefix + row + [config.eos_token_id] * (row[-1:] != [config.eos_token_id]) for row in rows]
 
 
-def glyph_batch(texts: list[str], config: GlyphConfig) -> tuple[torch.Tensor, torch.Tensor]:
+def _bytes(text: str) -> list[int]:
+    return [byte + BYTE_OFFSET for byte in utf8(text)]
+
+
+def _with_named(text: str) -> list[int]:
+    ids, end = [], 0
+    for found in NAMED_IN_TEXT.finditer(text):
+        ids += _bytes(text[end : found.start()]) + [NAMED[found[1] or found[2]]]
+        end = found.end()
+    return ids + _bytes(text[end:])
+
+
+def glyph_batch(texts: list[str], config: GlyphConfig, named: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """Texts of one prompt -> (n, L) ids and boolean mask of the real ones; no text is one empty text."""
-    rows = [torch.tensor(row) for row in glyph_ids(texts or [""], config)]
+    rows = [torch.tensor(row) for row in glyph_ids(texts or [""], config, named)]
     ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=config.pad_token_id)
     return ids, torch.arange(ids.shape[1]) < torch.tensor([[len(row)] for row in rows])
 
