@@ -25,8 +25,14 @@ from .inputs import MAX_COUNT, MENU, reference_images, reference_inputs, seed_in
 MEGAPIXEL = 1024 * 1024
 
 
+def check_own_size(height: int, width: int) -> None:
+    """Refuse a size that no plan has, unless the size is left to the node (both 0)."""
+    if height or width:
+        check_size(height, width)
+
+
 class GLMImagePlan(io.ComfyNode):
-    checks = (check_size, check_prompt)
+    checks = (check_own_size, check_prompt)
 
     @classmethod
     def define_schema(cls):
@@ -124,6 +130,7 @@ class GLMImagePlanFromImage(io.ComfyNode):
                 io.Image.Output(display_name="image", tooltip="The image in the plan's size, for VAE Encode."),
                 io.Mask.Output(display_name="mask", tooltip="The mask in the same size; without one, all of it."),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -131,7 +138,9 @@ class GLMImagePlanFromImage(io.ComfyNode):
         images = [fitted(to_pil(one), round(megapixels * MEGAPIXEL)) for one in image]
         plan = plan_of_images(planner, images, prompt)
         mask = torch.ones(1, *image.shape[1:3]) if mask is None else mask
-        return io.NodeOutput(plan, torch.cat([to_image(one) for one in images]), fitted_mask(mask, image, plan))
+        said = show(size_report(planner.trained_sizes, plan.height, plan.width), cls.hidden.unique_id)
+        fit = torch.cat([to_image(one) for one in images])
+        return io.NodeOutput(plan, fit, fitted_mask(mask, image, plan), ui=said)
 
 
 def fitted_mask(mask: torch.Tensor, image: torch.Tensor, plan: Plan) -> torch.Tensor:
