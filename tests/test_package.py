@@ -8,7 +8,7 @@ import sys
 import pytest
 from comfyui_glm_image.tests.conftest import ROOT
 
-FOREIGN = {"transformers", "diffusers", "accelerate"}
+FOREIGN = {"transformers", "diffusers", "accelerate", "comfy_kitchen"}
 OUR_CODE = [
     ROOT / "__init__.py",
     ROOT / "__main__.py",

@@ -28,16 +28,19 @@ class PromptError(Exception):
 class Server:
     """ComfyUI on a free loopback port with this pack in it; `log` is everything it printed.
 
-    It computes on the CPU unless an `environment` brings another device.
+    It computes on the CPU unless an `environment` brings another device. `arguments` are more of the command line's.
     """
 
-    def __init__(self, install: Install, base: Path, environment: dict[str, str] | None = None):
+    def __init__(
+        self, install: Install, base: Path, environment: dict[str, str] | None = None, arguments: tuple[str, ...] = ()
+    ):
         self.version = install.version
         self.base = make_base(base)
         self.url = f"http://127.0.0.1:{_free_port()}"
         self.log_file = base / "server.log"
         port = int(self.url.rsplit(":", 1)[1])
         device = () if environment else ("--cpu",)
+        device = (*device, *arguments)
         command = install.command(base, port, *device, "--preview-method", "latent2rgb", "--cache-classic")
         quiet = {"OMP_WAIT_POLICY": "PASSIVE"}  # waiting threads would take the processor from the tests
         with self.log_file.open("w") as log:

@@ -73,6 +73,29 @@ def test_a_wrong_result_fails_its_stage(stage, monkeypatch):
     assert report.failed == [stage] and sign in markdown(report)
 
 
+RAISING = {  # stage -> where its fault is planted
+    "limits": (stages, "measure_ceilings"),
+    "launch": (stages, "time_call"),
+    "prompt": (check, "measure_stage"),
+    "planner": (check, "measure_stage"),
+    "planner, 8 bits": (check, "measure_stage"),
+    "decoder": (check, "measure_stage"),
+    "VAE": (check, "measure_stage"),
+}
+
+
+@pytest.mark.parametrize("broken", RAISING)
+def test_a_fault_inside_a_stage_leaves_the_rest_of_the_report(broken, monkeypatch, quick):
+    def fails(*_, **__):
+        raise RuntimeError("EZ9999: inner error")
+
+    monkeypatch.setattr(*RAISING[broken], fails)
+    report = check_device(DeviceCheckRequest(**TINY), {name: stages.STAGES[name] for name in (broken, "launches")})
+    assert report.failed == [broken]
+    assert f"| {broken} | **failed** | | | | RuntimeError: EZ9999: inner error |" in markdown(report)
+    assert len(report.stages[1].figures) == 2
+
+
 def test_an_image_that_is_not_finite_fails(monkeypatch):
     def spoiled(request):
         bench, name = opened(request)

@@ -2,8 +2,9 @@
 
 `python tests/npu/pairs.py -o pairs` makes one environment after another in a temporary folder, with torch as pip's
 index serves it and this package from a clone. Over the stand-in for CANN it imports torch, runs `glm-image doctor`, and
-runs the bundled demo on npu:0 where torch starts. The result is `pairs.json` and the table in `pairs.md`. It downloads
-some 3 GB for each torch and holds one environment of 8 GB at a time, so it is not part of CI. x86-64 Linux with gcc.
+runs the bundled demo, on npu:0 where torch starts and else on the CPU. The result is `pairs.json` and the table in
+`pairs.md`. It downloads some 3 GB for each torch and holds one environment of 8 GB at a time, so it is not part of CI.
+x86-64 Linux with gcc.
 `--pairs 2.12.0:2.12.0.post2,...` takes others than those of the table.
 """
 
@@ -39,7 +40,9 @@ class Environment:
         self.install(f"torch=={torch}")
 
     def install(self, *packages: str) -> None:
-        subprocess.run([self.home / "venv/bin/python", "-m", "pip", "install", "-q", *packages], check=True)
+        subprocess.run(
+            [self.home / "venv/bin/python", "-m", "pip", "install", "-q", "--no-compile", *packages], check=True
+        )
 
     def use(self, torch: str, torch_npu: str) -> None:
         """Change torch_npu as a user would, and build the stand-in for it."""
@@ -73,11 +76,13 @@ def examine(environment: Environment, torch: str, torch_npu: str) -> dict:
         "exit code": doctor.returncode,
         "faults": [" ".join(f.split()) for f in FAULT.findall(doctor.stdout)],
     }
-    if row["starts"]:
-        demo = environment.run("glm-image", "demo", "--device", "npu:0", "-o", "demo.png")
-        row["demo"] = demo.returncode == 0 and (environment.home / "demo.png").exists()
-        row["demo error"] = "" if row["demo"] else demo.stderr[-2000:]
-    row["good"] = bool(row.get("demo")) if row["starts"] else bool(doctor.returncode == 1 and row["doctor"]["faults"])
+    row["device"], picture = "npu:0" if row["starts"] else "cpu", environment.home / "demo.png"
+    picture.unlink(missing_ok=True)
+    demo = environment.run("glm-image", "demo", "--device", row["device"], "-o", str(picture))
+    row["demo"] = demo.returncode == 0 and picture.exists()
+    row["demo error"] = "" if row["demo"] else demo.stderr[-2000:]
+    explained = doctor.returncode == 1 and bool(row["doctor"]["faults"])
+    row["good"] = row["demo"] and (row["starts"] or explained)
     return row
 
 
@@ -85,7 +90,7 @@ def table(rows: list[dict]) -> str:
     lines = ["| torch | torch_npu | import | demo | doctor |", "|---|---|---|---|---|"]
     for row in rows:
         begins = "starts" if row["starts"] else "fails"
-        demo = {True: "runs", False: "fails", None: ""}[row.get("demo")]
+        demo = f"{'runs' if row['demo'] else 'fails'} on {row['device']}"
         said = "; ".join(row["doctor"]["faults"])[:160] or "nothing is wrong"
         lines.append(f"| {row['torch']} | {row['torch_npu']} | {begins} | {demo} | {said} |")
     return "\n".join([*lines, ""])

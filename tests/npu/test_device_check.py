@@ -2,6 +2,7 @@
 
 import pytest
 from comfyui_glm_image.pipeline.benchmark import timing
+from comfyui_glm_image.pipeline.device_check import stages
 from comfyui_glm_image.pipeline.device_check.check import DeviceCheckRequest, check_device
 from comfyui_glm_image.pipeline.device_check.stages import STAGES
 from comfyui_glm_image.pipeline.devices import kernels
@@ -29,6 +30,12 @@ def test_every_stage_passes_and_both_devices_are_looked_at(npu, cann):
     waits = next(figure for figure in by_name["launches"].figures if figure.name == "waits of a token")
     assert waits.value == 0
     assert remembered(npu, "batched guidance") in (True, False)
+
+
+def test_exhausted_memory_that_is_not_recognised_fails_its_stage(npu, monkeypatch):
+    monkeypatch.setattr(stages, "recognises_out_of_memory", lambda _: False)
+    report = check_device(request(npu), {name: STAGES[name] for name in ("memory errors", "launch")})
+    assert report.failed == ["memory errors"] and report.stages[1].figures
 
 
 def test_a_wrong_kernel_fails_its_stage_and_the_others_go_on(npu):
