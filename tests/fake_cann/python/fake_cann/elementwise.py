@@ -15,6 +15,7 @@ UNARY = {
     "Cos": torch.cos,
     "Erf": torch.erf,
     "Exp": torch.exp,
+    "Expm1": torch.expm1,
     "Floor": torch.floor,
     "Gelu": lambda x: F.gelu(x, approximate="tanh"),  # as CANN documents it
     "IsFinite": torch.isfinite,
