@@ -1,9 +1,9 @@
-"""`glm-image plan`: prompt -> a plan file, from which `generate --plan` generates."""
+"""`glm-image plan`: prompt -> a plan file, from which `generate --plan` generates, here or on a server."""
 
 import argparse
 from pathlib import Path
 
-from . import arguments, layout
+from . import arguments, layout, remote
 from .progress import Bars
 
 
@@ -15,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_model(parser)
     arguments.add_planning(parser)
     layout.add_arguments(parser, denoising=False)
+    remote.add_planning(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -22,9 +23,13 @@ def run(args: argparse.Namespace) -> int:
     arguments.choose_size(args)
     control = layout.read(args, args.height, args.width)
     request = arguments.plan_request(args, layout.prompt(args, control))
-    with Bars() as bars:
-        model = arguments.open_model(args, bars)
+    if args.server:
         arguments.warn_of_size(args)
-        model.make_plan(request, control, progress=bars).save(args.output)
+        remote.plan(args, request).save(args.output)
+    else:
+        with Bars() as bars:
+            model = arguments.open_model(args, bars)
+            arguments.warn_of_size(args)
+            model.make_plan(request, control, progress=bars).save(args.output)
     print(args.output)
     return 0

@@ -24,7 +24,7 @@ from .plan import (
     GLMImageResizePlan,
     GLMImageSavePlan,
 )
-from .remote import GLMImageRemote
+from .remote import GLMImageRemote, GLMImageRemotePlan
 from .sampling import EmptyGLMImageLatent, GLMImageDecode, GLMImageSigmas, ModelSamplingGLMImage
 from .size import GLMImageCutBack, GLMImageSize
 
@@ -54,6 +54,7 @@ NODES = [
     GLMImageReadText,
     GLMImageBestOfN,
     GLMImageRemote,
+    GLMImageRemotePlan,
     GLMImageSize,
     GLMImageCutBack,
 ]

@@ -1,8 +1,10 @@
-"""GLM-Image Remote: the same prompt, layout and references on a serving engine or the hosted API."""
+"""GLM-Image Remote and Remote Plan: a prompt, layout, references or plan on a serving engine or the hosted API."""
 
 import asyncio
 import logging
 import threading
+from collections.abc import Callable
+from functools import partial
 
 import comfy.model_management
 import comfy.utils
@@ -23,9 +25,11 @@ from ..pipeline.remote.limits import (
     MAX_USD,
 )
 from ..pipeline.text import check_prompt
+from . import sockets
+from .comfyui import model_folders
 from .comfyui.images import to_image, to_pil
 from .comfyui.page import LONGEST, show
-from .inputs import REFERENCES, lines, reference_images, size_inputs
+from .inputs import REFERENCES, lines, model_input, reference_images, size_inputs, token_sampling_inputs
 
 STOP, KEEP = "stop", "keep what arrived"
 
@@ -86,10 +90,10 @@ def _generation_inputs() -> list:
     ]
 
 
-def _run_inputs() -> list:
-    """How requests are sent, and what a run may cost."""
+def _pool_inputs(product: str, count: str) -> list:
+    """How many requests are sent, and how."""
     return [
-        io.Int.Input("count", default=1, min=1, max=MAX_COUNT, tooltip="Images to draw, one request each."),
+        io.Int.Input("count", default=1, min=1, max=MAX_COUNT, tooltip=count),
         io.Int.Input("parallel", default=4, min=1, max=MAX_PARALLEL, tooltip="Requests at once."),
         io.Float.Input(
             "timeout",
@@ -97,8 +101,14 @@ def _run_inputs() -> list:
             min=1.0,
             max=7200.0,
             step=1.0,
-            tooltip="Seconds for one try at one image, waiting in the server's queue included.",
+            tooltip=f"Seconds for one try at one {product}, waiting in the server's queue included.",
         ),
+    ]
+
+
+def _cost_inputs() -> list:
+    """What a run may cost, and what an error ends."""
+    return [
         io.Float.Input(
             "max_cost",
             default=MAX_USD,
@@ -118,7 +128,7 @@ def _run_inputs() -> list:
 
 
 def _optional_inputs() -> list:
-    """Texts and references."""
+    """Texts, references and a plan."""
     return [
         io.String.Input(
             "glyph_texts",
@@ -136,11 +146,22 @@ def _optional_inputs() -> list:
             )
             for i in range(REFERENCES)
         ),
+        sockets.Plan.Input(
+            "plan",
+            optional=True,
+            tooltip="A plan to draw in place of the server's own, on vLLM-Omni only: it brings the size and, where the "
+            "prompt is empty, the prompt. One image for each plan, or count images of one.",
+        ),
     ]
 
 
+def check_own_prompt(prompt: str) -> None:
+    """Refuse what no engine takes; an empty one may be the plan's, of which nothing is known before the graph runs."""
+    check_prompt(prompt, empty=True)
+
+
 class GLMImageRemote(io.ComfyNode):
-    checks = (check_prompt,)
+    checks = (check_own_prompt,)
 
     @classmethod
     def define_schema(cls):
@@ -150,7 +171,13 @@ class GLMImageRemote(io.ComfyNode):
             category="GLM-Image",
             description="Draws on a server: vLLM-Omni, SGLang, or the hosted API of z.ai. Keys come from the "
             "environment or a private file, never from the graph.",
-            inputs=[*_server_inputs(), *_generation_inputs(), *_run_inputs(), *_optional_inputs()],
+            inputs=[
+                *_server_inputs(),
+                *_generation_inputs(),
+                *_pool_inputs("image", "Images to draw, one request each."),
+                *_cost_inputs(),
+                *_optional_inputs(),
+            ],
             outputs=[
                 io.Image.Output(display_name="images"),
                 io.String.Output(
@@ -177,6 +204,7 @@ class GLMImageRemote(io.ComfyNode):
         max_cost,
         on_error,
         glyph_texts="",
+        plan=None,
         **references,
     ) -> io.NodeOutput:
         job = remote.Job(
@@ -195,17 +223,85 @@ class GLMImageRemote(io.ComfyNode):
             seconds=timeout,
             max_usd=max_cost,
             keep_going=on_error == KEEP,
+            plans=given_plans(plan) if plan else (),
         )
-        generated = await _in_thread(job, cls.hidden.unique_id)
-        return io.NodeOutput(
-            to_batch(generated.images), generated.report, ui=show(generated.report, cls.hidden.unique_id)
-        )
+        made = await _in_thread(partial(remote.generate, job), count, cls.hidden.unique_id)
+        return io.NodeOutput(to_batch(made.images), made.report, ui=show(made.report, cls.hidden.unique_id))
 
 
-async def _in_thread(job, node_id: str):
-    """Run the job beside ComfyUI's loop; an interruption, or another node's error that ends the prompt, ends it too."""
+def given_plans(plan) -> list:
+    from ..pipeline.planning import remote_plan  # with the serving client, which ComfyUI need not load to start
+
+    return remote_plan.given_plans(plan)
+
+
+class GLMImageRemotePlan(io.ComfyNode):
+    checks = (check_prompt,)
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="GLMImageRemotePlan",
+            display_name="GLM-Image Remote Plan",
+            category="GLM-Image",
+            description="Plans on SGLang servers that hold the planner alone; the plan is drawn here. Of the "
+            "checkpoint only tokenizer and settings are read.",
+            inputs=[
+                io.String.Input(
+                    "server",
+                    default="http://127.0.0.1:30001",
+                    tooltip="Address of SGLang's server of the planner, such as http://127.0.0.1:30001; several with "
+                    "commas between them share the work.",
+                ),
+                model_input(),
+                io.String.Input(
+                    "prompt",
+                    default="",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    tooltip="What to show; put texts that must appear in quotes.",
+                ),
+                *size_inputs(),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=MAX_SEED - MAX_COUNT,
+                    control_after_generate=True,
+                    tooltip="Seed of the plan; image k of a batch uses seed + k. A server counts it only if it was "
+                    "started with --enable-deterministic-inference.",
+                ),
+                *token_sampling_inputs(),
+                *_pool_inputs("plan", "Plans to make, one request each."),
+            ],
+            outputs=[
+                sockets.Plan.Output(display_name="plan"),
+                io.String.Output(display_name="report", tooltip="Who planned what, and whether seeds count."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    async def execute(
+        cls, server, model, prompt, width, height, seed, temperature, top_p, count, parallel, timeout
+    ) -> io.NodeOutput:
+        from ..pipeline.planning.make_plan import PlannerSettings, PlanRequest
+        from ..pipeline.planning.remote_plan import plan_remotely
+
+        request = PlanRequest(prompt, height, width, (), seed, count, temperature, top_p)
+        settings = PlannerSettings.from_folder(model_folders.model_folder(model))
+        run = partial(plan_remotely, settings, request, server, parallel, timeout)
+        made = await _in_thread(run, count, cls.hidden.unique_id)
+        return io.NodeOutput(made.plan, made.report, ui=show(made.report, cls.hidden.unique_id))
+
+
+async def _in_thread(run: Callable, count: int, node_id: str):
+    """`run(tell, progress, cancelled)` beside ComfyUI's loop, with its report shown.
+
+    An interruption, or another node's error that ends the prompt, ends it too.
+    """
     ended = threading.Event()
-    bar = comfy.utils.ProgressBar(job.count, node_id)
+    bar = comfy.utils.ProgressBar(count, node_id)
 
     def tell(text: str) -> None:
         logging.info("GLM-Image Remote: %s", presentable(text.replace("\n", "; "), LONGEST))
@@ -215,14 +311,14 @@ async def _in_thread(job, node_id: str):
         return ended.is_set() or comfy.model_management.processing_interrupted()
 
     try:
-        generated = await asyncio.to_thread(remote.generate, job, tell, bar.update_absolute, cancelled)
+        made = await asyncio.to_thread(run, tell, bar.update_absolute, cancelled)
     except remote.CancelledError:
         comfy.model_management.throw_exception_if_processing_interrupted()
         raise comfy.model_management.InterruptProcessingException() from None
     finally:
         ended.set()
-    tell(generated.report)
-    return generated
+    tell(made.report)
+    return made
 
 
 def to_batch(images: list[Image.Image]) -> torch.Tensor:

@@ -45,7 +45,7 @@ from .loading.checkpoint import DECODER, GLYPH, PLANNER, VAE, Checkpoint, resolv
 from .loading.components import Components
 from .loading.memory_needs import decoder_work
 from .loading.placement import Placement, PlacementRequest, choose
-from .models.config import GenerationConfig, ProcessorConfig, SchedulerConfig
+from .models.config import SchedulerConfig
 from .models.glyph_encoder import GlyphEncoder
 from .models.planner import Planner
 from .models.transformer import Dit
@@ -55,7 +55,6 @@ from .plan import Plan
 from .planning.controls import GridControl
 from .planning.image_plan import fitted, plan_of_images
 from .planning.make_plan import PlanMemory, PlannerSettings, PlanRequest, make_plan
-from .planning.prompt import PromptEncoder
 from .progress import Progress
 
 Prompt = str | Sequence[str]
@@ -73,13 +72,7 @@ class GlmImage:
         self.components = Components(checkpoint, placement, compile)
         self.configs = self.components.configs
         self.scheduler = SchedulerConfig.from_json(checkpoint.component("scheduler") / "scheduler_config.json")
-        processor, config = checkpoint.component("processor"), self.configs[PLANNER]
-        self.settings = PlannerSettings(
-            config,
-            GenerationConfig.from_json(checkpoint.component(PLANNER) / "generation_config.json"),
-            ProcessorConfig.from_folder(processor),
-            PromptEncoder(processor, config),
-        )
+        self.settings = PlannerSettings.from_folder(checkpoint.folder)
         self.memory = PlanMemory()
 
     @classmethod

@@ -9,13 +9,12 @@ import torch
 
 from ...pipeline.geometry import TrainedSizes
 from ...pipeline.loading.checkpoint import Checkpoint
-from ...pipeline.models.config import GenerationConfig, GlyphConfig, ProcessorConfig, VisionLanguageConfig
+from ...pipeline.models.config import GlyphConfig, VisionLanguageConfig
 from ...pipeline.models.glyph_encoder import GlyphEncoder
 from ...pipeline.models.kv_cache import KVCache
 from ...pipeline.models.planner import Planner
 from ...pipeline.planning.make_plan import PlannerSettings
 from ...pipeline.planning.preview import codebook_colours
-from ...pipeline.planning.prompt import PromptEncoder
 from .loading import open_part
 
 
@@ -72,13 +71,7 @@ class PlannerPart:
     @cached_property
     def settings(self) -> PlannerSettings:
         """The small files that planning needs besides the weights."""
-        processor = self.folder / "processor"
-        return PlannerSettings(
-            self.config,
-            GenerationConfig.from_json(self.folder / "vision_language_encoder" / "generation_config.json"),
-            ProcessorConfig.from_folder(processor),
-            PromptEncoder(processor, self.config),
-        )
+        return PlannerSettings.from_folder(self.folder)
 
 
 class ManagedGlyphEncoder(GlyphEncoder):

@@ -28,16 +28,24 @@ PATTERNS = (  # what is read, here and by the reference libraries; no code, no w
 )
 
 
+SETTINGS = ("vision_language_encoder/*.json", "processor/*.json", "processor/*.jinja")  # what a prompt's tokens take
+
+
 def title(component: str) -> str:
     """The component's name for people."""
     return {PLANNER: "planner", GLYPH: "glyph encoder", DECODER: "decoder", VAE: "VAE"}[component]
 
 
-def resolve(path_or_id: str | os.PathLike, revision: str | None = None, local_only: bool = False) -> "Checkpoint":
+def resolve(
+    path_or_id: str | os.PathLike,
+    revision: str | None = None,
+    local_only: bool = False,
+    patterns: Sequence[str] = PATTERNS,
+) -> "Checkpoint":
     """A folder, a hub id (`owner/name`, optional `revision`) or `modelscope:owner/name` -> a checkpoint on disk.
 
-    "small" is the bundled one. Downloads resume, show progress and fetch only the files the pipeline reads. A folder
-    wins over an id of the same spelling.
+    "small" is the bundled one. Downloads resume, show progress and fetch only the files of `patterns`, which are those
+    that the pipeline reads. A folder wins over an id of the same spelling.
     """
     name = os.fspath(path_or_id)
     path = named_folder(name)
@@ -50,10 +58,10 @@ def resolve(path_or_id: str | os.PathLike, revision: str | None = None, local_on
     if is_file:
         raise CheckpointError(f"{path} is a file; give the checkpoint's folder, the one that holds model_index.json")
     if name.startswith("modelscope:"):
-        return _from_modelscope(name, revision)
+        return _from_modelscope(name, revision, patterns)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise CheckpointError(f"{shown(name)} does not exist; give a folder or a hub id such as {HUB_ID}")
-    return _from_hub(name, revision, local_only)
+    return _from_hub(name, revision, local_only, patterns)
 
 
 def named_folder(name: str) -> Path:
@@ -61,15 +69,17 @@ def named_folder(name: str) -> Path:
     return BUNDLED if name == "small" else Path(name).expanduser()
 
 
-def _from_hub(name: str, revision: str | None, local_only: bool, force: Sequence[str] = ()) -> "Checkpoint":
-    """`force`: patterns of files to fetch again, whatever is here."""
+def _from_hub(
+    name: str, revision: str | None, local_only: bool, patterns: Sequence[str], force: bool = False
+) -> "Checkpoint":
+    """`force`: fetch these files again, whatever is here."""
     from huggingface_hub import snapshot_download
 
     try:
         folder = snapshot_download(
             name,
             revision=revision,
-            allow_patterns=list(force or PATTERNS),
+            allow_patterns=list(patterns),
             local_files_only=local_only,
             **({"force_download": True} if force else {}),
         )
@@ -102,7 +112,7 @@ def download(name: str, revision: str | None = None) -> "Checkpoint":
     broken = [path for path in checkpoint.weight_files() if not is_whole(path)]
     if broken and checkpoint.folder != named_folder(name) and not name.startswith("modelscope:"):
         patterns = [path.relative_to(checkpoint.folder).as_posix() for path in broken]
-        checkpoint = _from_hub(name, revision, False, patterns)
+        checkpoint = _from_hub(name, revision, False, patterns, force=True)
     checkpoint.check()
     return checkpoint
 
@@ -126,14 +136,14 @@ def is_whole(path: Path) -> bool:
     return digest.hexdigest() == blob
 
 
-def _from_modelscope(name: str, revision: str | None) -> "Checkpoint":
+def _from_modelscope(name: str, revision: str | None, patterns: Sequence[str]) -> "Checkpoint":
     try:
         from modelscope import snapshot_download
     except ImportError:
         raise CheckpointError(f"{name} needs ModelScope's client; run 'pip install modelscope'") from None
     try:
         folder = snapshot_download(
-            name.removeprefix("modelscope:"), revision=revision or "master", allow_patterns=list(PATTERNS)
+            name.removeprefix("modelscope:"), revision=revision or "master", allow_patterns=list(patterns)
         )
     except Exception as error:  # its client raises many kinds
         raise CheckpointError(f"downloading {name} failed ({type(error).__name__}: {error}); try again") from None

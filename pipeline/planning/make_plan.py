@@ -9,6 +9,7 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -98,6 +99,18 @@ class PlannerSettings:
     sampling: GenerationConfig
     processor: ProcessorConfig
     prompts: PromptEncoder
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "PlannerSettings":
+        """Those of a checkpoint's folder."""
+        planner, processor = folder / "vision_language_encoder", folder / "processor"
+        config = VisionLanguageConfig.from_json(planner / "config.json")
+        return cls(
+            config,
+            GenerationConfig.from_json(planner / "generation_config.json"),
+            ProcessorConfig.from_folder(processor),
+            PromptEncoder(processor, config),
+        )
 
     def prepare(self, request: PlanRequest) -> "PreparedPlan":
         """Encode prompts and references, and check them against the planner's limits; reads no weight."""

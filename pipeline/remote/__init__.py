@@ -10,7 +10,7 @@ _HOME = {
     **dict.fromkeys(("Generated", "Job", "generate"), ".job"),
     **dict.fromkeys(("CancelledError", "RemoteError"), ".errors"),
     "ENGINES": ".catalog",
-    "PlannerSampling": ".request",
+    **dict.fromkeys(("GivenPlan", "PlannerSampling"), ".request"),
 }
 __all__ = list(_HOME)
 

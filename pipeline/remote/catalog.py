@@ -7,8 +7,10 @@ from .engines import Engine, Sglang, VllmOmni, VllmOmniChat
 from .errors import RefusedError
 from .hosted import ORIGINS, Zai, ZaiAsync
 from .limits import AUTO
+from .planner import SglangPlanner
 
 ENGINES = {engine.name: engine for engine in (VllmOmni, VllmOmniChat, Sglang, Zai, ZaiAsync)}
+PLANNERS = {SglangPlanner.name: SglangPlanner}  # for plans alone
 OWNERS = {"vllm": VllmOmni, "vllm-omni": VllmOmni, "sglang": Sglang}  # as /v1/models names them
 
 
@@ -16,9 +18,9 @@ def known_engine(name: str, endpoint: Endpoint) -> Engine | None:
     """The engine chosen by name or told by a hosted address; None if the server has to be asked."""
     if name == AUTO:
         return Zai() if endpoint.origin in ORIGINS else None
-    if name not in ENGINES:
+    if name not in ENGINES | PLANNERS:
         raise InputError(f"engine {name!r} is not known; use {AUTO}, {', '.join(ENGINES)}")
-    return ENGINES[name]()
+    return (ENGINES | PLANNERS)[name]()
 
 
 def identify(client: Client, engine: Engine | None) -> Engine:

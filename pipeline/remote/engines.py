@@ -1,7 +1,7 @@
 """The protocols of serving engines: how to ask for an image and where it stands in the response.
 
-Sources: the API sources of vLLM-Omni 0.30 and SGLang 0.5.23 (diffusion), and what both do when run. None of the forms
-takes or returns a plan. The hosted API is in `hosted.py`.
+Sources: the API sources of vLLM-Omni 0.30 and SGLang 0.5.23 (diffusion), and what both do when run. The hosted API is
+in `hosted.py`, a planner in a server of its own in `planner.py`.
 """
 
 import base64
@@ -31,18 +31,19 @@ class Engine:
     """One protocol. `model` is the name the server gives its model, where that is known.
 
     hosted: every image costs `usd` dollars, and a request that failed midway may have cost it. needs_key: nothing is
-    sent without a key. exact: an image of another size than asked for is no answer. ignores: settings of a request
-    that have no effect. note: what the report says of every run.
+    sent without a key. exact: an image of another size than asked for is no answer. goes_on: what its client gave up is
+    finished all the same. takes_plans: a request may bring its plan. ignores: settings of a request without effect.
+    edit_note, plan_note: what the report says of such runs.
     """
 
     name = ""
     base = ""  # path before the protocol's own, where the user gives none
     health = "/health"
-    hosted = needs_key = False
-    exact = True
+    hosted = needs_key = takes_plans = False
+    exact = goes_on = True
     usd = 0.0
     ignores: tuple[str, ...] = ()
-    edit_note = ""
+    edit_note = plan_note = ""
 
     def __init__(self, model: str | None = None):
         self.model = model
@@ -52,6 +53,8 @@ class Engine:
 
     def check(self, request: ImageRequest) -> None:
         """Raise `InputError` for what this protocol or this server cannot do."""
+        if request.plan and not self.takes_plans:
+            raise InputError(f"{self.name} takes no plans; send it to vLLM-Omni, or draw it on this machine")
 
     def generate(self, client: Client, request: ImageRequest) -> ReceivedImage:
         try:
@@ -95,16 +98,19 @@ def _image_in(response: dict, client: Client) -> bytes:
 
 
 class VllmOmni(ImagesForm):
-    """Text to image by the images form; an edit by the chat form, which alone takes a reference of this model.
+    """Text to image by the images form; the chat form where a reference or a plan comes along, which it alone takes.
 
     A model's name would have to match the server's, so none is sent.
     """
 
     name = "vllm-omni"
+    takes_plans = True
     plan_limit = 4353  # `max_tokens` of its deploy file: a plan of 2048x2048
     edit_note = "the reference is shown to the planner only; the decoder never sees it"
+    plan_note = "its planner makes a plan of its own first, which costs its time and is left aside"
 
     def check(self, request: ImageRequest) -> None:
+        super().check(request)
         if len(request.references) > 1:
             raise InputError(
                 f"vLLM-Omni edits from exactly one reference image, {len(request.references)} were given; "
@@ -117,12 +123,12 @@ class VllmOmni(ImagesForm):
             )
 
     def fetch(self, client: Client, request: ImageRequest) -> bytes:
-        return self.chat(client, request) if request.references else super().fetch(client, request)
+        return self.chat(client, request) if request.references or request.plan else super().fetch(client, request)
 
     def chat(self, client: Client, request: ImageRequest) -> bytes:
         body = {
             "messages": [{"role": "user", "content": _chat_content(request)}],
-            "sampling_params_list": [_planner_settings(request), request.settings()],
+            "sampling_params_list": [_planner_settings(request), _decoder_settings(request)],
             "extra_body": {"height": request.height, "width": request.width},
         }
         return _inline(_chat_image(client.post(CHAT, body), client), client)
@@ -151,9 +157,12 @@ class VllmOmniChat(VllmOmni):
 def _planner_settings(request: ImageRequest) -> dict:
     """The planner's entry of `sampling_params_list`, which replaces the deploy file's whole.
 
-    The engine cuts an edit's plan at the wrong place if it is longer than the grid, so its length is set exactly.
+    The engine cuts an edit's plan at the wrong place if it is longer than the grid, so its length is set exactly. One
+    that is left aside for a given plan only has to be whole, whatever its tokens.
     """
     planner = request.planner
+    if request.plan:
+        return {"temperature": 0.0, "ignore_eos": True, "max_tokens": request.plan_length(), "detokenize": False}
     return {
         "temperature": planner.temperature,
         "top_p": planner.top_p,
@@ -163,6 +172,13 @@ def _planner_settings(request: ImageRequest) -> dict:
         "seed": request.seed,
         "detokenize": False,
     }
+
+
+def _decoder_settings(request: ImageRequest) -> dict:
+    """The decoder's entry: tokens under `extra_args` go before those of the engine's planner."""
+    if not request.plan:
+        return request.settings()
+    return request.settings() | {"extra_args": {"prior_token_ids": list(request.plan.prior_token_ids)}}
 
 
 def _chat_content(request: ImageRequest) -> str | list[dict]:
@@ -222,6 +238,7 @@ class Sglang(ImagesForm):
             self.version = ""  # a release that does not say
 
     def check(self, request: ImageRequest) -> None:
+        super().check(request)
         first, last = self.broken_edits
         if request.references and first <= _numbers(self.version) <= last:
             raise InputError(f"SGLang {self.version} {EDIT_FAILURE}")

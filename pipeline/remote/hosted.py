@@ -22,11 +22,13 @@ class Zai(Engine):
     health = ""
     hosted = needs_key = True
     exact = False  # what was paid for is taken
+    goes_on = False  # nobody waits for its turn
     usd = 0.015
     ignores = ("steps", "guidance", "seed")
     sizes = ("1280x1280", "1568x1056", "1056x1568", "1472x1088", "1088x1472", "1728x960", "960x1728")
 
     def check(self, request: ImageRequest) -> None:
+        super().check(request)
         if request.references:
             raise InputError("the hosted API takes no reference images; edit on vLLM-Omni, SGLang or this machine")
         if request.size not in self.sizes and not all(1024 <= side <= 2048 for side in (request.width, request.height)):

@@ -15,8 +15,6 @@ FORMATS = ("PNG", "JPEG", "WEBP")
 ASKED_FORMAT = "PNG"
 SIDE_LIMIT = 4096  # px
 REFERENCE_SIDE = 4096  # px; the model's own limit is half of that
-RESPONSE_ROOM = 1 << 20
-LEAST_PIXELS = 2048 * 2048  # a server may draw larger than asked
 
 
 @dataclass(frozen=True)
@@ -25,11 +23,6 @@ class ReceivedImage:
 
     image: Image.Image
     format: str
-
-
-def response_limit(request: ImageRequest) -> int:
-    """Bytes a response may have: an incompressible PNG of the size asked for, or of 2048x2048, in base64."""
-    return RESPONSE_ROOM + max(request.width * request.height, LEAST_PIXELS) * 3 * 3 // 2
 
 
 def image_bytes(text: object, endpoint: Endpoint) -> bytes:

@@ -12,7 +12,7 @@ from .errors import CancelledError
 from .images import ASKED_FORMAT, to_png
 from .limits import AUTO, MAX_COUNT, MAX_SEED, MAX_USD
 from .pool import Batch, Pool
-from .request import RELEASE_GUIDANCE, RELEASE_STEPS, ImageRequest, PlannerSampling, with_texts
+from .request import RELEASE_GUIDANCE, RELEASE_STEPS, GivenPlan, ImageRequest, PlannerSampling, with_texts
 from .server import Server, read_servers
 
 
@@ -23,6 +23,7 @@ class Job:
     `texts` are to be drawn whether or not the prompt quotes them; `references` are edited or their subjects taken.
     `seconds` limits one attempt at one image, `max_usd` what the batch may cost. A seed of None is a random one; steps
     and guidance of None are the release's, on every engine. `planner` is for checkpoints other than the release.
+    `plans` are drawn one an image, or a single one `count` times; they bring size and, where `prompt` is empty, it too.
     """
 
     prompt: str
@@ -41,6 +42,7 @@ class Job:
     max_usd: float = MAX_USD
     keep_going: bool = False
     planner: PlannerSampling = PlannerSampling()
+    plans: Sequence[GivenPlan] = ()
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ def generate(
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Generated:
     """Run a job. `tell` hears where it goes and what it costs before anything is sent."""
+    job = _fitted_to_plans(job)
     pool = Pool(read_servers(job.server, job.engine), job.parallel, job.seconds)
     requests, added = make_requests(job)
     _check_cost(pool.servers, job)
@@ -91,9 +94,10 @@ def make_requests(job: Job) -> tuple[list[ImageRequest], list[str]]:
     """One request an image, and the texts that had to be added to the prompt."""
     if not 1 <= job.count <= MAX_COUNT:
         raise InputError(f"{job.count} images; use 1 to {MAX_COUNT}")
-    prompt, added = with_texts(job.prompt, job.texts)
+    plans = list(job.plans) or [None] * job.count
+    prompts = [with_texts(job.prompt or (plan.prompt if plan else ""), job.texts) for plan in plans]
     first = ImageRequest(
-        prompt,
+        prompts[0][0],
         job.width,
         job.height,
         random.randrange(MAX_SEED - MAX_COUNT) if job.seed is None else job.seed,
@@ -102,7 +106,21 @@ def make_requests(job: Job) -> tuple[list[ImageRequest], list[str]]:
         tuple(to_png(image) for image in job.references),
         job.planner,
     )
-    return [replace(first, seed=first.seed + k) for k in range(job.count)], added
+    requests = [
+        replace(first, prompt=prompt, seed=first.seed + k, plan=plan)
+        for k, ((prompt, _), plan) in enumerate(zip(prompts, plans))
+    ]
+    return requests, list(dict.fromkeys(text for _, added in prompts for text in added))
+
+
+def _fitted_to_plans(job: Job) -> Job:
+    """The job with its plans' size and a plan for each image."""
+    if not job.plans:
+        return job
+    if job.count not in (1, len(job.plans)) and len(job.plans) > 1:
+        raise InputError(f"{len(job.plans)} plans and {job.count} images; use 1, or as many images as plans")
+    plans = list(job.plans) * (job.count if len(job.plans) == 1 else 1)
+    return replace(job, width=plans[0].width, height=plans[0].height, count=len(plans), plans=plans)
 
 
 def price(servers: Sequence[Server], count: int) -> float:
@@ -146,6 +164,8 @@ def report(servers: Sequence[Server], job: Job, batch: Batch, added: Sequence[st
             lines.append(f"{engine.name} takes no {', '.join(without_effect)}: ignored")
         if job.references and engine.edit_note:
             lines.append(f"{engine.name}: {engine.edit_note}")
+        if job.plans and engine.plan_note:
+            lines.append(f"{engine.name}: {engine.plan_note}")
     lines += [f"{server} was left out: {server.unfit}" for server in servers if server.unfit]
     if added:
         lines.append(f"added to the prompt, which did not quote them: {', '.join(added)}")

@@ -11,6 +11,7 @@ from .errors import BusyError, CancelledError, RemoteError, ServerTimeoutError, 
 from .http import TICK
 from .images import ReceivedImage
 from .limits import MAX_PARALLEL, MAX_SECONDS
+from .planner import PlannedTokens, TokenRequest
 from .request import ImageRequest
 from .server import Server
 
@@ -21,14 +22,14 @@ WARM_UP_INTERVAL = 2.0
 
 @dataclass
 class Batch:
-    """What came back: images and errors by the request's place; `retries` is how many attempts failed first."""
+    """What came back: images (or plans) and errors by the request's place; `retries`: attempts that failed first."""
 
-    images: dict[int, ReceivedImage] = field(default_factory=dict)
+    images: dict[int, ReceivedImage | PlannedTokens] = field(default_factory=dict)
     errors: dict[int, RemoteError] = field(default_factory=dict)
     retries: int = 0
     seconds: float = 0.0
 
-    def in_order(self) -> list[ReceivedImage]:
+    def in_order(self) -> list[ReceivedImage | PlannedTokens]:
         return [self.images[place] for place in sorted(self.images)]
 
 
@@ -77,7 +78,7 @@ class Pool:
 
     def run(
         self,
-        requests: Sequence[ImageRequest],
+        requests: Sequence[ImageRequest | TokenRequest],
         cancelled: Callable[[], bool] = lambda: False,
         progress: Callable[[int, int], None] = lambda done, total: None,
         keep_going: bool = False,
@@ -94,7 +95,7 @@ class Pool:
                     executor.submit(self._generate, request, lambda: stop.is_set() or cancelled()): place
                     for place, request in enumerate(requests)
                 }
-                self._collect(places, batch, cancelled, progress, keep_going)
+                self._collect(places, batch, requests[0].product, cancelled, progress, keep_going)
             finally:
                 stop.set()
                 executor.shutdown(wait=True, cancel_futures=True)
@@ -123,7 +124,9 @@ class Pool:
             if stop.wait(HEALTH_INTERVAL):
                 return
 
-    def _collect(self, places: dict[Future, int], batch: Batch, cancelled, progress, keep_going: bool) -> None:
+    def _collect(
+        self, places: dict[Future, int], batch: Batch, product: str, cancelled, progress, keep_going: bool
+    ) -> None:
         pending = set(places)
         while pending:
             done, pending = wait(pending, TICK, FIRST_COMPLETED)
@@ -134,13 +137,13 @@ class Pool:
                     batch.images[places[future]] = future.result()
                 except RemoteError as error:
                     if not keep_going:
-                        raise _with_count(error, len(batch.images), len(places)) from None
+                        raise _with_count(error, len(batch.images), len(places), product) from None
                     batch.errors[places[future]] = error
             if done:
                 progress(len(batch.images) + len(batch.errors), len(places))
 
-    def _generate(self, request: ImageRequest, cancelled: Callable[[], bool]) -> ReceivedImage:
-        """One image from whichever server gives it; a server that let it time out is not asked for it again."""
+    def _generate(self, request, cancelled: Callable[[], bool]) -> ReceivedImage | PlannedTokens:
+        """One answer from whichever server gives it; a server that let it time out is not asked for it again."""
         slow: set[Server] = set()
         last: RemoteError | InputError | None = None
         failed, end = 0, time.monotonic() + self.seconds
@@ -247,8 +250,8 @@ def _pause(seconds: float, cancelled: Callable[[], bool]) -> None:
         time.sleep(TICK)
 
 
-def _with_count(error: RemoteError, done: int, total: int) -> RemoteError:
+def _with_count(error: RemoteError, done: int, total: int, product: str) -> RemoteError:
     """The error, saying what had arrived before it."""
     if done:
-        error.args = (f"{error} ({done} of {total} images had arrived)",)
+        error.args = (f"{error} ({done} of {total} {product}s had arrived)",)
     return error

@@ -4,13 +4,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from ..errors import CheckpointError, InputError
-from ..geometry import check_size, preview_grid, token_grid
+from ..geometry import check_size, patch_count, preview_grid, token_grid
 from ..text import check_prompt, enclosed, quoted_texts, shown
 from .limits import MAX_GUIDANCE, MAX_REFERENCES, MAX_SEED, MAX_STEPS
 
 RELEASE_STEPS, RELEASE_GUIDANCE = 50, 1.5  # sent where nothing is asked for: the engines' own defaults differ
+RESPONSE_ROOM = 1 << 20
+LEAST_PIXELS = 2048 * 2048  # a server may draw larger than asked
 QUOTES = ('""', "“”", "「」")  # the engines find texts between these, whatever stands in them
 
 
@@ -46,8 +49,28 @@ class PlannerSampling:
 
 
 @dataclass(frozen=True)
+class GivenPlan:
+    """A plan of one image, for an engine that takes plans: `prior_token_ids` are its tokens of 16 px, row by row."""
+
+    prompt: str
+    width: int
+    height: int
+    prior_token_ids: tuple[int, ...] = field(repr=False)
+
+    def __post_init__(self):
+        check_size(self.height, self.width)
+        expected = patch_count(self.height, self.width)
+        if len(self.prior_token_ids) != expected:
+            raise InputError(
+                f"a plan of {self.width}x{self.height} has {expected} tokens of 16 px, got {len(self.prior_token_ids)}"
+            )
+
+
+@dataclass(frozen=True)
 class ImageRequest:
-    """`references` are PNG files."""
+    """`references` are PNG files. `plan` is drawn as it is, in place of one that the engine samples."""
+
+    product: ClassVar[str] = "image"
 
     prompt: str
     width: int
@@ -57,6 +80,7 @@ class ImageRequest:
     guidance: float = RELEASE_GUIDANCE
     references: tuple[bytes, ...] = field(default=(), repr=False)
     planner: PlannerSampling = PlannerSampling()
+    plan: GivenPlan | None = None
 
     def __post_init__(self):
         check_prompt(self.prompt)
@@ -68,6 +92,15 @@ class ImageRequest:
             raise InputError(f"references must be a list of PNG files, got {type(self.references).__name__}")
         if len(self.references) > MAX_REFERENCES:
             raise InputError(f"{len(self.references)} reference images; at most {MAX_REFERENCES} are sent")
+        if self.plan and self.references:
+            raise InputError("a plan holds all that its references gave; send the plan or reference images, not both")
+        if self.plan and (self.plan.width, self.plan.height) != (self.width, self.height):
+            raise InputError(f"the plan is one of {self.plan.width}x{self.plan.height}, not of {self.size}")
+
+    @property
+    def response_limit(self) -> int:
+        """Bytes an answer may have: an incompressible PNG of the size asked for, or of 2048x2048, in base64."""
+        return RESPONSE_ROOM + max(self.width * self.height, LEAST_PIXELS) * 3 * 3 // 2
 
     @property
     def size(self) -> str:

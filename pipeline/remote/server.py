@@ -21,7 +21,8 @@ from .errors import (
     UnreachableError,
 )
 from .http import Deadline
-from .images import ReceivedImage, response_limit
+from .images import ReceivedImage
+from .planner import PlannedTokens, TokenRequest
 from .request import ImageRequest
 
 HEALTH_SECONDS = 10.0
@@ -80,15 +81,15 @@ class Server:
         return self.engine.health if self.engine else Engine.health
 
     def generate(
-        self, request: ImageRequest, seconds: float, cancelled: Callable[[], bool] | None = None
-    ) -> ReceivedImage:
+        self, request: ImageRequest | TokenRequest, seconds: float, cancelled: Callable[[], bool] | None = None
+    ) -> ReceivedImage | PlannedTokens:
         begin = time.monotonic()
         self.engine.check(request)
-        deadline = self.deadline("image", seconds, cancelled, lambda: self._death_since(begin))
+        deadline = self.deadline(request.product, seconds, cancelled, lambda: self._death_since(begin))
         try:
-            received = self.engine.generate(self._client(deadline, response_limit(request)), request)
+            received = self.engine.generate(self._client(deadline, request.response_limit), request)
         except (CancelledError, ServerTimeoutError) as error:
-            if error.begun and not self.engine.hosted:
+            if error.begun and self.engine.goes_on:
                 with _lock:
                     _abandoned[self.endpoint] = _Abandoned(begin, time.monotonic())
             raise
@@ -120,7 +121,7 @@ class Server:
     def _death_since(self, begin: float) -> RemoteError | None:
         if self._died < begin:
             return None
-        return UnavailableError(f"{self._death}: its engine stopped while the image was under way")
+        return UnavailableError(f"{self._death}: its engine stopped while the work was under way")
 
     @property
     def occupied(self) -> bool:

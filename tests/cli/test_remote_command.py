@@ -2,6 +2,7 @@
 
 import pytest
 from comfyui_glm_image.cli import main as cli
+from comfyui_glm_image.pipeline.plan import Plan
 from comfyui_glm_image.tests.remote.contract import KEY, Contract, colour
 from PIL import Image
 
@@ -56,6 +57,29 @@ def test_the_planner_of_the_checkpoint_at_hand_is_asked_for(serve, tmp_path):
     planner, decoder = fields["sampling_params_list"]
     assert (planner["top_k"], planner["stop_token_ids"], planner["seed"]) == (640, [641], 3)
     assert decoder == {"num_inference_steps": 50, "guidance_scale": 1.5, "seed": 3}
+
+
+def test_a_plan_of_a_server_is_saved_and_one_of_another_server_draws_it(serve, tmp_path, capsys):
+    planner = serve("sglang-planner")
+    file, size = tmp_path / "a.safetensors", ["--width", "96", "--height", "64", "--model", "small"]
+    layout = tmp_path / "page.txt"
+    layout.write_text("title: OPEN @ top 50%")
+    words = ["a sign", "--seed", "5", "--count", "2", "--layout", str(layout), "--plan-rows", "2"]
+    assert cli.main(["plan", *words, "-o", str(file), "--server", planner.url, *size]) == 0
+    said = capsys.readouterr()
+    assert said.out.split() == [str(file)]
+    assert "the server decides on --plan-rows: ignored" in said.err and "2 plans in" in said.err
+    assert "the layout reaches the server by the prompt alone" in said.err
+    plan = Plan.load(file)
+    assert (len(plan), plan.seed, plan.width, plan.height) == (2, 5, 96, 64)
+    assert "OPEN" in plan.prompts[0]
+    engine = serve("vllm-omni")
+    more = ["-o", str(tmp_path / "a.png"), "--server", engine.url, "--seed", "9", "--parallel", "1"]
+    assert cli.main(["generate", "--plan", str(file), *more]) == 0
+    assert [effect.prior_token_ids for effect in engine.effects] == list(map(tuple, plan.prior_token_ids.tolist()))
+    for row in range(2):
+        with Image.open(tmp_path / f"a_{row}.png") as image:
+            assert (image.text["prompt"], image.text["seed"]) == (plan.prompts[row], str(9 + row))
 
 
 def test_references_of_the_command_line_are_sent(serve, tmp_path):

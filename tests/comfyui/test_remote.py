@@ -8,6 +8,7 @@ import json
 import time
 
 import pytest
+from comfyui_glm_image.pipeline.plan import Plan
 from comfyui_glm_image.tests.comfyui.events import Events, messages
 from comfyui_glm_image.tests.comfyui.graphs import node
 from comfyui_glm_image.tests.comfyui.server import PromptError, Server
@@ -19,7 +20,7 @@ from PIL import Image
 @pytest.fixture(scope="module")
 def engines():
     """name -> a contract server whose `fault` a test may set; all faults are gone before the next."""
-    running = {name: Contract(name) for name in ("vllm-omni", "zai")}
+    running = {name: Contract(name) for name in ("vllm-omni", "sglang-planner", "zai")}
     running["sglang"] = Contract("sglang", version="0.5.20")  # one that edits
     yield running
     for server in running.values():
@@ -58,6 +59,19 @@ INPUTS = {
     "timeout": 20.0,
     "max_cost": 0.1,
     "on_error": "stop",
+}
+
+
+PLANNING = {
+    "model": "small (bundled)",
+    "prompt": "a sign 'OPEN'",
+    "width": 96,
+    "height": 64,
+    "temperature": 0.9,
+    "top_p": 0.75,
+    "count": 1,
+    "parallel": 4,
+    "timeout": 20.0,
 }
 
 
@@ -212,7 +226,7 @@ def test_the_cost_is_shown_at_the_node_before_the_batch_is_sent(comfyui, engines
     assert "zai takes no steps, guidance, seed: ignored" in report and "cost about $0.030" in report
 
 
-WORKFLOWS = {"vllm_omni": "vllm-omni", "sglang": "sglang", "zai": "zai"}
+WORKFLOWS = {"vllm_omni": "vllm-omni", "sglang": "sglang", "zai": "zai", "draw_plan": "vllm-omni"}
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
@@ -227,6 +241,56 @@ def test_the_workflow_of_each_engine_runs(comfyui, engines, name):
     assert len(images) == drawing["count"] == len(server.requests)
     references = server.requests[0][2]
     assert len(references) == (1 if name == "sglang" else 0)
+
+
+def test_the_workflow_of_a_remote_plan_draws_what_the_server_planned(comfyui, engines):
+    server = engines["sglang-planner"]
+    nodes = to_api(load(FOLDER / "glm_image_remote_plan.json"), comfyui.get("/object_info"))
+    (planning,) = [entry["inputs"] for entry in nodes.values() if entry["class_type"] == "GLMImageRemotePlan"]
+    (saving,) = [number for number, entry in nodes.items() if entry["class_type"] == "SaveImage"]
+    (telling,) = [number for number, entry in nodes.items() if entry["class_type"] == "PreviewAny"]
+    planning["server"] = server.url
+    nodes["keep"] = node("GLMImageSavePlan", plan=[next(iter(of_kind(nodes, "GLMImageRemotePlan"))), 0])
+    nodes["keep"]["inputs"]["filename_prefix"] = "plans/remote"
+    outputs = comfyui.run(nodes)
+    assert len(server.requests) == 1 and "1 plans in" in outputs[telling]["text"][0]
+    plan = Plan.load(comfyui.base / "output" / "plans" / outputs["keep"]["plans"][0]["filename"])
+    assert plan.preview_token_ids[0, :3].tolist() == [1, 2, 3]  # the contract server counts on from the seed
+    (path,) = comfyui.files(outputs, saving)
+    assert Image.open(path).size == (plan.width, plan.height)
+
+
+def test_a_remote_plan_is_drawn_by_a_server_too(comfyui, engines):
+    planner, engine = engines["sglang-planner"], engines["vllm-omni"]
+    nodes = graph(engine, prompt="", plan=["plan", 0])
+    nodes["plan"] = node("GLMImageRemotePlan", **PLANNING, server=planner.url, seed=next(SEEDS), count=2)
+    outputs = comfyui.run(nodes)
+    assert [len(effect.prior_token_ids) for effect in engine.effects] == [4 * 2 * 3] * 2
+    assert "its planner makes a plan of its own first" in outputs["report"]["text"][0]
+
+
+PLANNING_FAULTS = [
+    ("400", {}, "answered 400"),
+    ("hang", {"timeout": 1.0}, "no plan within 1 s"),
+    (None, {"model": "GLM-Image/model_index.json"}, "download it"),
+    (None, {"server": ""}, "no server is given"),
+]
+
+
+@pytest.mark.parametrize(("fault", "changes", "message"), PLANNING_FAULTS)
+def test_an_error_of_a_remote_plan_is_one_sentence_at_its_node(comfyui, engines, fault, changes, message):
+    server = engines["sglang-planner"]
+    server.fault = fault
+    inputs = {**PLANNING, "server": server.url, "seed": next(SEEDS), **changes}
+    nodes = {"plan": node("GLMImageRemotePlan", **inputs), "report": node("PreviewAny", source=["plan", 1])}
+    with pytest.raises(PromptError) as error:
+        comfyui.run(nodes)
+    assert error.value.node == "plan"
+    assert message in error.value.text and "\n" not in error.value.text
+
+
+def of_kind(nodes, kind):
+    return [number for number, entry in nodes.items() if entry["class_type"] == kind]
 
 
 def test_no_key_is_found_in_any_file_log_or_answer_after_a_run(comfyui, engines):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from comfyui_glm_image.tests.engines.setup import HERE, HOME, ROOT, SGLANG, VLLM_OMNI
 
-START_SECONDS = float(os.environ.get("ENGINE_START_SECONDS") or 1800)  # both warm up with images of their own choice
+START_SECONDS = int(os.environ.get("ENGINE_START_SECONDS") or 1800)  # both warm up with images of their own choice
 PR_SET_PDEATHSIG = 1
 MODEL = HOME / "glm-image-small"  # SGLang tells the model by this name
 SETTINGS = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -90,6 +90,7 @@ class VllmOmni(Engine):
     def command(self) -> list[str]:
         vllm = str(VLLM_OMNI.folder / "bin" / "vllm")
         options = ["--omni", "--host", "127.0.0.1", "--port", str(self.port)]
+        options += ["--init-timeout", str(START_SECONDS), "--stage-init-timeout", str(START_SECONDS)]
         return [vllm, "serve", str(MODEL), *options, "--deploy-config", str(HERE / "vllm_omni_small.yaml")]
 
     def environment(self) -> dict[str, str]:
@@ -101,7 +102,9 @@ class Sglang(Engine):
 
     def command(self) -> list[str]:
         sglang = str(SGLANG.folder / "bin" / "sglang")
-        return [sglang, "serve", "--model-path", str(MODEL), "--host", "127.0.0.1", "--port", str(self.port)]
+        options = ["--host", "127.0.0.1", "--port", str(self.port)]
+        options += ["--dit-precision", "fp32", "--vae-precision", "fp32"]  # see startup.py
+        return [sglang, "serve", "--model-path", str(MODEL), *options]
 
     def environment(self) -> dict[str, str]:
         return {"TORCHDYNAMO_DISABLE": "1"}

@@ -23,7 +23,9 @@ from comfyui_glm_image.tests.remote.protocols import (
     check_key,
     edits,
     generations,
+    plan,
     plan_failure,
+    planned_tokens,
     sglang,
     size_of,
     vllm_omni,
@@ -32,7 +34,8 @@ from comfyui_glm_image.tests.remote.protocols import (
 from PIL import Image
 
 __all__ = ["FAULTS", "FILTER_REASON", "KEY", "Contract", "colour"]
-VERSIONS = {"vllm-omni": "0.30.0", "sglang": "0.5.23", "zai": ""}
+VERSIONS = {"vllm-omni": "0.30.0", "sglang": "0.5.23", "sglang-planner": "0.5.23", "zai": ""}
+CODEBOOK = 640  # of the small checkpoint
 ALLOWED = [{"role": "assistant", "level": 3}]
 READERS = {
     "/v1/chat/completions": chat,
@@ -40,6 +43,7 @@ READERS = {
     "/v1/images/edits": edits,
     "/api/paas/v4/images/generations": zai,
     "/api/paas/v4/async/images/generations": zai,
+    "/generate": plan,
 }
 
 
@@ -51,6 +55,8 @@ class Contract(ThreadingHTTPServer):
     made of it, `finished` how many it completed; `closed` the monotonic times at which clients hung up on a hanging
     request, `sent` the bytes of an endless response. `early_seeds`: seeds whose plan ends too early. A test clears
     `ready` for a server that warms up, and sets `engine_died` for one whose engine is gone.
+
+    A planner's server counts seeds if it `repeats`; `on_plan` makes what it sends of the tokens.
     """
 
     daemon_threads = True
@@ -67,6 +73,7 @@ class Contract(ThreadingHTTPServer):
         self.effects: list[Effect] = []
         self.finished = 0
         self.early_seeds: set[int] = set()
+        self.repeats = True
         self.ready, self.engine_died = threading.Event(), threading.Event()
         self.ready.set()
         self.authorizations: list[str | None] = []
@@ -76,6 +83,7 @@ class Contract(ThreadingHTTPServer):
         self.polls = 0
         self.elsewhere = ""
         self.on_draw: Callable[[int], None] = lambda count: None
+        self.on_plan: Callable[[list[int]], object] = lambda tokens: tokens
         self.lock = threading.Lock()
         self.turn = threading.Lock()
         self.worker = threading.Lock()
@@ -132,6 +140,7 @@ class Handler(BaseHTTPRequestHandler):
             "/health": self.health,
             "/v1/models": self.models,
             "/server_info": self.server_info,
+            "/model_info": self.model_info,
             "/stats": self.stats,
             "/image.png": self.image,
         }
@@ -164,19 +173,30 @@ class Handler(BaseHTTPRequestHandler):
             raise Refusal(503, {"status": "unhealthy"})
         if not server.ready.is_set():
             return self.answer(503, b"")
-        self.answer(200, {"status": "ok" if server.engine == "sglang" else "healthy"})
+        self.answer(200, {"status": "ok" if server.engine.startswith("sglang") else "healthy"})
 
     def models(self):
         if self.server.engine == "zai":
             raise Refusal(404, {"detail": "Not Found"})
         self.server.ready.wait(WAIT)
-        owner = "sglang" if self.server.engine == "sglang" else "vllm"
+        owner = "sglang" if self.server.engine.startswith("sglang") else "vllm"
         self.answer(200, {"object": "list", "data": [{"id": MODEL, "object": "model", "owned_by": owner}]})
 
     def server_info(self):
-        if self.server.engine != "sglang":
+        if not self.server.engine.startswith("sglang"):
             raise Refusal(404, {"detail": "Not Found"})
-        self.answer(200, {"model_path": MODEL, "version": self.server.version})
+        page = {"model_path": MODEL, "version": self.server.version}
+        if self.server.engine == "sglang-planner":
+            page["enable_deterministic_inference"] = self.server.repeats
+        self.answer(200, page)
+
+    def model_info(self):
+        """Of both of SGLang's servers, each with the architecture it serves."""
+        if not self.server.engine.startswith("sglang"):
+            raise Refusal(404, {"detail": "Not Found"})
+        planner = self.server.engine == "sglang-planner"
+        architecture = "GlmImageForConditionalGeneration" if planner else "GlmImagePipeline"
+        self.answer(200, {"model_path": MODEL, "architectures": [architecture]})
 
     def stats(self):
         """SGLang's scheduler answers between two images."""
@@ -205,6 +225,8 @@ class Handler(BaseHTTPRequestHandler):
         if server.engine == "zai":
             server.stopping.wait(server.seconds)
             return self.answer_hosted(fields)
+        if server.engine == "sglang-planner":
+            return self.answer_plan(fields)
         effect = self.effect(fields, references)
         server.effects.append(effect)
         with server.worker:
@@ -235,6 +257,13 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(200, chat_answer(parts))
         images = [{"b64_json": data, "url": None, "revised_prompt": None} for data in encoded]
         self.answer(200, {"created": 1701234567, "data": images})
+
+    def answer_plan(self, fields: dict):
+        server = self.server
+        server.stopping.wait(server.seconds)
+        server.finished += 1
+        tokens = planned_tokens(fields, CODEBOOK, server.repeats)
+        self.answer(200, {"text": "", "output_ids": server.on_plan(tokens), "meta_info": {"completion_tokens": 1}})
 
     def answer_hosted(self, fields: dict):
         width, height = size_of(fields)

@@ -19,6 +19,7 @@ MODEL = "zai-org/GLM-Image"
 PATHS = {
     "vllm-omni": ("/v1/chat/completions", "/v1/images/generations", "/v1/images/edits"),
     "sglang": ("/v1/images/generations", "/v1/images/edits"),
+    "sglang-planner": ("/generate",),
     "zai": ("/api/paas/v4/images/generations", "/api/paas/v4/async/images/generations"),
 }
 DEPLOYED_SEED = 42  # of vLLM-Omni's deploy file and of SGLang's sampling defaults
@@ -36,7 +37,10 @@ class Refusal(Exception):
 
 @dataclass(frozen=True)
 class Effect:
-    """What an engine draws for a request: the settings that reached planner and decoder, and the files it sends."""
+    """What an engine draws for a request: the settings that reached planner and decoder, and the files it sends.
+
+    `prior_token_ids`: tokens that the decoder was given in place of the planner's.
+    """
 
     width: int
     height: int
@@ -46,6 +50,7 @@ class Effect:
     guidance: float
     count: int = 1
     format: str = "PNG"
+    prior_token_ids: tuple[int, ...] = ()
 
 
 def openai_error(status: int, message: str, **more) -> Refusal:
@@ -85,6 +90,7 @@ PLANNER = {
     "max_tokens": int,
     "seed": int,
     "detokenize": bool,
+    "ignore_eos": bool,
 }
 
 
@@ -97,7 +103,7 @@ def chat(headers, body: bytes):
     check_fields(fields["extra_body"], SETTINGS | {"height": int, "width": int})
     if "seed" in fields and "seed" in fields["extra_body"]:
         raise openai_error(400, 'Diffusion request parameters were provided more than once: "seed"')
-    for entry, kinds in zip(fields.get("sampling_params_list", []), (PLANNER, SETTINGS)):
+    for entry, kinds in zip(fields.get("sampling_params_list", []), (PLANNER, SETTINGS | {"extra_args": dict})):
         check_fields(entry, kinds)
     (message,) = fields["messages"]
     if message["role"] != "user":
@@ -188,13 +194,18 @@ def vllm_omni_chat(fields: dict, width: int, height: int, edit: bool) -> Effect:
     needed, given = plan_tokens(width, height, edit), planner.get("max_tokens", 16)
     if given < needed:
         raise plan_failure()
-    if planner.get("stop_token_ids") != [END_TOKEN] or planner.get("top_k") != TOP_K or (edit and given > needed):
+    endless = planner.get("ignore_eos", False)
+    stops = planner.get("stop_token_ids") == [END_TOKEN] and planner.get("top_k") == TOP_K
+    if not (stops or endless) or (edit and given > needed):
         return Effect(width, height, None, None, 0, 0.0)  # an image of the wrong tokens
     decoder = {"seed": DEPLOYED_SEED, "num_inference_steps": fields["extra_body"].get("num_inference_steps", 50)}
     if len(entries) > 1:
         decoder = entries[1]
-    seed = decoder.get("seed")
-    return Effect(width, height, planner.get("seed"), seed, *steps_and_guidance("vllm-omni", decoder))
+    prior = tuple(decoder.get("extra_args", {}).get("prior_token_ids", ()))
+    if prior and len(prior) != (height // 16) * (width // 16):
+        raise openai_error(500, f"prior_token_ids seq_len ({len(prior)}) doesn't match dimensions ({height}x{width})")
+    seeds = planner.get("seed"), decoder.get("seed")
+    return Effect(width, height, *seeds, *steps_and_guidance("vllm-omni", decoder), prior_token_ids=prior)
 
 
 def sglang(path: str, fields: dict, references: list, version: tuple[int, ...]) -> Effect:
@@ -206,6 +217,33 @@ def sglang(path: str, fields: dict, references: list, version: tuple[int, ...]) 
     file_format = fields.get("output_format", "jpeg").upper()
     settings = steps_and_guidance("sglang", fields)
     return Effect(width, height, seed, seed, *settings, count=int(fields.get("n", 1)), format=file_format)
+
+
+SAMPLING = {
+    "temperature": (int, float),
+    "top_p": (int, float),
+    "top_k": int,
+    "max_new_tokens": int,
+    "ignore_eos": bool,
+    "sampling_seed": int,
+}
+
+
+def plan(headers, body: bytes):
+    """A prompt's tokens, and the grids in the processor's order, without pixels."""
+    fields = json.loads(body)
+    check_fields(fields, {"input_ids": list, "image_data": list, "sampling_params": dict})
+    check_fields(fields["sampling_params"], SAMPLING)
+    if not all(isinstance(token, int) for token in fields["input_ids"]) or len(fields["image_data"]) != 1:
+        raise Refusal(400, {"error": {"message": "The input_ids are not a list of integers."}})
+    return fields, []
+
+
+def planned_tokens(fields: dict, codebook: int, repeats: bool) -> list[int]:
+    """Tokens that tell the seed, which a server counts only if it was started to repeat itself."""
+    sampling = fields["sampling_params"]
+    seed = sampling["sampling_seed"] if repeats else random.getrandbits(16)
+    return [(seed + place) % codebook for place in range(sampling["max_new_tokens"])]
 
 
 def steps_and_guidance(engine: str, fields: dict) -> tuple[int, float]:

@@ -314,6 +314,28 @@ def remote_zai(g: Graph) -> None:
     remote(g, server="https://api.z.ai", prompt=words, width=1280, height=1280)
 
 
+def remote_plan(g: Graph) -> None:
+    """The planner on a server; glyph encoder, decoder and VAE here."""
+    made = g.add("GLMImageRemotePlan", (40, 20), (360, 480), prompt=PROMPT, width=WIDTH, height=HEIGHT, seed=1)
+    g.add("PreviewAny", (40, 560), (360, 130), "Who planned what", source=made[1])
+    model = g.add("GLMImageDecoderLoader", (440, 20), (330, 140), model=SMALL)
+    glyphs = g.add("GLMImageGlyphEncoderLoader", (440, 220), (330, 110), model=SMALL)
+    vae = g.add("GLMImageVAELoader", (440, 390), (330, 110), model=SMALL)
+    text = conditioning(g, glyphs[0], made[0])
+    latent = g.add("EmptyGLMImageLatent", (840, 330), (320, 138), plan=made[0])
+    save(g, picture(g, ksampler(g, model[0], text, latent[0])[0], vae[0])[0])
+
+
+def remote_draw_plan(g: Graph) -> None:
+    """The planner here, steered by a layout; everything else on a server."""
+    parts = g.add("GLMImagePlannerLoader", (40, 20), (320, 140), model=SMALL)
+    made = plan(g, parts[0])
+    g.add("GLMImagePlanPreview", (40, 220), (320, 300), planner=parts[0], plan=made[0])
+    drawn = g.add("GLMImageRemote", (840, 20), (380, 600), prompt="", steps=STEPS, seed=1, plan=made[0])
+    save(g, drawn[0], at=(1270, 20), prefix="glm-image-remote")
+    g.add("PreviewAny", (1270, 490), (420, 190), "Who drew what, and what had no effect", source=drawn[1])
+
+
 WITHOUT_SMALL = (full_model, full_model_hires, remote_vllm_omni, remote_sglang, remote_zai)
 WORKFLOWS = {
     text_to_image: "From prompt to picture: the planner lays the image out, the decoder draws it under KSampler.",
@@ -355,6 +377,13 @@ WORKFLOWS = {
     "**max_cost** is not sent.\n\nSet `ZAI_API_KEY` in the environment before ComfyUI starts: there is no place for a "
     "key in the graph. For China's service write `https://open.bigmodel.cn` and set `ZHIPUAI_API_KEY`. Steps, "
     "guidance, seed and references are not taken.",
+    remote_plan: "The **planner on a server**, the rest here: a plan is some thousand small numbers, so a rack with "
+    "eight cards can make it for a laptop.\n\n`sglang serve --model-path GLM-Image/vision_language_encoder "
+    "--tokenizer-path GLM-Image/processor --enable-multimodal --port 30001`\n\nOf the planner only settings are read "
+    "here. The server must hold the checkpoint that is chosen in *GLM-Image Remote Plan*.",
+    remote_draw_plan: "The **planner here, the rest on a vLLM-Omni server**: the plan is drawn as it is, so layout "
+    "guidance works. Its size and prompt come from the plan.\n\n`vllm serve zai-org/GLM-Image --omni --port 8091`\n\n"
+    "The server must hold the checkpoint of the planner.",
 }
 
 
