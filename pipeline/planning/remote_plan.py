@@ -96,7 +96,7 @@ def given_plans(plan: Plan) -> list[GivenPlan]:
 def _report(pool: Pool, batch: Batch) -> str:
     """One line a fact."""
     shares = ", ".join(f"{server}: {server.completed}" for server in pool.servers)
-    lines = [f"{len(batch.images)} plans in {batch.seconds:.1f} s; {shares}"]
+    lines = [f"planned {len(batch.images)} in {batch.seconds:.1f} s; {shares}"]
     if batch.retries:
         lines.append(f"{batch.retries} failed attempts were repeated")
     for server in pool.servers:

@@ -68,7 +68,7 @@ def test_a_plan_of_a_server_is_saved_and_one_of_another_server_draws_it(serve, t
     assert cli.main(["plan", *words, "-o", str(file), "--server", planner.url, *size]) == 0
     said = capsys.readouterr()
     assert said.out.split() == [str(file)]
-    assert "the server decides on --plan-rows: ignored" in said.err and "2 plans in" in said.err
+    assert "the server decides on --plan-rows: ignored" in said.err and "planned 2 in" in said.err
     assert "the layout reaches the server by the prompt alone" in said.err
     plan = Plan.load(file)
     assert (len(plan), plan.seed, plan.width, plan.height) == (2, 5, 96, 64)

@@ -253,7 +253,7 @@ def test_the_workflow_of_a_remote_plan_draws_what_the_server_planned(comfyui, en
     nodes["keep"] = node("GLMImageSavePlan", plan=[next(iter(of_kind(nodes, "GLMImageRemotePlan"))), 0])
     nodes["keep"]["inputs"]["filename_prefix"] = "plans/remote"
     outputs = comfyui.run(nodes)
-    assert len(server.requests) == 1 and "1 plans in" in outputs[telling]["text"][0]
+    assert len(server.requests) == 1 and "planned 1 in" in outputs[telling]["text"][0]
     plan = Plan.load(comfyui.base / "output" / "plans" / outputs["keep"]["plans"][0]["filename"])
     assert plan.preview_token_ids[0, :3].tolist() == [1, 2, 3]  # the contract server counts on from the seed
     (path,) = comfyui.files(outputs, saving)
@@ -263,7 +263,8 @@ def test_the_workflow_of_a_remote_plan_draws_what_the_server_planned(comfyui, en
 def test_a_remote_plan_is_drawn_by_a_server_too(comfyui, engines):
     planner, engine = engines["sglang-planner"], engines["vllm-omni"]
     nodes = graph(engine, prompt="", plan=["plan", 0])
-    nodes["plan"] = node("GLMImageRemotePlan", **PLANNING, server=planner.url, seed=next(SEEDS), count=2)
+    planning = {**PLANNING, "server": planner.url, "seed": next(SEEDS), "count": 2}
+    nodes["plan"] = node("GLMImageRemotePlan", **planning)
     outputs = comfyui.run(nodes)
     assert [len(effect.prior_token_ids) for effect in engine.effects] == [4 * 2 * 3] * 2
     assert "its planner makes a plan of its own first" in outputs["report"]["text"][0]

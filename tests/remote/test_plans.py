@@ -116,7 +116,7 @@ def test_a_planner_s_server_gives_an_ordinary_plan(serve, settings, tmp_path):
     assert made.plan.preview_token_ids.tolist() == [row[: -GRID[0] * GRID[1]] for row in expected]
     assert made.plan.prior_token_ids_d32.tolist() == [row[-GRID[0] * GRID[1] :] for row in expected]
     assert (made.plan.grid, made.plan.preview_grid, made.plan.seed) == (GRID, PREVIEW, 7)
-    assert done[-1] == (2, 2) and "2 plans in" in made.report and "randomness" not in made.report
+    assert done[-1] == (2, 2) and "planned 2 in" in made.report and "randomness" not in made.report
     made.plan.save(tmp_path / "a.safetensors")
     assert Plan.load(tmp_path / "a.safetensors").prompts == ["a sign 'OPEN'"] * 2
 
