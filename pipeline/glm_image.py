@@ -250,7 +250,7 @@ class GlmImage:
         device, dit = self.placement.devices[DECODER], self.transformer
         ids, grid = plan.prior_token_ids.to(device), tuple(side * TOKEN // PATCH for side in plan.grid)
         embeds, mask = glyphs
-        about = {"glyph_mask": mask, "references": self._reference_cache(plan)}
+        about = {"glyph_mask": mask, "references": self._reference_cache(plan), "repeats": TOKEN // PATCH}
         conditional, controlled, unconditional = dit.prepare(embeds, ids, grid, **about), None, None
         if glyph_visible is not None:
             controlled = dit.prepare(embeds, ids, grid, glyph_visible=glyph_visible.to(device), **about)

@@ -26,7 +26,7 @@ from ...pipeline.denoising.scheduler import shift_mu
 from ...pipeline.devices.capabilities import check_finite
 from ...pipeline.devices.device import assert_on, current
 from ...pipeline.errors import InputError
-from ...pipeline.geometry import LATENT, TOKEN
+from ...pipeline.geometry import LATENT, PATCH, TOKEN
 from ...pipeline.loading.weights import check_layers, settings_of
 from ...pipeline.models.config import DitConfig, SchedulerConfig, VaeConfig
 from ...pipeline.models.transformer import Dit
@@ -125,6 +125,7 @@ class ComfyDit(Dit):
             glyph_mask=None if glyph_mask is None else glyph_mask.bool(),
             glyph_visible=None if glyph_visible is None else glyph_visible.bool(),
             references=ReferenceCache.join(written) if written else None,
+            repeats=TOKEN // PATCH,
         )
 
 

@@ -203,17 +203,19 @@ class Dit(nn.Module):
         glyph_mask: torch.Tensor | None = None,
         glyph_visible: torch.Tensor | None = None,
         references: ReferenceCache | None = None,
+        repeats: int = 1,
     ) -> Context:
         """Everything of a run that no step changes.
 
         `glyph_embeds` (B, L, text_embed_dim); `prior_token_ids` (B, h*w), one a patch; `prior_token_drop`, like the
         ids or one bool for all, zeroes the prior (the unconditional pass). `glyph_mask` (B, L) is True for real
-        tokens. `glyph_visible` (B or 1, h*w, L) is True where an image token may see a glyph token.
+        tokens. `glyph_visible` (B or 1, h*w, L) is True where an image token may see a glyph token. `repeats` says that
+        ids are the same in squares of so many patches, as a plan's in 2, so that each is projected once.
         """
         cos, sin = rotary_tables(self.config.attention_head_dim, grid, glyph_embeds.shape[1])
         context = Context(
             self.glyph_projector(glyph_embeds),
-            self._prior(prior_token_ids, prior_token_drop, glyph_embeds.dtype),
+            self._prior(prior_token_ids, grid, prior_token_drop, glyph_embeds.dtype, repeats),
             grid,
             cos.to(glyph_embeds.device),
             sin.to(glyph_embeds.device),
@@ -261,10 +263,14 @@ class Dit(nn.Module):
     def _image_tokens(self, latents: torch.Tensor, context: Context) -> torch.Tensor:
         return self.image_projector.proj(patchify(latents, self.config.patch_size)) + context.prior
 
-    def _prior(self, ids: torch.Tensor, drop: torch.Tensor | bool, dtype: torch.dtype) -> torch.Tensor:
+    def _prior(self, ids, grid: tuple[int, int], drop: torch.Tensor | bool, dtype, repeats: int) -> torch.Tensor:
         if drop is True:  # every token projects the same zeros: one row stands for all
             zeros = torch.zeros(1, 1, self.config.inner_dim, dtype=dtype, device=ids.device)
             return self.prior_projector(zeros)
+        if drop is False and repeats > 1:
+            each = ids.unflatten(1, grid)[:, ::repeats, ::repeats]
+            prior = self.prior_projector(self.prior_token_embedding(each).to(dtype))
+            return prior.repeat_interleave(repeats, 1).repeat_interleave(repeats, 2).flatten(1, 2)
         embedding = self.prior_token_embedding(ids).to(dtype)
         if drop is not False:
             embedding = embedding.masked_fill(drop.unsqueeze(-1), 0)

@@ -3,11 +3,13 @@
 `python inside.py ROOT EXPERIMENT [ARGUMENT...]`, run in ComfyUI's folder. Prints one line of JSON.
 """
 
+import contextlib
 import importlib
 import importlib.util
 import json
 import re
 import sys
+import time
 from pathlib import Path
 
 ROOT, EXPERIMENT, *ARGUMENTS = sys.argv[1:]
@@ -227,6 +229,34 @@ def lora(folder: str, *files: str) -> dict:
             save_file(merged, file.with_name(f"merged_{strength}_{file.name}"))
             unmatched += missed
     return {"unmatched": unmatched}
+
+
+def first_step(folder: str, weights: str) -> dict:
+    """Milliseconds from a sampling's start at 1024x1024 px to its first step: checks, and what both passes share."""
+    model = pack("nodes.comfyui.model").open_decoder(Path(folder), Path(weights))
+    config, tokens, reached = model.model.dit_config, torch.Generator().manual_seed(0), []
+    ids = torch.randint(0, config.prior_vq_quantizer_codebook_size, (1, 32, 32), generator=tokens)
+    entry = {"plan_grid": (32, 32), "codebook_size": config.prior_vq_quantizer_codebook_size}
+    entry["prior_token_ids"] = ids.repeat_interleave(2, 1).repeat_interleave(2, 2).flatten(1)
+    embeds = torch.randn(1, 40, config.text_embed_dim, generator=tokens)
+    conds = [[[embeds, entry | {"prior_token_drop": False}]], [[embeds[:, :1], entry | {"prior_token_drop": True}]]]
+    noise = torch.randn(1, 16, 128, 128, generator=tokens)
+
+    def step(latents, *_):
+        reached.append((time.perf_counter(), time.process_time()))
+        if len(reached) % 2:  # the other pass of guidance is still to be prepared
+            return latents
+        raise InterruptedError
+
+    model.model.diffusion_model.step = step
+    wall, cpu = [], []
+    for _ in range(6):
+        start = time.perf_counter(), time.process_time()
+        with contextlib.suppress(InterruptedError):
+            comfy.sample.sample(model, noise, 20, 1.5, "euler", "simple", *conds, noise * 0, disable_pbar=True, seed=1)
+        wall.append(reached[-1][0] - start[0])
+        cpu.append(reached[-1][1] - start[1])
+    return {"wall_ms": 1e3 * min(wall[1:]), "cpu_ms": 1e3 * min(cpu[1:])}  # the first loads the model
 
 
 def samplers(folder: str) -> dict:

@@ -128,3 +128,15 @@ def test_a_file_that_is_no_plan_is_named(server, random_model):
     graph["plan"] = node("GLMImageLoadPlan", plan="input/weights.safetensors")
     with pytest.raises(PromptError, match="weights.safetensors is a safetensors file, but not a GLM-Image plan"):
         server.run(graph)
+
+
+def test_another_seed_of_the_sampler_never_touches_the_planner(server, random_model):
+    graph = saving_latent(text_to_image(random_model, 96, 64, plan_seed=71, sample_seed=1), plan=False)
+    server.run(graph)
+    start = len(server.log)
+    with Events(server.url, "again") as events:
+        seen = events.until_done(server.queue(change(graph, sample_seed=2), "again"))
+    ran = {data["node"] for name, data in seen if name == "executing" and data["node"]}
+    assert ran == {"sample", "keep"}
+    assert progress_of(seen, "plan") == []
+    assert "Requested to load Managed" not in server.log[start:]  # neither planner nor glyph encoder

@@ -8,6 +8,7 @@ from comfyui_glm_image.pipeline.loading.weights import load_module
 from comfyui_glm_image.pipeline.models.config import DitConfig
 from comfyui_glm_image.pipeline.models.transformer import Dit
 from comfyui_glm_image.pipeline.models.transformer_context import FirstBlockCache, ReferenceCache, join_guidance
+from comfyui_glm_image.pipeline.plan import upsample_tokens
 from torch import nn
 from torch.testing import assert_close
 
@@ -83,6 +84,20 @@ def test_dropped_prior_tokens_equal_diffusers_row_by_row_and_all_at_once(pair):
     assert_close(ours(**given), theirs(reference, given), **CLOSE)
     given["prior_token_drop"][:] = True
     assert_close(ours(**{**given, "prior_token_drop": True}), theirs(reference, given), **CLOSE)
+
+
+def test_ids_that_repeat_in_squares_are_projected_once(pair):
+    ours, _ = pair
+    given = inputs(ours.config, batch=2)
+    given["prior_token_ids"] = upsample_tokens(
+        given["prior_token_ids"][:, : GRID[0] * GRID[1] // 4], (GRID[0] // 2, GRID[1] // 2)
+    )
+    seen = []
+    hook = ours.prior_projector.register_forward_hook(lambda _, arguments, __: seen.append(arguments[0].numel()))
+    each, once = (conditional(ours, given, repeats=repeats).prior for repeats in (1, 2))
+    hook.remove()
+    assert_close(once, each, rtol=0, atol=1e-6)
+    assert seen[0] == 4 * seen[1]
 
 
 def test_no_glyphs_at_all_equals_diffusers(pair):
