@@ -17,6 +17,7 @@ COMMANDS = {  # name -> (module, help)
     "plan": (".plan", "plan an image as tokens and save the plan"),
     "demo": (".demo", "generate an image with the bundled small checkpoint"),
     "download": (".download", "fetch a checkpoint's files"),
+    "quantize": (".quantize", "write a checkpoint with weights of 8 or 4 bits"),
     "doctor": (".doctor", "versions, devices and memory, and what to fix"),
     "audit-npu": (".audit", "every operator of the model, and how an NPU runs it"),
     "device-check": (".device_check", "prove an installation on a device, with a report for an issue"),

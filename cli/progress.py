@@ -2,8 +2,14 @@
 
 from tqdm import tqdm
 
-TITLES = {"load": "Loading", "prompt": "Reading prompt", "plan": "Planning", "denoise": "Denoising"}
-UNITS = {"load": "B", "prompt": "tok", "plan": "tok", "denoise": "step"}
+TITLES = {
+    "load": "Loading",
+    "quantize": "Rounding",
+    "prompt": "Reading prompt",
+    "plan": "Planning",
+    "denoise": "Denoising",
+}
+UNITS = {"load": "B", "quantize": "B", "prompt": "tok", "plan": "tok", "denoise": "step"}
 
 
 class Bars:
@@ -19,7 +25,7 @@ class Bars:
             self.close()
             self.key = (stage, component)
             title = " ".join(filter(None, (TITLES[stage], component)))
-            scale = stage == "load"
+            scale = UNITS[stage] == "B"
             self.bar = tqdm(total=total, desc=title, unit=UNITS[stage], unit_scale=scale, disable=self.disable)
         self.bar.update(done - self.bar.n)
         if done == total:
