@@ -36,6 +36,8 @@ def run(args: argparse.Namespace) -> int:
     paths = {suffix: args.output.with_name(args.output.name + suffix) for suffix in (".json", ".md", ".png")}
     for path in paths.values():
         check_writable(path)
+    args.planner_weights = args.planner_weights or (None if args.planner_int8 else "full")
+    args.decoder_weights = args.decoder_weights or "full"  # never rounded to make them fit
     with Bars() as bars:
         model = arguments.open_model(args, bars)
         comparison = Comparison(request, model, ReferencePair(model.checkpoint.folder, model.placement))

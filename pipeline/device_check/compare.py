@@ -74,8 +74,11 @@ class Comparison:
     colours: torch.Tensor | None = None  # (V, 3) of tokens
 
     def __post_init__(self):
-        if self.model.placement.stored:
-            raise InputError("the reference has no 8-bit weights to compare with; leave --planner-int8 out")
+        rounded = [*self.model.placement.stored, *self.model.placement.forms]
+        if rounded:
+            raise InputError(
+                f"the reference has no rounded weights to compare {rounded[0]} with; use full weights on both sides"
+            )
 
     def limit(self, kind: str, *components: str) -> float:
         exact = all(self.model.placement.dtypes[name] == torch.float32 for name in components)

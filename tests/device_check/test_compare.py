@@ -115,9 +115,12 @@ def test_missing_libraries_are_named_before_anything_is_loaded(folder, monkeypat
     assert "needs no_such_library" in message and "pip install 'comfyui-glm-image[peer]'" in message
 
 
-def test_eight_bit_weights_have_no_reference(folder, capsys):
-    assert main(["compare", "--model", str(folder), "--device", "cpu", "--planner-int8"]) == 1
-    assert "leave --planner-int8 out" in capsys.readouterr().err
+@pytest.mark.parametrize("words", [["--planner-int8"], ["--planner-weights", "w4"], ["--decoder-weights", "w8"]])
+def test_rounded_weights_have_no_reference(folder, words, capsys, tmp_path):
+    where = ["--model", str(folder), "--device", "cpu", "-o", str(tmp_path / "c")]
+    assert main(["compare", *where, *words]) == 1
+    assert "use full weights on both sides" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_distances():
