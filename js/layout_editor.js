@@ -2,6 +2,8 @@
 // pointer, keys and bars to files of their own. It knows nothing of ComfyUI (layout_widget.js does). Texts reach the page
 // as textContent only.
 
+import { changedAll, pasted } from "./layout_arrange.js"
+import { keep, kept } from "./layout_clipboard.js"
 import * as g from "./layout_geometry.js"
 import { Keys } from "./layout_keys.js"
 import { Pointer } from "./layout_pointer.js"
@@ -19,18 +21,26 @@ function loadStyle() {
   make("link", "", document.head, { rel: "stylesheet", href })
 }
 
+// ComfyUI's page leaves keys to whoever says that it is edited in; without that its own undoing would run as well.
+function asField(element) {
+  return Object.defineProperties(element, { isContentEditable: { value: true }, type: { value: "textarea" } })
+}
+
+// `onChange(step)` hears of every new value; `step` tells a finished one from typing. `toGraph(event)` takes the wheel and
+// the middle button where they are none of the editor's.
 export class LayoutEditor {
-  constructor({ onChange = () => {}, language = "en" } = {}) {
+  constructor({ onChange = () => {}, toGraph = () => {}, language = "en" } = {}) {
     loadStyle()
     const locale = language.slice(0, 2) === "zh" ? "zh" : "en"
     this.words = WORDS[locale]
     this.reasons = REASONS[locale]
     this.onChange = onChange
+    this.toGraph = toGraph
     this.page = { width: 1024, height: 1024 }
     this.view = { zoom: 1, left: 0, top: 0 }
     this.log = g.history([])
     this.regions = this.log.present
-    this.selected = -1
+    this.chosen = [] // indexes of the selected boxes, the latest last
     this.broken = null
     this.guides = []
     this.known = new WeakMap()
@@ -74,25 +84,39 @@ export class LayoutEditor {
     cancelAnimationFrame(this.frame)
   }
 
+  // The box that the fields show and that takes typing.
+  get selected() {
+    return this.chosen.at(-1) ?? -1
+  }
+
   // Show new regions; `commit` also makes them the value and an undo step.
-  show(regions, selected = this.selected, commit = true) {
+  show(regions, chosen = this.chosen, commit = true) {
     this.regions = regions
-    this.selected = selected
-    if (commit) {
+    this.chosen = chosen
+    if (commit && regions !== this.log.present) {
       this.log = g.remember(this.log, regions)
-      this.onChange()
+      this.onChange(true)
     }
     this.render()
   }
 
   change(fields, commit = true) {
-    if (this.selected >= 0) this.show(g.changed(this.regions, this.selected, fields), this.selected, commit)
+    if (this.chosen.length) this.show(changedAll(this.regions, this.chosen, fields), this.chosen, commit)
   }
 
   select(index) {
-    if (index !== this.selected) this.finishTyping()
-    this.selected = index
+    this.choose(index < 0 ? [] : [index])
+  }
+
+  choose(chosen) {
+    if ((chosen.at(-1) ?? -1) !== this.selected) this.finishTyping()
+    this.chosen = chosen
     this.render()
+  }
+
+  // Add a box to the selection, or take it out.
+  toggle(index) {
+    this.choose(this.chosen.includes(index) ? this.chosen.filter((i) => i !== index) : [...this.chosen, index])
   }
 
   travel(move) {
@@ -101,32 +125,64 @@ export class LayoutEditor {
     if (log === this.log) return
     this.log = log
     this.regions = log.present
-    this.selected = Math.min(this.selected, this.regions.length - 1)
-    this.onChange()
+    this.chosen = this.chosen.filter((i) => i < this.regions.length)
+    this.onChange(true)
     this.render()
   }
 
   add(box = { x: 0.3, y: 0.4, width: 0.4, height: 0.15 }) {
     const { regions, selected } = g.added(this.regions, newRegion(box))
-    this.show(regions, selected)
+    this.show(regions, [selected])
     this.type()
   }
 
+  // An operation on the chosen boxes gives the new list, or also which of it to choose.
   edit(operation, ...rest) {
-    if (this.selected < 0) return
+    if (!this.chosen.length) return
     this.finishTyping()
-    const { regions, selected } = operation(this.regions, this.selected, ...rest)
-    this.show(regions, selected)
-    this.boxes[selected]?.element.focus({ preventScroll: true })
+    const result = operation(this.regions, this.chosen, ...rest)
+    const { regions, chosen } = Array.isArray(result) ? { regions: result, chosen: this.chosen } : result
+    this.show(regions, chosen)
+    this.focusChosen()
+  }
+
+  // The keyboard goes to the latest chosen box, and the others stay chosen.
+  focusChosen() {
+    this.draw()
+    const chosen = this.chosen
+    const box = this.boxes[this.selected]
+    ;(box?.element ?? this.root).focus({ preventScroll: true })
+    this.choose(chosen)
+  }
+
+  reorder(step) {
+    if (this.chosen.length !== 1) return
+    this.edit((regions, [index]) => {
+      const { regions: list, selected } = g.reordered(regions, index, step)
+      return { regions: list, chosen: [selected] }
+    })
+  }
+
+  copy() {
+    if (this.chosen.length) keep(this.chosen.map((i) => this.regions[i]))
+  }
+
+  paste() {
+    const copies = kept()
+    if (!copies.length || this.broken) return
+    this.finishTyping()
+    const { regions, chosen } = pasted(this.regions, copies)
+    this.show(regions, chosen)
+    this.focusChosen()
   }
 
   usePreset(name) {
     this.finishTyping()
-    this.show(PRESETS[name].map((region) => ({ ...region })), -1)
+    this.show(PRESETS[name].map((region) => ({ ...region })), [])
   }
 
   type(first) {
-    if (this.selected < 0 || this.typing) return
+    if (this.chosen.length !== 1 || this.typing) return
     this.draw()
     const { element } = this.boxes[this.selected]
     const area = make("textarea", "", element, { value: first ?? this.regions[this.selected].text })
@@ -134,7 +190,7 @@ export class LayoutEditor {
     area.style.textAlign = this.regions[this.selected].align
     area.addEventListener("input", () => {
       this.change({ text: area.value }, false)
-      this.onChange()
+      this.onChange(false)
     })
     area.addEventListener("blur", () => this.finishTyping())
     this.typing = area
@@ -156,14 +212,14 @@ export class LayoutEditor {
     this.keys = new Keys(this)
     // The graph below must not drag nodes, paste nodes or open its menu for what happens in here.
     for (const name of ["pointerdown", "mousedown", "touchstart", "dblclick", "keyup", "copy", "cut", "paste", "contextmenu"]) {
-      this.root.addEventListener(name, (event) => event.stopPropagation())
+      this.root.addEventListener(name, (event) => this.pointer.isForGraph(event) || event.stopPropagation())
     }
     this.resizes = new ResizeObserver(() => this.render())
     this.resizes.observe(this.frameElement)
   }
 
   buildDom() {
-    this.root = make("div", "glm-layout", null, { tabIndex: -1 })
+    this.root = asField(make("div", "glm-layout", null, { tabIndex: -1 }))
     this.root.dataset.captureWheel = "true"
     this.toolbar = new Toolbar(this, this.words)
     this.frameElement = make("div", "glm-frame", this.root)
@@ -173,7 +229,7 @@ export class LayoutEditor {
     this.brokenText = make("div", "", this.brokenElement)
     button(this.brokenElement, this.words.fresh, this.words.fresh, () => {
       this.broken = null
-      this.show([], -1)
+      this.show([], [])
     })
     this.root.append(this.toolbar.fieldBar, this.toolbar.status)
     this.boxes = []
@@ -213,11 +269,11 @@ export class LayoutEditor {
   // A box is touched only when something about it changed: dragging one of forty redraws one.
   drawBox(region, index, why) {
     const box = (this.boxes[index] ??= this.newBox())
-    const isSelected = index === this.selected
-    if (box.element.classList.contains("glm-selected") !== isSelected) {
-      box.element.classList.toggle("glm-selected", isSelected)
+    box.element.classList.toggle("glm-selected", this.chosen.includes(index))
+    const hasHandles = this.chosen.length === 1 && this.selected === index
+    if (Boolean(box.element.querySelector(".glm-handle")) !== hasHandles) {
       for (const handle of box.element.querySelectorAll(".glm-handle")) handle.remove()
-      if (isSelected) this.addHandles(box.element)
+      if (hasHandles) this.addHandles(box.element)
     }
     if (why !== box.why) {
       box.why = why
@@ -231,10 +287,10 @@ export class LayoutEditor {
   }
 
   newBox() {
-    const element = make("div", "glm-box", this.pageElement, { tabIndex: 0 })
+    const element = asField(make("div", "glm-box", this.pageElement, { tabIndex: 0 }))
     element.setAttribute("role", "group")
     const box = { element, text: make("div", "glm-text", element), tag: make("div", "glm-tag", element) }
-    element.addEventListener("focus", () => this.select(this.boxes.indexOf(box)))
+    element.addEventListener("focus", () => this.pointer.drag || this.select(this.boxes.indexOf(box)))
     return box
   }
 
@@ -275,7 +331,13 @@ export class LayoutEditor {
   }
 
   drawGuides() {
-    for (const guide of this.pageElement.querySelectorAll(".glm-guide")) guide.remove()
+    for (const guide of this.pageElement.querySelectorAll(".glm-guide, .glm-marquee")) guide.remove()
+    if (this.pointer.marquee) {
+      const { x, y, width, height } = this.pointer.marquee
+      const place = [["left", x], ["top", y], ["width", width], ["height", height]]
+      const frame = make("div", "glm-marquee", this.pageElement)
+      Object.assign(frame.style, Object.fromEntries(place.map(([side, value]) => [side, `${100 * value}%`])))
+    }
     for (const { axis, at } of this.guides) {
       const guide = make("div", "glm-guide", this.pageElement)
       const across = axis === "x"

@@ -86,17 +86,6 @@ export function added(regions, region) {
   return { regions: [...regions, region], selected: regions.length }
 }
 
-export function duplicated(regions, index) {
-  const source = regions[index]
-  const copy = onPage({ ...source, x: source.x + 0.03, y: source.y + 0.03 })
-  return { regions: [...regions.slice(0, index + 1), copy, ...regions.slice(index + 1)], selected: index + 1 }
-}
-
-export function removed(regions, index) {
-  const left = regions.filter((_, i) => i !== index)
-  return { regions: left, selected: Math.min(index, left.length - 1) }
-}
-
 // Move a region up (+1) or down (-1) in drawing order.
 export function reordered(regions, index, step) {
   const target = limit(index + step, 0, regions.length - 1)

@@ -1,5 +1,6 @@
 // Mouse, pen and fingers on the page of the layout editor: drawing, moving and resizing boxes, panning and zooming.
 
+import { around, movedAll, touched } from "./layout_arrange.js"
 import * as g from "./layout_geometry.js"
 import { newRegion } from "./layout_value.js"
 
@@ -10,6 +11,7 @@ export class Pointer {
   constructor(editor) {
     this.editor = editor
     this.pointers = new Map()
+    this.marquee = null // what a drag with Shift spans
     const frame = editor.frameElement
     frame.addEventListener("pointerdown", (event) => this.pointerDown(event))
     frame.addEventListener("pointermove", (event) => this.pointerMove(event))
@@ -26,8 +28,14 @@ export class Pointer {
     return { x: (event.clientX - rect.left) / rect.width, y: (event.clientY - rect.top) / rect.height, rect }
   }
 
+  // The middle button moves the page where that is larger than its frame, else the graph, as everywhere on it.
+  isForGraph(event) {
+    return event.button === 1 && this.editor.view.zoom === 1 && !event.target.closest("textarea")
+  }
+
   pointerDown(event) {
     if (this.editor.broken || event.target.closest("textarea")) return
+    if (this.isForGraph(event)) return this.editor.toGraph(event)
     this.pointers.set(event.pointerId, event)
     this.editor.frameElement.setPointerCapture(event.pointerId)
     this.editor.finishTyping()
@@ -40,9 +48,17 @@ export class Pointer {
     const handle = event.target.dataset.handle
     const box = event.target.closest(".glm-box")
     const index = handle ? this.editor.selected : box ? this.editor.boxes.findIndex((drawn) => drawn.element === box) : -1
-    this.drag = { mode: handle ?? (box ? "move" : "draw"), x, y, index, start: this.editor.regions[index], before: this.editor.regions, event }
-    this.editor.select(index)
+    const more = event.shiftKey || event.ctrlKey || event.metaKey
+    const mode = handle ?? (box ? "move" : more ? "choose" : "draw")
+    const before = this.editor.regions
+    this.drag = { mode, x, y, index, before, chosen: this.editor.chosen, event }
+    if (box && more && !handle) this.editor.toggle(index)
+    else if (mode !== "choose" && !this.editor.chosen.includes(index)) this.editor.select(index)
+    const chosen = this.editor.chosen
     ;(box ?? this.editor.root).focus({ preventScroll: true })
+    this.editor.choose(chosen)
+    if (mode === "move" && !chosen.length) this.drag = null
+    else if (mode !== "choose" && mode !== "draw") this.drag.start = around(before, chosen)
     event.preventDefault()
   }
 
@@ -56,38 +72,48 @@ export class Pointer {
   }
 
   moveDrag(event) {
-    const { mode, start, index, before, event: down } = this.drag
+    const { mode, start, before, chosen, event: down } = this.drag
     const moved = Math.hypot(event.clientX - down.clientX, event.clientY - down.clientY)
     if (!this.drag.live && moved < DRAW_PIXELS) return
     this.drag.live = true
     const { x, y, rect } = this.at(event)
-    const others = this.editor.regions.filter((_, i) => i !== index)
+    if (mode === "choose") {
+      this.marquee = g.boxBetween(this.drag.x, this.drag.y, x, y)
+      return this.editor.choose([...new Set([...chosen, ...touched(before, this.marquee)])])
+    }
+    const others = before.filter((_, i) => !this.editor.chosen.includes(i) || mode === "draw")
     const tolerance = this.editor.toolbar.snapping.checked && !event.ctrlKey ? SNAP_PIXELS : -1
     const drawn = mode === "draw" ? newRegion(g.boxBetween(this.drag.x, this.drag.y, x, y)) : null
     const free = drawn ?? g.applyDrag(mode, start, x - this.drag.x, y - this.drag.y)
     const sides = mode === "draw" ? (x < this.drag.x ? "w" : "e") + (y < this.drag.y ? "n" : "s") : mode
     const { box, guides } = g.snap(sides, free, others, tolerance / rect.width, tolerance / rect.height)
     this.editor.guides = guides
-    if (mode === "draw") this.editor.show([...before, box], before.length, false)
-    else this.editor.show(g.changed(before, index, box), index, false)
+    const now = this.editor.chosen
+    if (mode === "draw") this.editor.show([...before, box], [before.length], false)
+    else if (mode === "move") this.editor.show(movedAll(before, now, box.x - start.x, box.y - start.y), now, false)
+    else this.editor.show(g.changed(before, now[0], box), now, false)
   }
 
   pointerUp(event) {
     this.pointers.delete(event.pointerId)
     const drag = this.drag
-    this.drag = null
+    this.drag = this.marquee = null
     this.editor.guides = []
-    if (drag?.live && event.type === "pointercancel") return this.editor.show(drag.before, drag.index, false)
-    if (drag?.live) {
+    if (drag?.live && event.type === "pointercancel") return this.editor.show(drag.before, drag.chosen, false)
+    if (drag?.live && drag.mode !== "choose") {
       this.editor.show(this.editor.regions)
       if (drag.mode === "draw") this.editor.type()
       return
+    }
+    // A click chooses one of several, or none.
+    if (drag && !drag.live && !drag.event.shiftKey && !drag.event.ctrlKey && !drag.event.metaKey && drag.mode === "move") {
+      this.editor.select(drag.index)
     }
     this.editor.render()
   }
 
   startPinch() {
-    if (this.drag?.before) this.editor.show(this.drag.before, this.drag.index, false)
+    if (this.drag?.before) this.editor.show(this.drag.before, this.drag.chosen, false)
     this.drag = { mode: "pinch", ...this.pinch() }
   }
 
@@ -108,9 +134,10 @@ export class Pointer {
     this.editor.render()
   }
 
-  // A wheel over a focused editor zooms its page; otherwise it belongs to the graph.
+  // A wheel over a focused editor zooms its page; otherwise, and out beyond the whole page, it zooms the graph.
   wheel(event) {
-    if (!this.editor.root.contains(document.activeElement)) return
+    const beyond = this.editor.view.zoom === 1 && event.deltaY > 0
+    if (beyond || !this.editor.root.contains(document.activeElement)) return this.editor.toGraph(event)
     event.preventDefault()
     event.stopPropagation()
     const rect = this.editor.frameElement.getBoundingClientRect()

@@ -7,6 +7,7 @@ import { LayoutEditor } from "./layout_editor.js"
 const TYPE = "GLM_IMAGE_LAYOUT_EDITOR"
 const NODE = "GLMImageTextLayout"
 const HEIGHT = 420
+const TEXT_HEIGHT = 70
 
 // The page has the size that the node's own width and height widgets say.
 function followSize(node, editor) {
@@ -24,13 +25,36 @@ function followSize(node, editor) {
   update()
 }
 
+const WHEEL_AND_BUTTON = { wheel: WheelEvent, pointerdown: PointerEvent }
+
+// With Nodes 2.0 the graph hears of events inside a node by itself; the other canvas lies below the page's elements.
+function toGraph(event) {
+  if (LiteGraph.vueNodesMode) return
+  event.preventDefault()
+  event.stopPropagation()
+  app.canvas.canvas.dispatchEvent(new WHEEL_AND_BUTTON[event.type](event.type, event))
+}
+
+// One finished change is one step of the page's own undoing.
+function step() {
+  app.canvas.emitBeforeChange()
+  app.canvas.emitAfterChange()
+}
+
+// The editor takes the room that a node has; texts beside it stay as high as they are.
+function keepLow(widget) {
+  if (widget?.options && widget.element?.tagName === "TEXTAREA") widget.options.getMaxHeight = () => TEXT_HEIGHT
+}
+
 function addEditor(node, name) {
   const editor = new LayoutEditor({
     language: app.extensionManager?.setting?.get("Comfy.Locale") ?? "en",
-    onChange: () => {
+    onChange: (finished) => {
       node.graph?.setDirtyCanvas(true, true)
       widget.callback?.(widget.value)
+      if (finished) step()
     },
+    toGraph,
   })
   const widget = node.addDOMWidget(name, TYPE, editor.root, {
     getValue: () => editor.getValue(),
@@ -56,6 +80,7 @@ app.registerExtension({
   nodeCreated(node) {
     if (node.comfyClass !== NODE || !editorOf(node)) return
     followSize(node, editorOf(node))
+    node.widgets.forEach(keepLow)
     if (node.size[0] < 480) node.setSize([480, Math.max(node.size[1], node.computeSize()[1])])
     const executed = node.onExecuted
     node.onExecuted = function (output) {

@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension
 
 from .comfyui.guard import guarded
+from .comfyui.old_templates import answer_to_old_names
 from .conditioning import GLMImageConditioning
 from .devices import GLMImageDevices
 from .layout import GLMImageTextLayout
@@ -61,6 +62,7 @@ NODES = [
 
 for node in NODES:
     guarded(node)
+answer_to_old_names()
 
 
 class GlmImageExtension(ComfyExtension):

@@ -15,6 +15,7 @@ SAMPLING = f"{MENU}/sampling"
 LAYOUT = f"{MENU}/layout"
 MAX_SEED = 0xFFFFFFFFFFFFFFFF
 REFERENCES = 4
+SIZES = "glm_image_sizes"  # [width, height] by model, for the page (js/sizes.js)
 
 
 def lines(text: str) -> list[str]:
@@ -23,12 +24,14 @@ def lines(text: str) -> list[str]:
 
 
 def model_input() -> io.Combo.Input:
-    return io.Combo.Input(
+    models = io.Combo.Input(
         "model",
         options=model_folders.model_names(),
         default=model_folders.BUNDLED,
         tooltip="A checkpoint folder in models/glm_image, or the small one that comes with this pack.",
     )
+    models.extra_dict = {SIZES: model_folders.usual_sizes()}  # ComfyUI 0.3.75 takes it nowhere else
+    return models
 
 
 def weights_input(kind: str) -> io.Combo.Input:

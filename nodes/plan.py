@@ -12,9 +12,9 @@ from PIL import Image, ImageOps
 
 from ..pipeline.errors import InputError
 from ..pipeline.geometry import LATENT, TrainedSizes, check_size
-from ..pipeline.plan import MAX_PLAN_ROWS, Plan
+from ..pipeline.plan import MAX_PLAN_ROWS, Plan, is_plan
 from ..pipeline.planning.image_plan import fitted
-from ..pipeline.planning.preview import plan_images
+from ..pipeline.planning.preview import plan_images, plan_sheet
 from ..pipeline.text import check_prompt
 from . import sockets
 from .comfyui.images import to_image, to_pil
@@ -158,9 +158,11 @@ class GLMImagePlanPreview(io.ComfyNode):
             node_id="GLMImagePlanPreview",
             display_name="GLM-Image Plan Preview",
             category=MENU,
-            description="Shows a plan's tokens: one square of 32 px a token, coloured by its place in the codebook.",
+            description="Shows plans as tokens of 32 px, in the colours of what they look like; several as one sheet.",
             inputs=[
-                sockets.Planner.Input("planner", tooltip="The planner that made the plan; its codebook gives colours."),
+                sockets.Planner.Input(
+                    "planner", tooltip="The planner that made the plan; it knows what its tokens look like."
+                ),
                 sockets.Plan.Input("plan", tooltip="The plan to look at."),
             ],
             outputs=[io.Image.Output(display_name="image")],
@@ -170,8 +172,9 @@ class GLMImagePlanPreview(io.ComfyNode):
     @classmethod
     def execute(cls, planner, plan) -> io.NodeOutput:
         check_same_codebook(planner, plan)
-        images = plan_images(plan, planner.codebook_colours)
-        return io.NodeOutput(images, ui=ui.PreviewImage(images, cls=cls))
+        colours = planner.codebook_colours
+        shown = ui.PreviewImage(plan_sheet(plan, colours), cls=cls)
+        return io.NodeOutput(plan_images(plan, colours), ui=shown)
 
 
 class GLMImageResizePlan(io.ComfyNode):
@@ -251,11 +254,12 @@ class GLMImageLoadPlan(io.ComfyNode):
 
 
 def plan_files() -> list[str]:
-    """`input/...` and `output/...` names of the plan files there."""
+    """`input/...` and `output/...` names of the plans there; other safetensors files are not listed."""
     return [
         f"{kind}/{path.relative_to(root).as_posix()}"
         for kind, root in _plan_roots().items()
         for path in sorted(root.rglob("*.safetensors"))
+        if is_plan(path)
     ]
 
 

@@ -13,6 +13,7 @@ from ..pipeline.errors import InputError
 from ..pipeline.geometry import check_size, latent_size
 from . import sockets
 from .comfyui.model import GlmImageModel, has_own_sampling, shift_times, with_shift
+from .comfyui.page import show
 from .comfyui.validation import CHANNELS
 from .inputs import MAX_COUNT, MENU, SAMPLING, seed_input, size_inputs, steps_input
 
@@ -189,14 +190,17 @@ class EmptyGLMImageLatent(io.ComfyNode):
                 sockets.Plan.Input("plan", optional=True, tooltip="Its size in place of width and height."),
             ],
             outputs=[io.Latent.Output(display_name="latent")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, width, height, batch_size, plan=None) -> io.NodeOutput:
         if plan is not None:
-            return io.NodeOutput({"samples": empty_latent(plan.height, plan.width, len(plan) * batch_size)})
+            width, height, batch_size = plan.width, plan.height, len(plan) * batch_size
         check_size(height, width)
-        return io.NodeOutput({"samples": empty_latent(height, width, batch_size)})
+        latent = {"samples": empty_latent(height, width, batch_size)}
+        images = f"{batch_size} images" if batch_size > 1 else "1 image"
+        return io.NodeOutput(latent, ui=show(f"{images} of {width}x{height} px", cls.hidden.unique_id))
 
 
 def empty_latent(height: int, width: int, batch: int) -> torch.Tensor:

@@ -182,6 +182,17 @@ class Plan:
         )
 
 
+def is_plan(path: Path) -> bool:
+    """Whether a file says at its start that it is a plan; nothing else of it is read."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length)) if length <= MAX_HEADER else {}
+        return header.get("__metadata__", {}).get("format") == FORMAT
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return False
+
+
 def upsample_tokens(ids: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     """(..., h*w) tokens of 32 px -> (..., 4*h*w) tokens of 16 px, by nearest."""
     ids = ids.unflatten(-1, grid)

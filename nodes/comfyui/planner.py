@@ -5,16 +5,19 @@ from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
+import comfy.model_management
 import torch
 
+from ...pipeline.devices.device import current
 from ...pipeline.geometry import TrainedSizes
 from ...pipeline.loading.checkpoint import Checkpoint
 from ...pipeline.models.config import GlyphConfig, VisionLanguageConfig
 from ...pipeline.models.glyph_encoder import GlyphEncoder
 from ...pipeline.models.kv_cache import KVCache
 from ...pipeline.models.planner import Planner
+from ...pipeline.models.vision_tokenizer import all_rows
 from ...pipeline.planning.make_plan import PlannerSettings
-from ...pipeline.planning.preview import codebook_colours
+from ...pipeline.planning.preview import token_colours
 from .loading import open_part
 
 
@@ -63,10 +66,12 @@ class PlannerPart:
 
     @cached_property
     def codebook_colours(self) -> torch.Tensor:
-        """(V, 3) uint8, a colour for every token. The planner must be loaded."""
-        ids = torch.arange(self.codebook_size, device=self.patcher.load_device)
-        with torch.no_grad():
-            return codebook_colours(self.module.model.vqmodel.quantize.embedding(ids))
+        """(V, 3) uint8, a colour for every token, fitted to what this planner's vision tokenizer sees."""
+        comfy.model_management.load_models_gpu([self.patcher])
+        device = self.patcher.load_device
+        with torch.no_grad(), current(device):
+            codebook = all_rows(self.module.model.vqmodel.quantize.embedding, device)
+            return token_colours(self.module, codebook, self.settings.processor, device, self.module.compute_dtype)
 
     @cached_property
     def settings(self) -> PlannerSettings:

@@ -21,8 +21,8 @@ def drive(server, tmp_path_factory):
         pytest.skip("no Chromium and playwright-core; run 'python tools/browser.py'")
     pictures = os.environ.get("PICTURES") or str(tmp_path_factory.mktemp("pictures"))
 
-    def run(files, queue: bool) -> dict[str, dict]:
-        command = ["node", str(DRIVER), server.url, pictures, *map(str, files)]
+    def run(files, queue: bool, mode="classic") -> dict[str, dict]:
+        command = ["node", str(DRIVER), server.url, pictures, mode, *map(str, files)]
         environment = {**os.environ, **browser.settings(), "QUEUE": "yes" if queue else "no"}
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=environment)
         assert done.returncode == 0, done.stderr[-2000:]
@@ -37,11 +37,20 @@ def loaded(drive):
     return drive(FILES, queue=False)
 
 
-@pytest.fixture(scope="module")
-def queued(drive):
+def all_queued(drive, mode):
     if not SMALL.is_file():
         pytest.skip("checkpoints/small is not there")
-    return drive(RUNNABLE, queue=True)
+    return drive(RUNNABLE, queue=True, mode=mode)
+
+
+@pytest.fixture(scope="module")
+def queued(drive):
+    return all_queued(drive, "classic")
+
+
+@pytest.fixture(scope="module")
+def queued_on_nodes_2(drive):
+    return all_queued(drive, "vue")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
@@ -63,13 +72,10 @@ def test_the_page_queues_what_the_tests_queue(server, loaded, path):
         assert {name: page[key]["inputs"].get(name) for name in node["inputs"]} == node["inputs"]
 
 
-def test_the_page_says_which_model_is_missing(server, loaded):
-    if server.version != "0.3.75":
-        pytest.skip("newer pages show no dialog for it; running the graph still gives the download command")
-    dialogs = " ".join(loaded["glm_image_full_model"]["dialogs"])
-    assert "model_index.json" in dialogs
-    for path in RUNNABLE:
-        assert "model_index.json" not in " ".join(loaded[path.stem]["dialogs"])
+def test_no_template_opens_with_a_dialog(loaded):
+    """That of missing models knows single .safetensors files only; running the graph gives the download command."""
+    for path in FILES:
+        assert loaded[path.stem]["dialogs"] == [], path.stem
 
 
 @pytest.mark.parametrize("path", RUNNABLE, ids=lambda p: p.stem)
@@ -80,6 +86,17 @@ def test_a_queued_workflow_shows_its_picture(queued, path):
     assert seen["status"] == "success", seen["messages"]
     assert seen["saved"] and seen["shown"]
     assert seen["errors"] == []
+
+
+@pytest.mark.parametrize("path", RUNNABLE, ids=lambda p: p.stem)
+def test_no_node_lies_on_another_once_pictures_and_texts_are_shown(queued, path):
+    assert queued[path.stem]["overlaps"] == []
+
+
+@pytest.mark.parametrize("path", RUNNABLE, ids=lambda p: p.stem)
+def test_no_node_lies_on_another_on_nodes_2_either(queued_on_nodes_2, path):
+    seen = queued_on_nodes_2[path.stem]
+    assert seen["overlaps"] == [] == seen["errors"]
 
 
 def test_a_saved_picture_brings_its_graph_back(server, drive, loaded, queued):

@@ -14,6 +14,7 @@ from comfyui_glm_image.tests.comfyui.graphs import node
 from comfyui_glm_image.tests.comfyui.server import PromptError, Server
 from comfyui_glm_image.tests.remote.contract import FILTER_REASON, KEY, Contract, colour
 from comfyui_glm_image.tools.workflows.builder import FOLDER, load, to_api
+from comfyui_glm_image.tools.workflows.catalog import EXAMPLES
 from PIL import Image
 
 
@@ -233,7 +234,8 @@ WORKFLOWS = {"vllm_omni": "vllm-omni", "sglang": "sglang", "zai": "zai", "draw_p
 def test_the_workflow_of_each_engine_runs(comfyui, engines, name):
     """As it is saved, but for the address, and for the engine where only the real address tells it."""
     server = engines[WORKFLOWS[name]]
-    nodes = to_api(load(FOLDER / f"glm_image_remote_{name}.json"), comfyui.get("/object_info"))
+    (template,) = (example.name for example in EXAMPLES if example.old == f"glm_image_remote_{name}")
+    nodes = to_api(load(FOLDER / f"{template}.json"), comfyui.get("/object_info"))
     (drawing,) = [entry["inputs"] for entry in nodes.values() if entry["class_type"] == "GLMImageRemote"]
     (saving,) = [number for number, entry in nodes.items() if entry["class_type"] == "SaveImage"]
     drawing |= {"server": server.url, "engine": "zai" if name == "zai" else drawing["engine"]}

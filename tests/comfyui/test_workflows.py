@@ -1,6 +1,7 @@
 """Every workflow in workflows/ on a real server, and the files that go with them: pictures, locales, help."""
 
 import re
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -8,14 +9,13 @@ import torch
 from comfyui_glm_image.tests.comfyui.server import PromptError
 from comfyui_glm_image.tools import locales
 from comfyui_glm_image.tools.comfyui import ROOT
-from comfyui_glm_image.tools.workflows import builder, examples
+from comfyui_glm_image.tools.workflows import builder, catalog, space
 from comfyui_glm_image.training import lora
 from PIL import Image
 from safetensors.torch import load_file
 
 FILES = builder.workflow_files()
-RUNNABLE = [p for p in FILES if p.stem not in examples.RELEASE_ONLY and "remote" not in p.stem]
-EXAMPLES = {f"glm_image_{draw.__name__}" for draw in examples.WORKFLOWS}
+RUNNABLE = [builder.FOLDER / f"{example.name}.json" for example in catalog.EXAMPLES if example.small]
 SMALL = builder.ROOT / "checkpoints" / "small" / "model_index.json"
 
 
@@ -69,32 +69,61 @@ def test_widget_values_are_ones_the_node_offers(server, object_info, path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_a_workflow_has_a_picture(path):
-    if path.stem in examples.RELEASE_ONLY:
-        pytest.skip("needs the released model")
-    picture = Image.open(path.with_suffix(".jpg"))
-    assert max(picture.size) == builder.THUMBNAIL
+    assert max(Image.open(path.with_suffix(".jpg")).size) == builder.THUMBNAIL
 
 
-def test_every_workflow_is_offered_as_a_template(server):
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_every_node_has_the_room_that_it_needs_after_a_run(object_info, path):
+    nodes = builder.load(path)["nodes"]
+    for node in nodes:
+        if node["type"] not in builder.NOTES:
+            width, height = space.needed(node["type"], object_info[node["type"]])
+            assert node["size"][0] >= width and node["size"][1] >= height, node["type"]
+    assert space.overlaps(nodes) == []
+
+
+def test_nodes_that_touch_overlap_and_nodes_side_by_side_do_not():
+    node = {"id": 1, "pos": [0, 0], "size": [100, 50]}
+    assert space.overlaps([node, {"id": 2, "pos": [0, 70], "size": [100, 50]}]) == [(2, 1)]  # its title reaches 40
+    assert space.overlaps([node, {"id": 2, "pos": [0, 80], "size": [100, 50]}]) == []
+    assert space.overlaps([node, {"id": 2, "pos": [100, 0], "size": [100, 50]}]) == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_a_workflow_has_notes_in_both_languages(path):
+    notes = {node["title"]: node["widgets_values"][0] for node in builder.load(path)["nodes"] if "Note" in node["type"]}
+    assert notes.keys() == {catalog.ENGLISH, catalog.CHINESE}
+    assert re.search("[\u4e00-\u9fff]{4}", notes[catalog.CHINESE]) and notes[catalog.ENGLISH].isascii()
+
+
+def test_names_count_the_templates_and_say_what_one_needs():
+    for number, example in enumerate(catalog.EXAMPLES, 1):
+        assert example.name.startswith(f"{number:02} ")
+        assert example.runs == ("(" not in example.name)
+    assert {example.name for example in catalog.EXAMPLES} == {path.stem for path in FILES}
+
+
+def test_every_workflow_is_offered_as_a_template_with_its_picture(server):
     offered = server.get("/workflow_templates")["ComfyUI-GLM-Image"]
     assert {path.stem for path in FILES} <= set(offered)
-    assert server.fetch("/api/workflow_templates/ComfyUI-GLM-Image/glm_image_text_to_image.jpg")[:2] == b"\xff\xd8"
+    for path in FILES:
+        picture = quote(f"/api/workflow_templates/ComfyUI-GLM-Image/{path.stem}.jpg")
+        assert server.fetch(picture) == path.with_suffix(".jpg").read_bytes()
+
+
+def test_templates_answer_to_their_old_names(server):
+    for example in catalog.EXAMPLES:
+        address = f"/api/workflow_templates/ComfyUI-GLM-Image/{example.old}"
+        for kind in ("json", "jpg"):
+            assert server.fetch(f"{address}.{kind}") == (builder.FOLDER / f"{example.name}.{kind}").read_bytes()
 
 
 def test_the_examples_are_what_their_script_builds(server, object_info):
     """Up to the version of the nodes they were built against."""
     versions = {builder.PACK: "0", "comfy-core": "0"}
-    for name, built in examples.build(object_info, versions).items():
+    for name, built in catalog.build(object_info, versions).items():
         file = builder.to_api(builder.load(builder.FOLDER / f"{name}.json"), object_info)
         assert file == builder.to_api(built, object_info), f"{name}: run python -m tools.workflows build URL"
-
-
-def test_the_release_is_named_for_the_dialog_of_missing_models():
-    (loader,) = (n for n in nodes_of(builder.FOLDER / "glm_image_full_model.json") if n["type"] == "GLMImageLoader")
-    (model,) = loader["properties"]["models"]
-    assert model["name"] in loader["widgets_values"]
-    assert model["directory"] == "glm_image"
-    assert model["url"].startswith("https://huggingface.co/zai-org/GLM-Image/")
 
 
 @pytest.mark.skipif(not SMALL.is_file(), reason="checkpoints/small is not there")

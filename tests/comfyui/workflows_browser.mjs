@@ -1,12 +1,12 @@
-// Uses a running ComfyUI as a person does: node workflows_browser.mjs URL PICTURES FILE...
-// Drops each FILE (a workflow, or a picture with one inside) on the page, looks for missing nodes, queues it, waits and
-// takes pictures. Prints one line of JSON a file. Needs playwright-core (its folder in PLAYWRIGHT_CORE) and CHROMIUM.
+// Uses a running ComfyUI as a person does: node workflows_browser.mjs URL PICTURES "classic"|"vue" FILE...
+// Drops each FILE (a workflow, or a picture with one inside) on the page, looks for missing nodes, queues it, waits, looks
+// for nodes that lie on each other and takes pictures. "vue" is Nodes 2.0. Prints one line of JSON a file. Needs playwright-core (its folder in PLAYWRIGHT_CORE) and CHROMIUM.
 
 import { mkdirSync, readFileSync } from "node:fs"
 import { createRequire } from "node:module"
 import { basename, join } from "node:path"
 
-const [url, pictures, ...files] = process.argv.slice(2)
+const [url, pictures, mode, ...files] = process.argv.slice(2)
 const { chromium } = createRequire(import.meta.url)(process.env.PLAYWRIGHT_CORE ?? "playwright-core")
 const RUN_MS = 600_000
 mkdirSync(pictures, { recursive: true })
@@ -31,6 +31,7 @@ await page.goto(url, { waitUntil: "domcontentloaded" })
 await page.waitForFunction(ready, null, { timeout: 120_000 })
 await page.waitForTimeout(2000)
 
+await page.evaluate((vue) => app.extensionManager.setting.set("Comfy.VueNodes.Enabled", vue), mode === "vue")
 await page.evaluate(() => app.extensionManager.setting.set("Comfy.Minimap.Visible", false))
 await page.evaluate(() => {
   const bars = [...document.querySelectorAll("div")].filter((d) => d.innerText?.trim().startsWith("Introducing Nodes 2.0"))
@@ -73,6 +74,19 @@ async function showAll() {
   await page.waitForTimeout(700)
 }
 
+// Pairs of nodes that lie on each other, in the page's own measure: its canvas's boxes, or with Nodes 2.0 its elements'.
+const overlaps = () =>
+  page.evaluate((vue) => {
+    const box = (node) => {
+      if (!vue) return [...node.getBounding()]
+      const rect = document.querySelector(`[data-node-id="${node.id}"]`).getBoundingClientRect()
+      return [rect.x, rect.y, rect.width, rect.height]
+    }
+    const boxes = app.graph.nodes.map((node) => [`${node.id} ${node.type}`, ...box(node)])
+    const meet = ([, ax, ay, aw, ah], [, bx, by, bw, bh]) => ax < bx + bw && bx < ax + aw && ay < by + bh && by < ay + ah
+    return boxes.flatMap((a, i) => boxes.slice(0, i).filter((b) => meet(a, b)).map((b) => `${a[0]} on ${b[0]}`))
+  }, mode === "vue")
+
 async function finished(before) {
   const deadline = Date.now() + RUN_MS
   while (Date.now() < deadline) {
@@ -91,7 +105,7 @@ for (const file of files) {
   const shown = await dialogs()
   await closeDialogs()
   await showAll()
-  await page.screenshot({ path: join(pictures, `${name}.png`) })
+  await page.screenshot({ path: join(pictures, `${name} ${mode}.png`) })
   const api = await page.evaluate(async () => (await app.graphToPrompt()).output)
   const result = { file, nodes: await page.evaluate(() => app.graph.nodes.length), missing: await missingNodes(), dialogs: shown, api }
   if (process.env.QUEUE !== "no") {
@@ -99,7 +113,9 @@ for (const file of files) {
     await page.evaluate(() => app.queuePrompt(0, 1))
     const entry = await finished(before)
     await page.waitForTimeout(1500)
-    await page.screenshot({ path: join(pictures, `${name}_done.png`) })
+    await showAll()
+    await page.screenshot({ path: join(pictures, `${name} ${mode} done.png`) })
+    result.overlaps = await overlaps()
     result.shown = await page.evaluate(() => app.graph.nodes.filter((n) => n.type === "SaveImage" && n.imgs?.length).length)
     const images = Object.values(entry.outputs).flatMap((output) => output.images ?? [])
     result.status = entry.status.status_str

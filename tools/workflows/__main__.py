@@ -3,6 +3,8 @@
     python -m tools.workflows build URL              write workflows/*.json
     python -m tools.workflows thumbnails URL [NAME]  run every workflow, or some, and keep its image beside it
 
+A workflow that needs more than the bundled checkpoint gets a drawing of its graph instead.
+
 `thumbnails` needs pillow; the rest only the standard library.
 """
 
@@ -14,8 +16,8 @@ import time
 import urllib.request
 from urllib.parse import urlencode
 
-from . import examples
-from .builder import FOLDER, PACK, ROOT, THUMBNAIL, load, to_api, workflow_files
+from . import catalog
+from .builder import FOLDER, NOTES, PACK, ROOT, THUMBNAIL, load, to_api
 
 QUALITY = 88
 
@@ -23,23 +25,23 @@ QUALITY = 88
 def build(url: str) -> None:
     pack = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
     core = get(url, "/system_stats")["system"]["comfyui_version"]
-    for name, workflow in examples.build(get(url, "/object_info"), {PACK: pack, "comfy-core": core}).items():
+    for name, workflow in catalog.build(get(url, "/object_info"), {PACK: pack, "comfy-core": core}).items():
         text = json.dumps(workflow, indent=1, ensure_ascii=False) + "\n"
         (FOLDER / f"{name}.json").write_text(text, encoding="utf-8")
 
 
 def thumbnails(url: str, only: list[str]) -> None:
     object_info = get(url, "/object_info")
-    for path in workflow_files():
-        if path.stem in examples.RELEASE_ONLY or (only and path.stem not in only):
+    for example in catalog.EXAMPLES:
+        if only and example.name not in only and example.old not in only:
             continue
-        started = time.monotonic()
+        path, started = FOLDER / f"{example.name}.json", time.monotonic()
+        if not example.small:
+            card(load(path), example.name).save(path.with_suffix(".jpg"), quality=QUALITY)
+            continue
         pictures = run(url, to_api(load(path), object_info))
-        if not pictures:
-            print(f"{path.stem}: saved no picture", flush=True)
-            continue
         sheet(pictures).save(path.with_suffix(".jpg"), quality=QUALITY)
-        print(f"{path.stem}: {len(pictures)} pictures, {time.monotonic() - started:.0f} s", flush=True)
+        print(f"{example.name}: {len(pictures)} pictures, {time.monotonic() - started:.0f} s", flush=True)
 
 
 def run(url: str, prompt: dict) -> list:
@@ -75,6 +77,32 @@ def sheet(pictures: list):
     return whole.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
 
 
+def card(workflow: dict, name: str):
+    """A drawing of a graph under its English name."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    size = (THUMBNAIL, THUMBNAIL * 2 // 3)
+    picture = Image.new("RGB", size, "#1e1e22")
+    pen = ImageDraw.Draw(picture)
+    english = name.encode("ascii", "ignore").decode()[3:].replace("()", "").strip()
+    title, _, needs = english.partition("(")
+    pen.text((18, 14), title.strip(), "white", ImageFont.load_default(24))
+    pen.text((18, 48), needs.partition(")")[0], "#b9b9c4", ImageFont.load_default(15))
+    nodes = {node["id"]: node for node in workflow["nodes"] if node["type"] not in NOTES}
+    right = max(node["pos"][0] + node["size"][0] for node in nodes.values())
+    low = max(node["pos"][1] + node["size"][1] for node in nodes.values())
+    scale = min((size[0] - 36) / right, (size[1] - 100) / low)
+    spot = {key: (18 + scale * node["pos"][0], 84 + scale * node["pos"][1]) for key, node in nodes.items()}
+    for _, start, _, end, _, kind in workflow["links"]:
+        from_x, from_y = spot[start][0] + scale * nodes[start]["size"][0], spot[start][1] + 6
+        pen.line((from_x, from_y, spot[end][0], spot[end][1] + 12), "#8fb4ff" if kind == "IMAGE" else "#9a9aa6", 1)
+    for key, node in nodes.items():
+        (x, y), (width, height) = spot[key], (scale * side for side in node["size"])
+        pen.rounded_rectangle((x, y, x + width, y + height), 4, "#343440", "#5b5b6b")
+        pen.rounded_rectangle((x, y, x + width, y + 7), 4, "#e0762e" if "GLMImage" in node["type"] else "#5b5b6b")
+    return picture
+
+
 def get(url: str, path: str):
     return json.loads(fetch(url, path))
 
@@ -88,7 +116,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=("build", "thumbnails"))
     parser.add_argument("url")
-    parser.add_argument("only", nargs="*", help="names of workflows, without .json")
+    parser.add_argument("only", nargs="*", help="names of workflows, without .json, or their old names")
     options = parser.parse_args()
     if options.action == "build":
         build(options.url)

@@ -1,13 +1,15 @@
 """Workflow files: short graphs into the form that the page saves, and that form into what ComfyUI's queue takes.
 
 `Graph.add` takes a node's inputs by name: an `Output` is a link, everything else a widget's value; what is not given
-keeps the node's default. Positions are in pixels of the canvas.
+keeps the node's default. Nodes stand in columns, each with the room that it takes after a run (space.py).
 """
 
 import json
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+
+from . import space
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "workflows"
@@ -38,16 +40,19 @@ class Node:
 class Graph:
     """A workflow in the form that the page saves, built against the nodes of a running ComfyUI."""
 
-    def __init__(self, name: str, note: str, object_info: dict, versions: dict[str, str]):
+    def __init__(self, name: str, notes: dict[str, str], object_info: dict, versions: dict[str, str]):
         self.name, self.info, self.versions = name, object_info, versions
-        self.nodes, self.links = [], []
-        self._note(note)
+        self.nodes, self.links, self.columns = [], [], {}
+        for place, (title, text) in enumerate(notes.items()):
+            self._note(title, text, space.LEFT + place * (space.NOTE_WIDTH + space.GAP))
 
-    def _note(self, text: str) -> None:
-        node = self._node("MarkdownNote", (40, -260), (680, 220), [], [], [text], {})
-        node |= {"title": "About this workflow", "color": "#432", "bgcolor": "#653"}
+    def _note(self, title: str, text: str, x: int) -> None:
+        height = space.note_height(text)
+        node = self._node("MarkdownNote", (space.NOTE_WIDTH, height), [], [], [text], {})
+        node |= {"pos": [x, -height - space.GAP], "title": title, "color": "#432", "bgcolor": "#653"}
 
-    def add(self, kind: str, at: tuple, size: tuple, title: str = "", models: tuple = (), **given) -> Node:
+    def add(self, kind: str, column: int, title: str = "", **given) -> Node:
+        """A node below those that its column has already."""
         info = self.info[kind]
         declared = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
         unknown = given.keys() - declared.keys()
@@ -62,9 +67,8 @@ class Graph:
             for name, kind_of_output in zip(info["output_name"], info["output"])
         ]
         properties = {"Node name for S&R": kind, **self._origin(kind)}
-        if models:
-            properties["models"] = list(models)
-        node = self._node(kind, at, size, inputs, outputs, values, properties)
+        node = self._node(kind, space.needed(kind, info), inputs, outputs, values, properties)
+        self.columns.setdefault(column, []).append(node)
         if title:
             node["title"] = title
         return Node(number)
@@ -73,9 +77,9 @@ class Graph:
         pack = PACK if "GLMImage" in kind else "comfy-core"
         return {"cnr_id": pack, "ver": self.versions[pack]}
 
-    def _node(self, kind, at, size, inputs, outputs, values, properties) -> dict:
+    def _node(self, kind, size, inputs, outputs, values, properties) -> dict:
         number = len(self.nodes) + 1
-        node = {"id": number, "type": kind, "pos": list(at), "size": list(size), "flags": {}, "order": number - 1}
+        node = {"id": number, "type": kind, "pos": [0, 0], "size": list(size), "flags": {}, "order": number - 1}
         node |= {"mode": 0, "inputs": inputs, "outputs": outputs, "properties": properties, "widgets_values": values}
         self.nodes.append(node)
         return node
@@ -87,6 +91,7 @@ class Graph:
         return number
 
     def to_json(self) -> dict:
+        space.arrange([self.columns[key] for key in sorted(self.columns)])
         return {
             "id": str(uuid.uuid5(NAMESPACE, self.name)),
             "revision": 0,
@@ -96,7 +101,7 @@ class Graph:
             "links": self.links,
             "groups": [],
             "config": {},
-            "extra": {"ds": {"scale": 0.7, "offset": [60, 320]}},
+            "extra": {"ds": {"scale": 0.6, "offset": [60, 480]}},
             "version": 0.4,
         }
 
