@@ -51,7 +51,7 @@ export class Pointer {
     const more = event.shiftKey || event.ctrlKey || event.metaKey
     const mode = handle ?? (box ? "move" : more ? "choose" : "draw")
     const before = this.editor.regions
-    this.drag = { mode, x, y, index, before, chosen: this.editor.chosen, event }
+    this.drag = { mode, x, y, index, more, before, chosen: this.editor.chosen, event }
     if (box && more && !handle) this.editor.toggle(index)
     else if (mode !== "choose" && !this.editor.chosen.includes(index)) this.editor.select(index)
     const chosen = this.editor.chosen
@@ -105,10 +105,7 @@ export class Pointer {
       if (drag.mode === "draw") this.editor.type()
       return
     }
-    // A click chooses one of several, or none.
-    if (drag && !drag.live && !drag.event.shiftKey && !drag.event.ctrlKey && !drag.event.metaKey && drag.mode === "move") {
-      this.editor.select(drag.index)
-    }
+    if (drag?.mode === "move" && !drag.live && !drag.more) this.editor.select(drag.index) // a click chooses one of several
     this.editor.render()
   }
 

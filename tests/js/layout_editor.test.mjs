@@ -313,7 +313,7 @@ describe("the layout editor in a browser", { skip: missing }, () => {
     assert.equal(await page.locator(".glm-bar").first().locator("button:enabled, select:enabled").count(), 0)
     await page.locator(".glm-broken button").click()
     assert.deepEqual(await regions(page), [])
-    assert.ok(await page.locator(".glm-bar").first().locator("select").isEnabled())
+    assert.ok(await page.locator(".glm-bar").first().locator("select").first().isEnabled())
     await page.close()
   })
 
