@@ -4,6 +4,8 @@
 import { api } from "../../scripts/api.js"
 import { app } from "../../scripts/app.js"
 import { ComfyWidgets } from "../../scripts/widgets.js"
+import { translated } from "./chinese.js"
+import { isChinese } from "./chinese_page.js"
 
 const NAME = "glm_image_message"
 const EVENT = "glm_image.message"
@@ -13,6 +15,7 @@ const LINE = 44 // characters in a line of a node of usual width
 const TALKERS = new Set(
   ["Devices", "LoRA", "Conditioning", "Remote", "Plan", "PlanFromImage", "Size"].map((name) => `GLMImage${name}`),
 )
+TALKERS.add("EmptyGLMImageLatent")
 
 const widgetOf = (node) => node.widgets?.find((widget) => widget.name === NAME)
 
@@ -29,7 +32,7 @@ function nodeAt(id) {
 
 function addField(node) {
   const { widget } = ComfyWidgets.STRING(node, NAME, ["STRING", { multiline: true }], app)
-  widget.label = "message"
+  widget.label = isChinese() ? "消息" : "message"
   widget.serialize = false // neither in the workflow's values, which keep their places,
   widget.options.serialize = false // nor in the prompt
   widget.options.read_only = true
@@ -38,7 +41,8 @@ function addField(node) {
   return widget
 }
 
-function say(node, text) {
+function say(node, english) {
+  const text = isChinese() ? translated(english) : english
   const lines = text.split("\n").reduce((sum, line) => sum + Math.max(1, Math.ceil(line.length / LINE)), 0)
   const widget = widgetOf(node) ?? addField(node)
   widget.value = text
