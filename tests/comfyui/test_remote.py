@@ -227,6 +227,12 @@ def test_the_cost_is_shown_at_the_node_before_the_batch_is_sent(comfyui, engines
     assert "zai takes no steps, guidance, seed: ignored" in report and "cost about $0.030" in report
 
 
+def template(old: str) -> dict:
+    """The workflow that had this file name in version 0.1.0."""
+    (name,) = (example.name for example in EXAMPLES if example.old == old)
+    return load(FOLDER / f"{name}.json")
+
+
 WORKFLOWS = {"vllm_omni": "vllm-omni", "sglang": "sglang", "zai": "zai", "draw_plan": "vllm-omni"}
 
 
@@ -234,8 +240,7 @@ WORKFLOWS = {"vllm_omni": "vllm-omni", "sglang": "sglang", "zai": "zai", "draw_p
 def test_the_workflow_of_each_engine_runs(comfyui, engines, name):
     """As it is saved, but for the address, and for the engine where only the real address tells it."""
     server = engines[WORKFLOWS[name]]
-    (template,) = (example.name for example in EXAMPLES if example.old == f"glm_image_remote_{name}")
-    nodes = to_api(load(FOLDER / f"{template}.json"), comfyui.get("/object_info"))
+    nodes = to_api(template(f"glm_image_remote_{name}"), comfyui.get("/object_info"))
     (drawing,) = [entry["inputs"] for entry in nodes.values() if entry["class_type"] == "GLMImageRemote"]
     (saving,) = [number for number, entry in nodes.items() if entry["class_type"] == "SaveImage"]
     drawing |= {"server": server.url, "engine": "zai" if name == "zai" else drawing["engine"]}
@@ -247,7 +252,7 @@ def test_the_workflow_of_each_engine_runs(comfyui, engines, name):
 
 def test_the_workflow_of_a_remote_plan_draws_what_the_server_planned(comfyui, engines):
     server = engines["sglang-planner"]
-    nodes = to_api(load(FOLDER / "glm_image_remote_plan.json"), comfyui.get("/object_info"))
+    nodes = to_api(template("glm_image_remote_plan"), comfyui.get("/object_info"))
     (planning,) = [entry["inputs"] for entry in nodes.values() if entry["class_type"] == "GLMImageRemotePlan"]
     (saving,) = [number for number, entry in nodes.items() if entry["class_type"] == "SaveImage"]
     (telling,) = [number for number, entry in nodes.items() if entry["class_type"] == "PreviewAny"]
