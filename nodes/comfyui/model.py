@@ -326,7 +326,7 @@ def sample_at_size(executor, noise, latent_image, sampler, sigmas, *arguments, *
     cfg = torch.tensor(float(getattr(guider, "cfg", 1.0)))
     check_numbers({"cfg": cfg, "sigmas": sigmas, "noise": noise, "latent": latent_image})
     check_options(guider.model_options, patcher.model.dit_config.num_layers)
-    for doubt in doubts(sampler, sigmas, patcher.get_model_object("model_sampling")):
+    for doubt in doubts(sampler, sigmas, patcher.get_model_object("model_sampling"), guider.conds):
         warn(doubt)
     if not any("hooks" in cond for conds in guider.conds.values() for cond in conds):  # hooks change weights midway
         guider.model_options.setdefault("transformer_options", {})[RUN] = Run()

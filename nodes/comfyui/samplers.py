@@ -19,8 +19,8 @@ MISSES = {  # what is wrong, by the sampler's name in KSampler
 SIGMA_MAX = 1.001  # a flow's noise level is 1 at most
 
 
-def doubts(sampler, sigmas: torch.Tensor, sampling) -> Iterator[str]:
-    """A sentence for each choice of a sampling that will miss; `sampling` is the MODEL's own or a node's."""
+def doubts(sampler, sigmas: torch.Tensor, sampling, conds: dict[str, list[dict]]) -> Iterator[str]:
+    """A sentence for each choice of a sampling that will miss or do nothing; `sampling` is the MODEL's or a node's."""
     name = getattr(getattr(sampler, "sampler_function", None), "__name__", "").removeprefix("sample_")
     if name in MISSES:
         yield f"sampler {name} misses on flow models such as GLM-Image: {MISSES[name]}; use euler, dpmpp_2m or er_sde"
@@ -31,3 +31,5 @@ def doubts(sampler, sigmas: torch.Tensor, sampling) -> Iterator[str]:
             f"the sigmas begin at {float(sigmas.max()):.3g} where a flow's begin at 1, as those of AYS and GITS do, "
             "and images will be noise; use GLM-Image Sigmas or a scheduler of KSampler"
         )
+    if any(entry.get("guidance") is not None for entries in conds.values() for entry in entries):
+        yield "FluxGuidance has no effect on GLM-Image, which was not trained for it; use the sampler's cfg"

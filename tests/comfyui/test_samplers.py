@@ -55,3 +55,9 @@ def test_sigmas_and_samplings_of_other_models_say_so(server, graph):
     assert text.startswith("the model's sampling is not a flow's")
     shifted = graph | {"flow": node("ModelSamplingAuraFlow", model=["load", 1], shift=3.0)}
     assert said(server, change(shifted, sample_model=["flow", 0])) == []
+
+
+def test_a_guidance_that_the_model_does_not_know_says_so(server, graph):
+    guided = graph | {"flux": node("FluxGuidance", conditioning=["text", 0], guidance=6.0)}
+    ((_, text),) = said(server, change(guided, sample_positive=["flux", 0]))
+    assert text.startswith("FluxGuidance has no effect on GLM-Image")
