@@ -82,7 +82,8 @@ class ComfyDit(Dit):
         if not wrappers:
             return run(x, timestep, context, options, **conditions)
         executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(run, self, wrappers)
-        return executor.execute(x, timestep, context, options, **conditions)
+        # A copy: EasyCache adds to what it is given, which is the sampler's own latent wherever no dtype is changed.
+        return executor.execute(x.clone(), timestep, context, options, **conditions)
 
     def _velocity(self, x, timestep, target_size, context: Context) -> torch.Tensor:
         modulations = self.modulations(timestep, target_size, torch.zeros_like(target_size), x.dtype)

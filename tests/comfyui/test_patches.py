@@ -101,7 +101,7 @@ def test_layers_that_the_decoder_does_not_have_are_named(server, graph, object_i
 
 
 def test_replaced_blocks_and_attention_that_do_the_same_change_nothing(server, graph, plain, object_info):
-    for kind in ("OtherSameBlocks", "OtherSameAttention", "OtherSameWrapper"):
+    for kind in ("OtherSameBlocks", "OtherSameAttention", "OtherSameWrapper", "OtherWritingWrapper"):
         assert difference(latent_of(server, server.run(patched(graph, object_info, kind))), plain) < 1e-5
 
 

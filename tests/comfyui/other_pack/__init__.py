@@ -96,6 +96,18 @@ class OtherSameWrapper(OtherWrapper):
     factor = 1.0
 
 
+class OtherWritingWrapper(ModelPatch):
+    """Writes into the latent that it is given, as EasyCache does."""
+
+    def patch(self, model):
+        def wrapper(executor, x, *more, **named):
+            out = executor(x, *more, **named)
+            x += 1
+            return out
+
+        model.add_wrapper_with_key("diffusion_model", "other", wrapper)
+
+
 class OtherContextWrapper(OtherWrapper):
     """Changes the texts' embeddings inside the model."""
 
@@ -128,6 +140,7 @@ NODES = (
     OtherSameAttention,
     OtherWrapper,
     OtherSameWrapper,
+    OtherWritingWrapper,
     OtherContextWrapper,
     OtherBlocks,
 )
