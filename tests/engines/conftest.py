@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from comfyui_glm_image.pipeline import GlmImage
 from comfyui_glm_image.pipeline.evaluation import ocr
 from comfyui_glm_image.pipeline.loading.checkpoint import BUNDLED
 from comfyui_glm_image.pipeline.remote import PlannerSampling
@@ -15,6 +16,8 @@ from comfyui_glm_image.tests.engines.setup import HOME
 URL = os.environ.get("ENGINE_URL", "")
 SIZE = os.environ.get("ENGINE_SIZE") or ("1024x1024" if URL else "192x96")
 STEPS = int(os.environ.get("ENGINE_STEPS") or 20)
+WORD, PROMPT = "HELLO", 'a red sign that says "HELLO" in white'
+SEEDS = range(3, 7)  # the small checkpoint does not write every word as tesseract reads it
 LINES: list[str] = []
 
 
@@ -57,11 +60,22 @@ def reader():
     return ocr.available_engine("tesseract")
 
 
+def reads(image, reader) -> bool:
+    """Whether OCR finds the word."""
+    return ocr.score_texts([WORD], ocr.read_words(image, reader)).correct == 1
+
+
 @pytest.fixture(scope="session")
 def planner():
     """Settings of the planner that is served."""
     folder = Path(os.environ["ENGINE_MODEL"]) if "ENGINE_MODEL" in os.environ else None if URL else BUNDLED
     return PlannerSampling.of_checkpoint(folder) if folder else PlannerSampling()
+
+
+@pytest.fixture(scope="session")
+def model():
+    """The checkpoint that is served, here."""
+    return GlmImage.from_pretrained(BUNDLED, device="cpu", dtype="fp32")
 
 
 @pytest.fixture(scope="session")

@@ -110,6 +110,21 @@ class Sglang(Engine):
         return {"TORCHDYNAMO_DISABLE": "1"}
 
 
+class SglangPlanner(Engine):
+    """SGLang's language server with the planner alone, in float32 so that its plans can be compared."""
+
+    name, worker = "sglang-planner", "scheduler"
+
+    def command(self) -> list[str]:
+        sglang = str(SGLANG.folder / "bin" / "sglang")
+        model = ["--model-path", str(MODEL / "vision_language_encoder"), "--tokenizer-path", str(MODEL / "processor")]
+        options = ["--enable-multimodal", "--device", "cpu", "--dtype", "float32"]
+        return [sglang, "serve", *model, *options, "--host", "127.0.0.1", "--port", str(self.port)]
+
+    def environment(self) -> dict[str, str]:
+        return {"TORCHDYNAMO_DISABLE": "1"}
+
+
 def end_with_parent() -> None:
     """Tests that are killed leave no engine behind."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -10,20 +10,19 @@ import time
 import numpy as np
 import pytest
 from comfyui_glm_image.pipeline.errors import GlmImageError, InputError
-from comfyui_glm_image.pipeline.evaluation import ocr
+from comfyui_glm_image.pipeline.images import to_pil
+from comfyui_glm_image.pipeline.planning.remote_plan import given_plans
 from comfyui_glm_image.pipeline.remote import CancelledError, Job, generate
 from comfyui_glm_image.pipeline.remote.engines import Sglang
 from comfyui_glm_image.pipeline.remote.errors import RemoteError, RepeatableFailureError
 from comfyui_glm_image.pipeline.remote.pool import Pool
 from comfyui_glm_image.pipeline.remote.request import ImageRequest
 from comfyui_glm_image.pipeline.remote.server import Server
-from comfyui_glm_image.tests.engines.conftest import SIZE, STEPS
+from comfyui_glm_image.tests.engines.conftest import PROMPT, SEEDS, SIZE, STEPS, WORD, reads
 from comfyui_glm_image.tests.remote.request_log import log_requests, recovery
 from PIL import Image
 
 WIDTH, HEIGHT = map(int, SIZE.split("x"))
-WORD, PROMPT = "HELLO", 'a red sign that says "HELLO" in white'
-SEEDS = range(3, 7)  # the small checkpoint does not write every word as tesseract reads it
 POOL_IMAGES, KILL_AFTER = 200, 60
 own_engines = pytest.mark.own_engines
 
@@ -31,10 +30,6 @@ own_engines = pytest.mark.own_engines
 def ask(served, planner, **changes):
     settings = {"width": WIDTH, "height": HEIGHT, "steps": STEPS, "seed": 3, "seconds": 1800.0, "planner": planner}
     return generate(Job(PROMPT, served.url, **settings | changes))
-
-
-def reads(image, reader) -> bool:
-    return ocr.score_texts([WORD], ocr.read_words(image, reader)).correct == 1
 
 
 def pixels(generated):
@@ -69,6 +64,19 @@ def test_both_forms_of_vllm_omni_mean_the_same(running, planner, report):
     chat = ask(served, planner, steps=2, engine="vllm-omni-chat")
     assert (pixels(images) == pixels(chat)).all()
     report("vllm-omni: images form and chat form give the same pixels")
+
+
+@own_engines
+def test_a_plan_made_here_is_drawn_as_it_is_here(running, planner, model, report):
+    """Levels of 256 apart: the engine rounds its latents and its image elsewhere."""
+    plan = model.plan(PROMPT, height=HEIGHT, width=WIDTH, seed=5)
+    here = np.asarray(to_pil(model.decode(model.denoise(plan, steps=STEPS, seed=7)))[0]).astype(int)
+    there = ask(running["vllm-omni"], planner, seed=7, plans=given_plans(plan))
+    apart = abs(pixels(there) - here)
+    report(
+        f"vllm-omni: draws a plan of ours as we do: {apart.max()} levels of 256 apart at most, {apart.mean():.2f} mean"
+    )
+    assert apart.max() <= 8 and apart.mean() < 0.5
 
 
 def test_an_edit_works_or_is_refused(served, planner, report):
