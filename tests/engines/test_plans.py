@@ -56,9 +56,13 @@ def test_plans_of_the_server_drawn_here_read_as_asked(server, model, reader, rep
 
 def test_a_plan_that_is_given_up_is_dropped(server, model, report):
     cancelled = threading.Event()
-    threading.Timer(1.0, cancelled.set).start()
+
+    def tell(text):
+        if "planned at" in text:  # the request is about to be sent
+            threading.Timer(3.0, cancelled.set).start()
+
     with pytest.raises(CancelledError):
-        plan(server, model, request(), cancelled=cancelled.is_set)
+        plan(server, model, request(), tell=tell, cancelled=cancelled.is_set)
     end = time.monotonic() + 60
     while "disconnected from the client side" not in server.log.read_text(errors="replace"):
         assert time.monotonic() < end
