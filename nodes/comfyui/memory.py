@@ -44,7 +44,7 @@ def choose_all(
     )
     needs = memory_needs(sizes, wanted.dtypes, height, width, count, wanted.stored)
     converted = [name for name in COMPONENTS if dtypes[name].storage != sizes.files[name]]
-    needs = replace(needs, opening=sum(needs.weights[name] for name in converted))
+    needs = replace(needs, opening=sum(needs.weights[name] for name in converted), on_host={})
     return as_comfyui_loads(wanted, needs), needs
 
 

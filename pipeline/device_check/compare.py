@@ -181,7 +181,7 @@ def logits_along(comparison: Comparison, tokens: torch.Tensor) -> torch.Tensor:
         length = ids.shape[1]
         cache, mask = model.planner.new_cache(1, length, device), torch.ones(1, length, dtype=torch.bool)
         tables, mask = model.planner.rope_tables(positions.to(device)), prompt_mask(mask, 0, length).to(device)
-        rows = model.planner(ids.to(device), tables, mask, cache, 0, length, every_row=True)
+        rows = model.planner(model.planner.embed(ids, device), tables, mask, cache, 0, length, every_row=True)
         return rows[0, batch.ids.shape[1] - 1 :, : model.codebook_size].float().cpu()
 
 

@@ -5,8 +5,8 @@ do the work, so models know nothing of it. Every pass costs a copy of all waitin
 module cannot be captured into a graph.
 """
 
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -14,15 +14,22 @@ from torch import nn
 Slot = tuple[nn.Module, str]  # a module and the name of one of its own parameters
 
 
-def offload_layers(module: nn.Module, device: torch.device, keep: int = 0) -> nn.Module:
-    """Spread a module on the CPU: everything but its repeated layers, and `keep` bytes of them, goes to `device`."""
-    waiting = []
+def offload_layers(
+    module: nn.Module, device: torch.device, keep: int = 0, staying: Sequence[nn.Module] = ()
+) -> nn.Module:
+    """Spread a module on the CPU: everything but its repeated layers, and `keep` bytes of them, goes to `device`.
+
+    Parts that are `staying` are left where they are.
+    """
+    waiting, left = [], {id(part) for home in staying for part in home.modules()}
     for layer in repeated_layers(module):
+        if id(layer) in left:
+            continue
         size = sum(tensor.nbytes for tensor in layer.parameters())
         if size > keep:
             waiting.append(layer)
         keep -= min(size, keep)
-    inside = {id(part) for layer in waiting for part in layer.modules()}
+    inside = left | {id(part) for layer in waiting for part in layer.modules()}
     for part in module.modules():
         if id(part) not in inside:
             part._apply(lambda tensor: tensor.to(device), recurse=False)
@@ -35,6 +42,17 @@ def offload_layers(module: nn.Module, device: torch.device, keep: int = 0) -> nn
                 part.register_forward_pre_hook(lambda part, *_, i=i: offloader.load_part(i, part))
                 part.register_forward_hook(lambda part, *_, i=i: offloader.unload_part(i, part), always_call=True)
     return module
+
+
+@contextmanager
+def visiting(modules: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
+    """Lend modules that live in host memory to a device; weights there are dropped afterwards, not copied."""
+    home = {slot: getattr(*slot).detach() for module in modules for slot in _slots(module)}
+    LayerOffloader._assign({slot: tensor.to(device) for slot, tensor in home.items()})
+    try:
+        yield
+    finally:
+        LayerOffloader._assign(home)
 
 
 def repeated_layers(module: nn.Module) -> list[nn.Module]:

@@ -18,6 +18,7 @@ from ..models.transformer import Dit
 from ..models.vae import Vae
 from ..models.weight_forms import W4Linear, W8Linear, pack
 from .checkpoint import DECODER, GLYPH, PLANNER, VAE, Checkpoint, title
+from .memory_needs import ON_HOST
 from .placement import Placement
 from .weights import load_module
 
@@ -56,8 +57,11 @@ class Components:
         device, streamed = self.placement.devices[name], name in self.placement.streamed
         module = self._read(name, torch.device("cpu") if streamed else device)
         self._ready_rounded(name, module, device)
+        if device.type != "cpu" and name in ON_HOST:
+            module.leave_on_host(device)
         if streamed:
-            return offload_layers(module, device, self.placement.streamed[name])
+            staying = module.on_host if name == PLANNER else ()
+            return offload_layers(module, device, self.placement.streamed[name], staying)
         if name == PLANNER:
             module.fuse()
         if name == DECODER and self.compile:
@@ -79,8 +83,10 @@ class Components:
             self.on_load(done, total, stage="load", component=name)
 
         folder, dtype = self.checkpoint.component(name), self.placement.dtypes[name]
+        on_host = ON_HOST.get(name, ()) if self.placement.devices[name].type != "cpu" else ()
         shown, form = progress if self.on_load else None, self.placement.forms.get(name)
-        return load_module(MODULES[name][0], self.configs[name], folder, device, dtype, progress=shown, form=form)
+        options = {"progress": shown, "form": form, "on_host": on_host}
+        return load_module(MODULES[name][0], self.configs[name], folder, device, dtype, **options)
 
     def release(self, *names: str) -> None:
         """Free modules, all without any name; what is not loaded is passed over."""

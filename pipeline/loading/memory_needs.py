@@ -9,7 +9,7 @@ import torch
 
 from ..devices.quantised_products import GROUP
 from ..geometry import check_size, patch_count, preview_grid, token_grid
-from ..models import released, weight_forms
+from ..models import planner, released, vae, weight_forms
 from ..models.config import DitConfig, VaeConfig, VisionLanguageConfig
 from ..models.kv_cache import BUCKET, cache_nbytes
 from ..models.vae import LIVE, STRIP
@@ -18,15 +18,19 @@ from .weights import Weights
 
 PROMPT_TOKENS = 1024  # room for a long prompt; references add their own tokens
 GLYPH_TOKENS = 512
+STEPS = 50  # of an image, each one pass of the decoder where its layers stream
 ROWS = 16  # tokens of an image in a pass of the planner, at most
 SMALLEST_STACK = 3  # fewer numbered parts are a feed-forward's two halves, not layers
+PIXELS = 16  # numbers of a pixel: channels of the image in two dtypes, and of its latents
 NOTHING: Mapping = MappingProxyType({})
+ON_HOST = {PLANNER: planner.ON_HOST, VAE: vae.ON_HOST}  # beginnings of keys that stay there beside an accelerator
 
 
 @dataclass(frozen=True)
 class MemoryNeeds:
     """Bytes of each component: all `weights`, those of its repeated `layers`, the largest `layer`, and the `work` of
-    running it besides its weights; and bytes of host memory that `opening` the checkpoint takes.
+    running it besides its weights; and bytes of host memory that `opening` the checkpoint takes. `on_host` are bytes of
+    weights that stay there where a component is on an accelerator. `passes` through all layers make an image.
     """
 
     weights: Mapping[str, int]
@@ -34,6 +38,8 @@ class MemoryNeeds:
     layer: Mapping[str, int]
     work: Mapping[str, int]
     opening: int = 0
+    on_host: Mapping[str, int] = field(default_factory=dict)
+    passes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -91,13 +97,14 @@ def memory_needs(
     count: int = 1,
     stored: Mapping[str, torch.dtype] = NOTHING,
     forms: Mapping[str, str] = NOTHING,
+    batched: bool = True,
 ) -> MemoryNeeds:
-    """What `count` images of this size take; `stored` and `forms` as in `Placement`."""
+    """What `count` images of this size take; `stored` and `forms` as in `Placement`, `batched` guidance or not."""
     check_size(height, width)
     work = {
         PLANNER: planner_work(model.planner, dtypes[PLANNER], height, width, count),
         GLYPH: 0,  # short texts; counted with the decoder's
-        DECODER: decoder_work(model.decoder, dtypes[DECODER], height, width, count),
+        DECODER: decoder_work(model.decoder, dtypes[DECODER], height, width, count, batched),
         VAE: vae_work(model.vae, dtypes[VAE], height, width),
     }
     sizes = {
@@ -105,13 +112,28 @@ def memory_needs(
         | dict(model.codes.get(name, NOTHING))
         for name in COMPONENTS
     }
-    layers = {name: _layers(sizes[name]) for name in COMPONENTS}
+    staying = {name: {k: n for k, n in sizes[name].items() if k.startswith(keys)} for name, keys in ON_HOST.items()}
+    layers = {
+        name: _layers({k: n for k, n in sizes[name].items() if k not in staying.get(name, NOTHING)})
+        for name in COMPONENTS
+    }
+    on_host = {name: sum(found.values()) for name, found in staying.items()}
+    text = model.planner.text_config
+    image_rows = text.vision_vocab_size * text.hidden_size * stored.get(PLANNER, dtypes[PLANNER]).itemsize
     return MemoryNeeds(
         weights={name: sum(sizes[name].values()) for name in COMPONENTS},
         layers={name: sum(layers[name]) for name in COMPONENTS},
         layer={name: max(layers[name], default=0) for name in COMPONENTS},
         work=work,
+        on_host=on_host | {PLANNER: on_host[PLANNER] - image_rows},
+        passes={PLANNER: sum(h * w for h, w in _grids(height, width)), DECODER: STEPS},
     )
+
+
+def _grids(height: int, width: int) -> tuple[tuple[int, int], ...]:
+    """Of the full plan and of its preview."""
+    grid = token_grid(height, width)
+    return grid, preview_grid(*grid)
 
 
 def _sizes(numbers: Mapping[str, int], dtype: torch.dtype, form: str | None) -> dict[str, int]:
@@ -141,26 +163,29 @@ def planner_work(
 ) -> int:
     """The caches of prompt and plans, one pass over the prompt, and the noise and scores of the choice of tokens."""
     text, codebook = config.text_config, config.vq_config.num_embeddings
-    grid = token_grid(height, width)
-    planned = sum(h * w for h, w in (grid, preview_grid(*grid)))
+    planned = sum(h * w for h, w in _grids(height, width))
     cache = cache_nbytes(text, 1 + count, prompt + planned + BUCKET, dtype)
     activations = prompt * (3 * text.intermediate_size + 8 * text.hidden_size) * dtype.itemsize
     choice = (planned + 10 * ROWS) * count * codebook * 4  # noise of all, sorted scores of a pass
     return cache + activations + choice
 
 
-def decoder_work(config: DitConfig, dtype: torch.dtype, height: int, width: int, count: int) -> int:
-    """One guided pass: both halves of the batch, the widest layer's activations, float32 rotary copies."""
-    tokens = 2 * count * (patch_count(height, width) + GLYPH_TOKENS)
+def decoder_work(
+    config: DitConfig, dtype: torch.dtype, height: int, width: int, count: int, batched: bool = True
+) -> int:
+    """One guided pass: both halves as a batch, or one after the other if not `batched`; the widest layer's activations,
+    float32 rotary copies.
+    """
+    tokens = (1 + batched) * count * (patch_count(height, width) + GLYPH_TOKENS)
     activations = tokens * config.inner_dim * (14 * dtype.itemsize + 8)
     modulations = 50 * (12 * config.num_layers + 2) * config.inner_dim * dtype.itemsize
     return activations + modulations
 
 
 def vae_work(config: VaeConfig, dtype: torch.dtype, height: int, width: int) -> int:
-    """Decoding in slices, which the VAE falls back to: the last level whole, the one before it at half the size, and a
-    slice of the widest in between.
+    """Decoding in slices, which the VAE falls back to: the last level whole, a slice of the widest level before it, and
+    the pixels.
     """
     first, second = config.block_out_channels[:2]
-    whole = LIVE * (first + second // 4) * height * width
+    whole = (LIVE * first + PIXELS) * height * width
     return (whole + LIVE * max(first, second) * STRIP * width) * dtype.itemsize

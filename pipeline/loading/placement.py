@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -29,6 +30,7 @@ WEIGHTS = ("auto", "full", *FORMS)
 STREAMABLE = (PLANNER, DECODER)
 HEADROOM = 0.08  # part of a device's memory left alone: fragments, workspaces of its libraries, other programs
 LOADED_LAYERS = 2  # on the device at once in layerwise offload: the layer that runs and the one that arrives
+FAST_BUS, SLOW_BUS = 25e9, 12e9  # bytes a second from host memory: PCIe 4 and PCIe 3, both with 16 lanes
 GIB = 1 << 30
 HOST = torch.device("cpu")
 TOO_TIGHT = "the model will hardly fit; use"
@@ -179,9 +181,10 @@ def plan_placement(model: Path | CheckpointSizes, request: PlacementRequest) -> 
     sizes = model if isinstance(model, CheckpointSizes) else CheckpointSizes.of(model)
     whole = Placement.split(where, request.dtype, sizes.files)
     others = further_devices(where[VAE]) if request.may_use_others else []
-    for forms in request.forms():
+    for forms, batched in product(request.forms(), (True, False)):  # guidance needs no batch, and chooses it by itself
         forms = {name: form for name, form in forms.items() if not sizes.codes.get(name)}
-        needs = memory_needs(sizes, whole.dtypes, request.height, request.width, request.count, forms=forms)
+        size = request.height, request.width, request.count
+        needs = memory_needs(sizes, whole.dtypes, *size, forms=forms, batched=batched)
         found = first_that_fits(replace(whole, forms=forms), needs, request.offload, others)
         if fits(found, needs) and not found.streamed:
             break
@@ -306,18 +309,31 @@ def _stage_peaks(placement: Placement, needs: MemoryNeeds) -> dict[torch.device,
 
 
 def _waiting(placement: Placement, needs: MemoryNeeds, stage: str) -> int:
-    """Bytes in host memory during a stage: layers that are offloaded, and what is parked there."""
+    """Bytes in host memory during a stage: layers that are offloaded, what is parked there and what never leaves it."""
     leaving = placement.leaving(stage)
+    staying = sum(_staying(placement, needs, name) for name in COMPONENTS if name not in leaving)
     layers = sum(needs.layers[name] - kept for name, kept in placement.streamed.items() if name not in leaving)
-    return layers + (sum(needs.weights[name] for name in leaving) if placement.parked else 0)
+    return staying + layers + (sum(needs.weights[name] for name in leaving) if placement.parked else 0)
 
 
 def _held(placement: Placement, needs: MemoryNeeds, name: str) -> int:
     """Bytes of weights on the component's device."""
+    weights = needs.weights[name] - _staying(placement, needs, name)
     if name not in placement.streamed:
-        return needs.weights[name]
+        return weights
     moving = min(needs.layers[name], placement.streamed[name] + LOADED_LAYERS * needs.layer[name])
-    return needs.weights[name] - needs.layers[name] + moving
+    return weights - needs.layers[name] + moving
+
+
+def _staying(placement: Placement, needs: MemoryNeeds, name: str) -> int:
+    """Bytes of a component's weights that an accelerator needs for prompts only and leaves in host memory."""
+    return needs.on_host.get(name, 0) if placement.devices[name].type != "cpu" else 0
+
+
+def streaming_minutes(placement: Placement, needs: MemoryNeeds) -> tuple[float, float]:
+    """How long an image waits for layers from host memory, by calculation: at fast and at slow buses; 0 if none do."""
+    moved = sum(needs.passes[name] * (needs.layers[name] - kept) for name, kept in placement.streamed.items())
+    return moved / FAST_BUS / 60, moved / SLOW_BUS / 60
 
 
 def describe(placement: Placement, needs: MemoryNeeds, budget: Budget | None = None) -> str:
@@ -331,6 +347,10 @@ def describe(placement: Placement, needs: MemoryNeeds, budget: Budget | None = N
         if name in placement.forms:
             weights += f" {placement.forms[name]}"
         lines.append(f"  {title(name):13} {placement.devices[name]!s:7} {dtype:9} {weights} weights, {work} work")
+    if placement.streamed:
+        low, high = streaming_minutes(placement, needs)
+        minutes = f"about {low:.0f} to {high:.0f} minutes an image"
+        lines.append(f"  layers that stream take {minutes}; weights of 8 bits ('glm-image quantize') may spare them")
     for device, peak in peaks(placement, needs).items():
         lines.append(f"  peak on {device}: {gib(peak)} of {gib((budget or available)(device))} that may be used")
     return "\n".join(lines)

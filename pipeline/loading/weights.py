@@ -212,12 +212,14 @@ def load_module(
     operations=torch.nn,
     progress: Callable[[int, int], None] | None = None,
     form: str | None = None,
+    on_host: tuple[str, ...] = (),
 ) -> torch.nn.Module:
     """`build(config, operations=, dtype=)` on the meta device, filled strictly from `folder`, in eval mode.
 
     Names and shapes are compared with the shards' headers before the first byte of weights is read. Each tensor
     goes to `device` and `dtype` on its own, so the host never holds more than one shard's mapping. `form` rounds whole
-    weights to 8 or 4 bits on the way ("w8", "w4"); layers that lie in such a form on disk are taken as they are.
+    weights to 8 or 4 bits on the way ("w8", "w4"); layers that lie in such a form on disk are taken as they are. Keys
+    that begin with one of `on_host` stay in host memory.
     """
     weights = Weights(folder)
     check_layers(config, weights)
@@ -229,7 +231,8 @@ def load_module(
     done, total, state, finite = 0, weights.nbytes, {}, {}
     for key, tensor in weights.tensors():
         for name, part in _parts(key, tensor, rounded, device).items():
-            state[name] = part.to(device=device, dtype=dtype) if part.is_floating_point() else part.to(device)
+            where = "cpu" if on_host and name.startswith(on_host) else device
+            state[name] = part.to(device=where, dtype=dtype) if part.is_floating_point() else part.to(where)
             finite[name] = finite_flag(state[name])
         done += tensor.nbytes
         if progress:

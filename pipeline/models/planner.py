@@ -11,9 +11,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..devices import kernels
+from ..devices.layer_offload import visiting
 from .config import RopeConfig, TextConfig, VisionLanguageConfig
 from .kv_cache import KVCache
 from .vision_tokenizer import VisionModel, VQModel
+
+# What an accelerator needs for prompts only: the vision tokenizer, and the embeddings of text.
+ON_HOST = ("model.visual.", "model.vqmodel.", "model.language_model.embed_tokens.")
 
 
 class Attention(nn.Module):
@@ -117,8 +121,8 @@ class LanguageModel(nn.Module):
         self.norm = _norm(config, operations, factory)
 
     def forward(self, ids, cos, sin, mask, cache: KVCache, position: int | torch.Tensor, read: int) -> torch.Tensor:
-        """(B, L) token ids, rotary tables (B, 1, L, R) -> (B, L, H) hidden states."""
-        x = self.embed_tokens(ids)
+        """(B, L) token ids or (B, L, H) of `Planner.embed`, rotary tables (B, 1, L, R) -> (B, L, H) hidden states."""
+        x = ids if ids.is_floating_point() else self.embed_tokens(ids)
         for i, layer in enumerate(self.layers):
             x = layer(x, cos, sin, mask, cache, i, position, read)
         return self.norm(x)
@@ -142,6 +146,7 @@ class Planner(nn.Module):
         text = config.text_config
         self.model = PlannerModel(config, operations=operations, **factory)
         self.lm_head = operations.Linear(text.hidden_size, text.vision_vocab_size, bias=False, **factory)
+        self.prompt_table: torch.Tensor | None = None  # (vocabulary, H) in host memory, where it is kept apart
 
     def forward(
         self,
@@ -153,7 +158,8 @@ class Planner(nn.Module):
         read: int,
         every_row: bool = False,
     ) -> torch.Tensor:
-        """(B, L) ids at slots from `position` on -> (B, vision vocabulary) logits after the last of them.
+        """(B, L) ids, or what `embed` makes of a prompt's, at slots from `position` on -> (B, vision vocabulary) logits
+        after the last of them.
 
         `mask` is boolean and broadcasts to (B, heads, L, read); None sees all `read` slots. `tables` come from
         `rope_tables`. A tensor `position` has static shapes and no host sync: one element for one token, or for a
@@ -174,7 +180,29 @@ class Planner(nn.Module):
 
     def tokenize_image(self, pixels: torch.Tensor) -> torch.Tensor:
         """(3, 16h, 16w) normalised pixels -> (h*w,) codebook ids."""
-        return self.model.vqmodel(self.model.visual(pixels))
+        guests = () if self.prompt_table is None else self.on_host
+        with visiting(guests, pixels.device):
+            return self.model.vqmodel(self.model.visual(pixels))
+
+    @property
+    def on_host(self) -> tuple[nn.Module, ...]:
+        """The parts that `leave_on_host` leaves there whole."""
+        return self.model.visual, self.model.vqmodel
+
+    def leave_on_host(self, device: torch.device) -> None:
+        """From now on keep in host memory what ON_HOST names and is there already; `device` gets the embeddings of the
+        image tokens, which come first, and the vision tokenizer whenever it is used.
+        """
+        table = self.model.language_model.embed_tokens
+        self.prompt_table = table.weight.detach()
+        rows = self.prompt_table[: self.config.text_config.vision_vocab_size].to(device, copy=True)
+        table.weight, table.num_embeddings = nn.Parameter(rows, requires_grad=False), len(rows)
+
+    def embed(self, ids: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+        """(B, L) ids of a prompt in host memory -> their embeddings (B, L, H) on the device, for `forward`."""
+        if self.prompt_table is None:
+            return self.model.language_model.embed_tokens(ids.to(device))
+        return F.embedding(ids.cpu(), self.prompt_table).to(device)
 
     def fuse(self) -> bool:
         """Compute q, k and v in one product from now on.

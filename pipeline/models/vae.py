@@ -10,10 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..devices.layer_offload import visiting
 from . import vae_tiling as vae_strips
 from .config import VaeConfig
 
 EPS = 1e-6  # of every group norm; the reference fixes it in code
+ON_HOST = ("encoder.",)  # what an accelerator needs for references and held pixels only
 STRIP = 64  # rows that are computed at once where memory is short
 LIVE = 3  # of the widest activation that are alive at once in a whole decode: input, activated, convolved
 
@@ -126,10 +128,16 @@ class Vae(nn.Module):
         self.config = config
         self.encoder = Encoder(config, operations, **place)
         self.decoder = Decoder(config, operations, **place)
+        self.apart = False  # whether the encoder lives in host memory
+
+    def leave_on_host(self, device: torch.device) -> None:
+        """From now on keep the encoder, whose weights are in host memory, there; it visits a device to encode."""
+        self.apart = True
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) in -1..1 -> (B, latent channels, h, w), the mode of the distribution."""
-        return self.encoder(pixels)[:, : self.config.latent_channels]
+        with visiting((self.encoder,) if self.apart else (), pixels.device):
+            return self.encoder(pixels)[:, : self.config.latent_channels]
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """(B, latent channels, h, w) -> (B, 3, H, W), about -1..1."""

@@ -38,12 +38,12 @@ def prefill(
     """Read the prompts. `progress(done, total, grid="prompt")` comes after every part and may raise to interrupt."""
     rows, length = batch.ids.shape
     cache = planner.new_cache(rows, length, device)
-    ids, cos_sin = batch.ids.to(device), planner.rope_tables(batch.positions.to(device))
+    embedded, cos_sin = planner.embed(batch.ids, device), planner.rope_tables(batch.positions.to(device))
     for start in range(0, length, PREFILL_CHUNK):
         stop = min(start + PREFILL_CHUNK, length)
         mask = prompt_mask(batch.mask, start, stop).to(device)
         tables = tuple(table[:, :, start:stop] for table in cos_sin)
-        logits = planner(ids[:, start:stop], tables, mask, cache, start, stop)
+        logits = planner(embedded[:, start:stop], tables, mask, cache, start, stop)
         if progress:
             progress(stop, length, grid="prompt")
     return Prefix(batch, cache, logits[:, : planner.config.vq_config.num_embeddings])

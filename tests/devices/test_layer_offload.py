@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from comfyui_glm_image.pipeline.devices.layer_offload import offload_layers, repeated_layers
+from comfyui_glm_image.pipeline.devices.layer_offload import offload_layers, repeated_layers, visiting
 from comfyui_glm_image.pipeline.diagnostics.tiny_models import GRID, dit_config
 from comfyui_glm_image.pipeline.models.transformer import Dit
 from torch import nn
@@ -81,3 +81,15 @@ def test_the_decoder_streams_its_blocks():
     )
     expected = dit(*arguments)
     assert torch.equal(offload_layers(dit, CPU)(*arguments), expected)
+
+
+def test_what_stays_is_not_moved_and_a_visit_leaves_nothing_behind():
+    stack = Stack()
+    home = {name: p.data_ptr() for name, p in stack.named_parameters()}
+    offload_layers(stack, torch.device("meta"), staying=[stack.first, stack.layers])
+    kinds = {name: p.device.type for name, p in stack.named_parameters()}
+    assert {name for name, kind in kinds.items() if kind == "meta"} == {"pair.0.weight", "pair.0.bias"}
+    with visiting([stack.first, stack.layers], torch.device("meta")):
+        assert {p.device.type for p in stack.parameters()} == {"meta"}
+    stays = {name: p.data_ptr() for name, p in stack.named_parameters() if kinds[name] == "cpu"}
+    assert stays == {name: home[name] for name in stays}

@@ -267,3 +267,14 @@ def test_rotary_tables_equal_transformers(pair):
     wanted = pair.theirs.model.language_model.rotary_emb(torch.zeros(1), positions)
     for ours, theirs in zip(rope_tables(positions, text.head_dim, text.rope_parameters), wanted):
         assert_close(ours[:, 0], theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_what_prompts_alone_need_may_stay_in_host_memory(pair):
+    whole = pair.ours
+    apart = copy.deepcopy(whole)
+    apart.leave_on_host(torch.device("cpu"))
+    assert len(apart.model.language_model.embed_tokens.weight) == whole.config.text_config.vision_vocab_size
+    ids = torch.tensor([[whole.config.image_token_id, 1, 2]])
+    assert torch.equal(apart.embed(ids, "cpu"), whole.embed(ids, "cpu"))
+    pixels = torch.randn(3, 64, 96)
+    assert torch.equal(apart.tokenize_image(pixels), whole.tokenize_image(pixels))
