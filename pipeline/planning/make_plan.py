@@ -28,7 +28,7 @@ from .decode_step import Step
 from .generate import decode
 from .graphs import GraphRunner
 from .prefill import Prefix, prefill
-from .prompt import EncodedPrompt, Grid, PromptEncoder, check_length, collate
+from .prompt import EncodedPrompt, Grid, PromptEncoder, collate
 from .references import PreparedReference, prepare_reference
 from .rows import check_rows
 from .sampling import check_sampling
@@ -122,7 +122,7 @@ class PlannerSettings:
         shapes = [reference.grid for reference in references]
         encoded = [self.prompts.encode(prompt, grid, preview, shapes) for prompt in request.prompts]
         grids = {"preview": preview, "full": grid} if preview else {"full": grid}
-        length = check_length(encoded, list(grids.values()), self.config)
+        length = max(len(prompt.ids) for prompt in encoded)
         return PreparedPlan(request, self.config, sampling, grids, encoded, references, length)
 
 

@@ -78,6 +78,8 @@ class PromptEncoder:
                 f"{self.template_path} renders {ids.count(self.config.image_token_id)} image tokens for "
                 f"{len(references)} reference images; is processor/ of this checkpoint complete?"
             )
+        length = len(ids) + sum(h * w - 1 for h, w in references)
+        check_length(length, (preview, grid) if preview else (grid,), self.config)
         return _place(ids, references, self.config.image_token_id)
 
     def check(self, prompt: str) -> None:
@@ -119,7 +121,8 @@ def collate(
 ) -> PromptBatch:
     """Encoded prompts of one target -> a batch on the CPU; `reference_ids` (h*w,) take the image tokens' places."""
     grids = (preview, grid) if preview else (grid,)
-    length = check_length(prompts, grids, config)
+    length = max(len(prompt.ids) for prompt in prompts)
+    check_length(length, grids, config)
     ids = torch.full((len(prompts), length), config.text_config.pad_token_id)
     mask = torch.zeros(ids.shape, dtype=torch.bool)
     positions = torch.zeros((3, *ids.shape), dtype=torch.long)
@@ -132,16 +135,14 @@ def collate(
     return PromptBatch(ids, mask, positions, decode, grids)
 
 
-def check_length(prompts: Sequence[EncodedPrompt], grids: Sequence[Grid], config: VisionLanguageConfig) -> int:
-    """Tokens of the longest prompt; one that the planner has no room for, besides the grids, is refused."""
-    length, planned = max(len(prompt.ids) for prompt in prompts), sum(h * w for h, w in grids)
-    limit = config.text_config.max_position_embeddings
+def check_length(length: int, grids: Sequence[Grid], config: VisionLanguageConfig) -> None:
+    """Refuse a prompt of `length` tokens that the planner has no room for, besides the grids."""
+    planned, limit = sum(h * w for h, w in grids), config.text_config.max_position_embeddings
     if length + planned > limit:
         raise InputError(
             f"the prompt has {length} tokens and the image {planned}, the planner takes {limit} in all; "
             "shorten the prompt, use fewer or smaller reference images, or a smaller size"
         )
-    return length
 
 
 def _place(ids: list[int], references: Sequence[Grid], image_token_id: int) -> EncodedPrompt:

@@ -8,6 +8,7 @@ import torch
 from comfyui_glm_image.pipeline.errors import CheckpointError, InputError
 from comfyui_glm_image.pipeline.geometry import preview_grid
 from comfyui_glm_image.pipeline.models.config import ProcessorConfig, VisionLanguageConfig
+from comfyui_glm_image.pipeline.planning import prompt
 from comfyui_glm_image.pipeline.planning.prompt import PromptEncoder, collate
 from comfyui_glm_image.pipeline.planning.references import prepare_reference
 from PIL import Image
@@ -85,11 +86,17 @@ def test_a_prompt_of_10000_characters_is_encoded(plain):
     assert collate([encoded], (32, 32), (16, 16), encoder.config).ids.shape[1] > 5000
 
 
-def test_a_prompt_beyond_the_planners_positions_is_refused_with_its_length(plain):
+def test_a_prompt_beyond_the_planners_positions_is_refused_with_its_length_before_tokens_are_placed(plain, monkeypatch):
     _, _, encoder = plain
-    encoded = encoder.encode("x" * 10_000, (32, 32), (16, 16))
+    monkeypatch.setattr(prompt, "_place", lambda *_: pytest.fail("placed"))
     with pytest.raises(InputError, match=r"the prompt has 100\d\d tokens and the image 1280, the planner takes 8192"):
-        collate([encoded], (32, 32), (16, 16), encoder.config)
+        encoder.encode("x" * 10_000, (32, 32), (16, 16))
+
+
+def test_reference_images_count_with_all_their_tokens(plain):
+    _, _, encoder = plain
+    with pytest.raises(InputError, match=r"the prompt has 80\d\d tokens and the image 256, the planner takes 8192"):
+        encoder.encode("mix", (16, 16), None, [(40, 100), (40, 100)])
 
 
 @pytest.mark.parametrize(
