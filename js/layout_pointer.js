@@ -48,7 +48,7 @@ export class Pointer {
     const handle = event.target.dataset.handle
     const box = event.target.closest(".glm-box")
     const index = handle ? this.editor.selected : box ? this.editor.boxes.findIndex((drawn) => drawn.element === box) : -1
-    const more = event.shiftKey || event.ctrlKey || event.metaKey
+    const more = event.shiftKey // Ctrl is for moving freely
     const mode = handle ?? (box ? "move" : more ? "choose" : "draw")
     const before = this.editor.regions
     this.drag = { mode, x, y, index, more, before, chosen: this.editor.chosen, event }

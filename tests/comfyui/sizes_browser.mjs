@@ -16,7 +16,7 @@ const ready = () => {
   const types = window.LiteGraph?.registered_node_types
   return window.app?.extensionManager && types?.GLMImageLoader && types?.Reroute && window.app.canvas
 }
-await page.goto(url, { waitUntil: "domcontentloaded" })
+await page.goto(url, { waitUntil: "domcontentloaded", timeout: 120_000 })
 await page.waitForFunction(ready, null, { timeout: 120_000 })
 await page.waitForTimeout(1500)
 await page.evaluate((vue) => app.extensionManager.setting.set("Comfy.VueNodes.Enabled", vue), mode === "vue")

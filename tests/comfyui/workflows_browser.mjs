@@ -16,6 +16,7 @@ const browser = await chromium.launch({
   args: ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"],
 })
 const page = await browser.newPage({ viewport: { width: 1920, height: 1000 } })
+page.setDefaultTimeout(120_000)
 const errors = []
 const ours = /extensions\/ComfyUI-GLM-Image|GLMImage/
 page.on("pageerror", (error) => errors.push(error.message))
@@ -27,7 +28,7 @@ const ready = () => {
   const types = window.LiteGraph?.registered_node_types
   return window.app?.extensionManager && types?.GLMImageLoader && types?.SaveImage && window.app.canvas
 }
-await page.goto(url, { waitUntil: "domcontentloaded" })
+await page.goto(url, { waitUntil: "domcontentloaded", timeout: 120_000 })
 await page.waitForFunction(ready, null, { timeout: 120_000 })
 await page.waitForTimeout(2000)
 
@@ -55,7 +56,7 @@ async function drop(file) {
     },
     [basename(file), type, bytes],
   )
-  await page.waitForFunction(() => app.graph.nodes.length > 0, null, { timeout: 20_000 })
+  await page.waitForFunction(() => app.graph.nodes.length > 0, null, { timeout: 120_000 })
   await page.waitForTimeout(1500)
 }
 
