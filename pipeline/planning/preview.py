@@ -103,7 +103,7 @@ def draw_tokens(tokens: torch.Tensor, grid: tuple[int, int], colours: torch.Tens
 def sheet_columns(plans: int, grid: tuple[int, int]) -> int:
     """Columns in which so many grids come nearest to a square."""
     sides = {n: (n * grid[1], math.ceil(plans / n) * grid[0]) for n in range(1, plans + 1)}
-    return min(sides, key=lambda n: (max(sides[n]), n))
+    return min(sides, key=lambda n: (max(sides[n]), -n))
 
 
 def plan_images(plan: Plan, colours: torch.Tensor) -> torch.Tensor:

@@ -77,7 +77,7 @@ def test_every_node_has_the_room_that_it_needs_after_a_run(object_info, path):
     nodes = builder.load(path)["nodes"]
     for node in nodes:
         if node["type"] not in builder.NOTES:
-            width, height = space.needed(node["type"], object_info[node["type"]])
+            width, height = space.needed(node["type"], object_info[node["type"]], node.get("title", ""))
             assert node["size"][0] >= width and node["size"][1] >= height, node["type"]
     assert space.overlaps(nodes) == []
 

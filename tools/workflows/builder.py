@@ -67,7 +67,7 @@ class Graph:
             for name, kind_of_output in zip(info["output_name"], info["output"])
         ]
         properties = {"Node name for S&R": kind, **self._origin(kind)}
-        node = self._node(kind, space.needed(kind, info), inputs, outputs, values, properties)
+        node = self._node(kind, space.needed(kind, info, title), inputs, outputs, values, properties)
         self.columns.setdefault(column, []).append(node)
         if title:
             node["title"] = title

@@ -9,7 +9,7 @@ RELEASE = "GLM-Image/model_index.json"
 WIDTH, HEIGHT, STEPS = 192, 96, 30  # what the small checkpoint was trained for
 PROMPT = 'a red sign that says "OPEN" in white'
 REPORT = "Who drew what, and what had no effect · 谁画了什么，哪些设置无效"
-YOURS = "or Load Image here · 或在此接 Load Image"
+YOURS = "or Load Image"
 
 
 def load(g: Graph, model: str = SMALL, **more) -> Node:

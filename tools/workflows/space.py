@@ -4,6 +4,8 @@ A node grows when a picture or a text appears in it. Given that room from the st
 are those of ComfyUI's page with Nodes 2.0, which are the larger ones: measured in versions 1.32.9 and 1.58.1.
 """
 
+import math
+
 LEFT, GAP, TITLE = 40, 50, 30
 ROW, WIDGET, EDGE = 24, 28, 24  # a row of sockets, a field, and what a node has besides
 TEXT, EDITOR, PICTURE, REPORT = 110, 460, 250, 130
@@ -42,17 +44,18 @@ SHOWS_TEXTS = (
 )
 LONG_TEXTS = ("GLMImageDevices", "GLMImageRemote", "GLMImageRemotePlan", "PreviewAny")  # of several lines
 FIELDS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+LETTER, TITLE_EDGE = 8.4, 60  # of titles, to whose width the page stretches nodes
 NOTE_LINE, NOTE_ROW = 76, 21  # narrow characters on a line of a note, and its height
 
 
-def needed(kind: str, info: dict) -> tuple[int, int]:
-    """(width, height) without the title that a node of this kind needs, with what it shows after a run."""
+def needed(kind: str, info: dict, title: str = "") -> tuple[int, int]:
+    """(width, height) that a node of this kind needs below its title, with what it shows after a run."""
     declared = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
     fields = [(options[0], options[1] if len(options) > 1 else {}) for options in declared.values()]
     heights = [_field_height(kind_of_field, options) for kind_of_field, options in fields]
     height = ROW * max(heights.count(0), len(info["output"])) + EDGE + sum(heights)
     height += PICTURE * (kind in SHOWS_PICTURES) + REPORT * ((kind in SHOWS_TEXTS) + (kind in LONG_TEXTS))
-    return WIDTHS.get(kind, WIDTH), height
+    return max(WIDTHS.get(kind, WIDTH), TITLE_EDGE + math.ceil(LETTER * len(title))), height
 
 
 def _field_height(kind, options: dict) -> int:
