@@ -9,7 +9,7 @@ import torch
 
 from ..errors import DeviceError
 from .memory import explain_out_of_memory, is_out_of_memory
-from .npu_pairs import installed_pair, minor
+from .npu_pairs import installed_pair
 
 ALLOCATOR = ("PYTORCH_NPU_ALLOC_CONF", "expandable_segments:True")  # read when torch_npu first allocates
 _prepared: set[int] = set()
@@ -21,7 +21,7 @@ def require_npu() -> None:
         if importlib.util.find_spec("torch_npu") is None:
             raise DeviceError(
                 "an NPU was asked for and torch_npu is not installed; install the one made for this torch: "
-                f"pip install 'torch-npu=={minor(torch.__version__)}.*', after CANN for your card"
+                f"{installed_pair().command}, after CANN for your card"
             )
         pair = installed_pair()
         if pair.aborts:
@@ -75,7 +75,7 @@ def explain_npu_message(text: str) -> str:
     if "undefined symbol" in text:
         return (
             f"torch_npu and torch {torch.__version__} do not belong together ({text}); install "
-            f"'torch-npu=={minor(torch.__version__)}.*'"
+            f"{installed_pair().requirement!r}"
         )
     if "ASCEND_" in text:
         return f"CANN is installed in part, or its environment is old ({text}); source CANN's set_env.sh again"

@@ -1,6 +1,6 @@
 """Which torch_npu goes with which torch, told from installed files alone: importing a wrong pair can end the process.
 
-torch_npu from 2.12.0.post3 on and a CUDA build of torch register the same allocator setting, and the second to do so
+The newer torch_npu of each torch and a CUDA build of torch register the same allocator setting, and the second to do so
 aborts at `import torch`. torch on PyPI is a CUDA build for x86-64 and, by its size, for aarch64 since 2.11.0.
 """
 
@@ -20,7 +20,9 @@ CANN_OF = {  # torch_npu -> the CANN it was released with, where that is publish
     "2.8.0": "8.3.RC1",
 }
 STARTS_ANYWHERE = ("2.12.0", "2.12.0.post2")  # the newest torch and torch_npu that start with any build of torch
-FIRST_TO_ABORT = (2, 12, 0, 3)  # torch_npu beside a CUDA build
+# torch_npu beside a CUDA build of each torch: 2.12.0.post3 was run, the others hold the same registration.
+FIRST_TO_ABORT = {"2.10": "2.10.0.post7", "2.11": "2.11.0.post3", "2.12": "2.12.0.post3"}
+ALL_ABORT = (2, 13)  # from here on every one does
 MENDING = (
     f"pip install 'torch=={STARTS_ANYWHERE[0]}' 'torch-npu=={STARTS_ANYWHERE[1]}' (with torchvision and torchaudio on "
     "the same line if ComfyUI has them)"
@@ -38,7 +40,23 @@ class Pair:
     @property
     def aborts(self) -> bool:
         """Whether importing torch_npu beside this torch ends the process."""
-        return bool(self.torch_npu and self.cuda) and release(self.torch_npu) >= FIRST_TO_ABORT
+        if not (self.torch_npu and self.cuda):
+            return False
+        version, first = release(self.torch_npu), FIRST_TO_ABORT.get(minor(self.torch_npu))
+        return version >= ALL_ABORT or bool(first and version >= release(first))
+
+    @property
+    def requirement(self) -> str:
+        """What to ask pip for: the torch_npu made for this torch, of those that start beside its build."""
+        kind = minor(self.torch or "")
+        below = f",<{FIRST_TO_ABORT[kind]}" if self.cuda and kind in FIRST_TO_ABORT else ""
+        return f"torch-npu=={kind}.*{below}"
+
+    @property
+    def command(self) -> str:
+        """Installs that torch_npu; those before 2.12 ask pip for torch's CPU build by name, and take others as well."""
+        alone = "--no-deps " if self.cuda and release(minor(self.torch or "")) < (2, 12) else ""
+        return f"pip install {alone}{self.requirement!r}"
 
     @property
     def fault(self) -> str | None:
@@ -48,8 +66,8 @@ class Pair:
         if minor(self.torch) != minor(self.torch_npu):
             return (
                 f"torch_npu {self.torch_npu} was made for torch {minor(self.torch_npu)} and torch {self.torch} is "
-                f"installed; each torch_npu works with one torch only. Install the pair: pip install "
-                f"'torch-npu=={minor(self.torch)}.*', or 'torch=={minor(self.torch_npu)}.*'. Until then "
+                f"installed; each torch_npu works with one torch only. Install the pair: "
+                f"{self.command}, or 'torch=={minor(self.torch_npu)}.*'. Until then "
                 "TORCH_DEVICE_BACKEND_AUTOLOAD=0 keeps torch usable on the CPU"
             )
         if self.aborts:

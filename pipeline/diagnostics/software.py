@@ -67,9 +67,8 @@ def _no_torch_npu(pair: Pair) -> Iterator[CheckResult]:
     if cann_home() is None:
         yield CheckResult("info", "torch_npu", "not installed; needed for Ascend NPUs only")
         return
-    command = f"pip install 'torch-npu=={minor(pair.torch or '')}.*'"
     likely = Pair(pair.torch, pair.torch, pair.cuda)
-    advice = likely.fault if likely.aborts else f"for NPUs: {command}"
+    advice = likely.fault if likely.aborts else f"for NPUs: {pair.command}"
     yield CheckResult("warn", "torch_npu", f"CANN is here and torch_npu is not; {advice}")
 
 

@@ -39,16 +39,22 @@ class Environment:
         subprocess.run([sys.executable, "-m", "venv", home / "venv"], check=True)
         self.install(f"torch=={torch}")
 
-    def install(self, *packages: str) -> None:
-        subprocess.run(
-            [self.home / "venv/bin/python", "-m", "pip", "install", "-q", "--no-compile", *packages], check=True
-        )
+    def install(self, *packages: str, check: bool = True) -> bool:
+        pip = [self.home / "venv/bin/python", "-m", "pip", "install", "-q", "--no-compile"]
+        return subprocess.run([*pip, *packages], check=check).returncode == 0
 
-    def use(self, torch: str, torch_npu: str) -> None:
-        """Change torch_npu as a user would, and build the stand-in for it."""
-        self.install(f"torch=={torch}", f"torch-npu=={torch_npu}", "pyyaml", "setuptools", str(self.clone))
+    def use(self, torch: str, torch_npu: str) -> bool:
+        """Change torch_npu, and build the stand-in for it -> whether pip accepts the pair as it is.
+
+        Older torch_npu ask for torch's CPU build by name, which PyPI does not have.
+        """
+        accepted = self.install(f"torch=={torch}", f"torch-npu=={torch_npu}", check=False)
+        if not accepted:
+            self.install("--no-deps", f"torch-npu=={torch_npu}")
+        self.install("pyyaml", "setuptools", str(self.clone))
         shutil.rmtree(self.clone / "tests/fake_cann/build", ignore_errors=True)
         subprocess.run([self.home / "venv/bin/python", self.clone / "tests/fake_cann/build.py"], check=True)
+        return accepted
 
     def run(self, *command: str) -> subprocess.CompletedProcess:
         build = self.clone / "tests/fake_cann/build"
@@ -67,10 +73,10 @@ class Environment:
 
 def examine(environment: Environment, torch: str, torch_npu: str) -> dict:
     """What a first user of the pair meets."""
-    environment.use(torch, torch_npu)
+    accepted = environment.use(torch, torch_npu)
     started = environment.run("python", "-c", "import torch; print(torch.__version__, torch.version.cuda)")
     doctor = environment.run("glm-image", "doctor", "--device", "npu:0")
-    row = {"torch": torch, "torch_npu": torch_npu, "starts": started.returncode == 0}
+    row = {"torch": torch, "torch_npu": torch_npu, "pip accepts": accepted, "starts": started.returncode == 0}
     row["import"] = (started.stdout or started.stderr).strip().splitlines()[-1:] or [f"exit {started.returncode}"]
     row["doctor"] = {
         "exit code": doctor.returncode,
@@ -87,12 +93,13 @@ def examine(environment: Environment, torch: str, torch_npu: str) -> dict:
 
 
 def table(rows: list[dict]) -> str:
-    lines = ["| torch | torch_npu | import | demo | doctor |", "|---|---|---|---|---|"]
+    lines = ["| torch | torch_npu | pip | import | demo | doctor |", "|---|---|---|---|---|---|"]
     for row in rows:
         begins = "starts" if row["starts"] else "fails"
         demo = f"{'runs' if row['demo'] else 'fails'} on {row['device']}"
         said = "; ".join(row["doctor"]["faults"])[:160] or "nothing is wrong"
-        lines.append(f"| {row['torch']} | {row['torch_npu']} | {begins} | {demo} | {said} |")
+        pip = "accepts" if row["pip accepts"] else "needs --no-deps"
+        lines.append(f"| {row['torch']} | {row['torch_npu']} | {pip} | {begins} | {demo} | {said} |")
     return "\n".join([*lines, ""])
 
 
