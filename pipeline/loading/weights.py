@@ -230,7 +230,7 @@ def load_module(
     weight_forms.adopt(module, rounded)
     done, total, state, finite = 0, weights.nbytes, {}, {}
     for key, tensor in weights.tensors():
-        for name, part in _parts(key, tensor, rounded, device).items():
+        for name, part in _parts(key, tensor, rounded).items():
             where = "cpu" if on_host and name.startswith(on_host) else device
             state[name] = part.to(device=where, dtype=dtype) if part.is_floating_point() else part.to(where)
             finite[name] = finite_flag(state[name])
@@ -242,12 +242,15 @@ def load_module(
     return module.eval().requires_grad_(False)
 
 
-def _parts(key: str, tensor: torch.Tensor, rounded: dict[str, str], device) -> dict[str, torch.Tensor]:
-    """A tensor of a file as the module has it: itself, or what a layer that is rounded keeps of its weight."""
+def _parts(key: str, tensor: torch.Tensor, rounded: dict[str, str]) -> dict[str, torch.Tensor]:
+    """A tensor of a file as the module has it: itself, or what a layer that is rounded keeps of its weight.
+
+    Rounding happens in host memory, so that every device gets the codes that `glm-image quantize` writes.
+    """
     layer, _, name = key.rpartition(".")
     if name != "weight" or layer not in rounded:
         return {key: tensor}
-    return {f"{layer}.{n}": t for n, t in weight_forms.rounded(tensor.to(device), rounded[layer]).items()}
+    return {f"{layer}.{n}": t for n, t in weight_forms.rounded(tensor, rounded[layer]).items()}
 
 
 def finite_flag(tensor: torch.Tensor) -> torch.Tensor | None:
