@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CPU_TORCH := torch==2.13.0
 
-.PHONY: demo device-check test lint test-js test-comfyui test-npu test-engines comfyui clean
+.PHONY: demo device-check test test-lowest test-highest lint test-js test-comfyui test-npu test-engines comfyui clean
 
 # Tests compute little at a time: threads that wait for each other take several times what they save.
 test test-comfyui: export OMP_NUM_THREADS := 1
@@ -16,6 +16,11 @@ demo: $(VENV)/base
 # What a test needs besides Python (node, tesseract, openssl, g++) makes it skip where it is missing, and say so.
 test: $(VENV)/test lint test-js
 	$(BIN)/python -m pytest -q -rs --ignore tests/comfyui --ignore tests/npu --ignore tests/engines
+
+# The lowest Python and the lowest versions that pyproject.toml states, or the newest that pip's index has, torch too.
+# Each has an environment of its own and says what is in it.
+test-lowest test-highest: test-%:
+	$(PYTHON) tests/versions/run.py $*
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .
@@ -60,4 +65,4 @@ $(VENV)/test: $(VENV)/base
 	touch $@
 
 clean:
-	rm -rf .venv .venv-npu .comfyui .engines build out
+	rm -rf .venv .venv-npu .venv-lowest .venv-highest .comfyui .engines build out
