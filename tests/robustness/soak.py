@@ -193,7 +193,7 @@ def partials(base: Path) -> list[Path]:
 def kill_in_save(server: Server, draw: random.Random) -> None:
     """Kill the server once the temporary file of a plan is seen: most often while it is written."""
     graph = job(draw.randrange(1 << 32), "killed")
-    graph["reference"] = node("EmptyImage", width=512, height=512, batch_size=1, color=draw.randrange(1 << 24))
+    graph["reference"] = node("EmptyImage", width=512, height=512, batch_size=8, color=draw.randrange(1 << 24))
     graph = change(graph, plan_reference_1=["reference", 0])
     saves = {f"plans{i}": node("GLMImageSavePlan", plan=["plan", 0], filename_prefix="plans/killed") for i in range(9)}
     kept = {name: graph[name] for name in ("load", "plan", "reference")}
