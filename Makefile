@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CPU_TORCH := torch==2.13.0
 
-.PHONY: demo device-check test test-lowest test-highest lint test-js test-comfyui test-npu test-engines comfyui clean
+.PHONY: demo device-check test test-lowest lint test-js test-comfyui test-npu test-engines comfyui clean
 
 # Tests compute little at a time: threads that wait for each other take several times what they save.
 test test-comfyui: export OMP_NUM_THREADS := 1
@@ -17,10 +17,9 @@ demo: $(VENV)/base
 test: $(VENV)/test lint test-js
 	$(BIN)/python -m pytest -q -rs --ignore tests/comfyui --ignore tests/npu --ignore tests/engines
 
-# The lowest Python and the lowest versions that pyproject.toml states, or the newest that pip's index has, torch too.
-# Each has an environment of its own and says what is in it.
-test-lowest test-highest: test-%:
-	$(PYTHON) tests/versions/run.py $*
+# The lowest Python and the lowest versions that pyproject.toml states, in an environment of their own.
+test-lowest:
+	$(PYTHON) tests/versions/run.py
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .
@@ -65,4 +64,4 @@ $(VENV)/test: $(VENV)/base
 	touch $@
 
 clean:
-	rm -rf .venv .venv-npu .venv-lowest .venv-highest .comfyui .engines build out
+	rm -rf .venv .venv-npu .venv-lowest .comfyui .engines build out

@@ -1,9 +1,8 @@
-"""`make test-lowest`, `make test-highest`: tests with the lowest and with the newest versions of every dependency.
+"""`make test-lowest`: tests with the lowest versions of every dependency, on the lowest Python that is stated.
 
-Makes .venv-lowest, of the lowest Python and the lowest versions that pyproject.toml states, or .venv-highest, of this
-Python and the newest that pip's index has, torch included. Says what was installed, then runs pytest, whose arguments
-may follow: `python tests/versions/run.py lowest tests/planning -x`. Where the Python is missing, or disk or network
-does not suffice, one line says so and nothing fails. Standard library only.
+Makes .venv-lowest from what pyproject.toml says, tells what was installed, and runs pytest, whose arguments may follow:
+`python tests/versions/run.py tests/planning -x`. Where the Python is missing, or disk or network does not suffice, one
+line says so and nothing fails. Standard library only.
 """
 
 import json
@@ -123,36 +122,28 @@ def untrue(stated: dict[str, str], found: dict[str, str]) -> list[str]:
     return [f"{name} {found[name]}" for name in stated if parts(found[name]) != parts(stated[name])]
 
 
-def environment(which: str) -> Path:
-    """The interpreter to run tests with; its versions are printed, and the lowest are compared with what is stated."""
+def environment() -> Path:
+    """The interpreter to run tests with; its versions are printed, and compared with what is stated."""
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     stated = requirements(project)
-    if which == "lowest":
-        wanted = [f"{name}=={version}" for name, version in stated.items()]
-        python = install(lowest_python(project), ROOT / ".venv-lowest", wanted)
-    else:
-        python = install(sys.executable, ROOT / ".venv-highest", list(stated))
+    wanted = [f"{name}=={version}" for name, version in stated.items()]
+    python = install(lowest_python(project), ROOT / ".venv-lowest", wanted)
     found = said_by(python, VERSIONS, *stated)
     version = subprocess.run([python, "-V"], capture_output=True, text=True, check=True).stdout.strip()
-    print(f"the {which} versions: {version}, " + ", ".join(f"{name} {found[name]}" for name in stated), flush=True)
-    if which == "lowest" and (other := untrue(stated, found)):
+    print(f"the lowest versions: {version}, " + ", ".join(f"{name} {found[name]}" for name in stated), flush=True)
+    if other := untrue(stated, found):
         raise SystemExit(f"not the versions that pyproject.toml states: {', '.join(other)}")
     return python
 
 
 def main() -> int:
-    which, arguments = sys.argv[1], sys.argv[2:]
-    if which not in ("lowest", "highest"):
-        raise SystemExit(f"{which!r}: say lowest or highest")
     try:
-        python = environment(which)
+        python = environment()
     except Skipped as reason:
         print(f"skipped: {reason}")
         return 0
-    settings = {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [python, "-m", "pytest", "-q", "-rs", *(arguments or SUITES)], cwd=ROOT, env={**os.environ, **settings}
-    ).returncode
+    command = [python, "-m", "pytest", "-q", "-rs", *(sys.argv[1:] or SUITES)]
+    return subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode
 
 
 if __name__ == "__main__":
