@@ -206,6 +206,7 @@ def from_sockets(object_info: dict) -> Iterator[Case]:
         if inputs is None or not isinstance(out, str) or out not in SOURCES:
             continue
         where = "ComfyUI" if info["python_module"].split(".")[0] in ("nodes", "comfy_extras") else "other packs"
+        where = "this pack" if "GLMImage" in kind else where
         graph = plain() | {"node": node(kind, **inputs)}
         if out == "MODEL" and "MODEL" in types:
             yield Case(f"{where}: MODEL", kind, change(graph, sample_model=["node", 0]))

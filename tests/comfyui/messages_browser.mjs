@@ -13,6 +13,7 @@ const browser = await chromium.launch({
   args: ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"],
 })
 const page = await browser.newPage({ viewport: { width: 1500, height: 1000 } })
+page.setDefaultNavigationTimeout(120_000)
 const errors = []
 page.on("pageerror", (error) => errors.push(error.message))
 
