@@ -8,7 +8,7 @@ import math
 
 LEFT, GAP, TITLE = 40, 50, 30
 ROW, WIDGET, EDGE = 24, 28, 24  # a row of sockets, a field, and what a node has besides
-TEXT, EDITOR, PICTURE, REPORT = 110, 460, 250, 130
+TEXT, EDITOR, PICTURE, REPORT = 110, 460, 310, 130
 WIDTH, NOTE_WIDTH = 330, 620
 WIDTHS = {
     "GLMImagePlan": 380,
