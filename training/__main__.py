@@ -36,7 +36,7 @@ STAGES = {
 
 OUTPUTS = {
     "plans": lambda args: planner.print_plans(args.start),
-    "export": lambda args: export.write_checkpoint(args.runs, args.out),
+    "export": lambda args: export.write_checkpoint(args.runs, args.out, args.start),
     "benchmark": lambda args: export.write_benchmark(args.out),
     "truth": lambda args: export.write_truth(args.out),
     "curves": lambda args: curves.write_curves(args.runs, args.out),
@@ -65,7 +65,11 @@ def main() -> None:
     parser.add_argument("--edits", type=float, default=0.4, help="share of steps on edits, of planner and decoder")
     parser.add_argument("--lr", type=float, help="of AdamW")
     parser.add_argument("--muon-lr", type=float, default=0.02)
-    parser.add_argument("--start", type=Path, help="checkpoint folder that a new stage starts from, or plans looks at")
+    parser.add_argument(
+        "--start",
+        type=Path,
+        help="checkpoint folder: a new stage starts from it, export completes it, plans looks at it",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, npu:1, ... (default: the best present)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="on a CPU")

@@ -9,26 +9,51 @@ from PIL import Image
 
 from ..pipeline.evaluation.edits import EditCase, write_edits
 from . import bundle, data, edits
-from .common import read_meta, read_state
+from .common import read_component, read_meta, read_state
 
+STAGES = ("vae", "vision", "planner", "decoder")
 DIFFUSERS_FILE, TRANSFORMERS_FILE = "diffusion_pytorch_model.safetensors", "model.safetensors"
+FILES = {
+    "vae": DIFFUSERS_FILE,
+    "transformer": DIFFUSERS_FILE,
+    "text_encoder": TRANSFORMERS_FILE,
+    "vision_language_encoder": TRANSFORMERS_FILE,
+}
+TOKENIZER = ("model.visual", "model.vqmodel")  # the vision stage trains it, the planner only holds it
 # regions -> prompts, tokens of their pictures: 192x96 px, and 192x128 where four lines need the room
 PICTURES = {1: (200, (3, 6)), 2: (60, (3, 6)), 3: (40, (3, 6)), 4: (40, (4, 6))}
 
 
-def write_checkpoint(runs: Path, out: Path) -> None:
-    """Write the frame and the moving averages of all four stages."""
-    missing = [stage for stage in ("vae", "vision", "planner", "decoder") if not read_meta(runs / stage)]
-    if missing:
-        raise FileNotFoundError(f"{runs} has no training state of {', '.join(missing)}; train these stages first")
+def write_checkpoint(runs: Path, out: Path, start: Path | None = None) -> None:
+    """Write the frame and the moving averages of all four stages; those not trained are as in checkpoint `start`."""
+    trained = {stage: _average(runs / stage) for stage in STAGES if read_meta(runs / stage)}
+    missing = [stage for stage in STAGES if stage not in trained]
+    if missing and start is None:
+        raise FileNotFoundError(
+            f"{runs} has no training state of {', '.join(missing)}; train these stages, or take them with --start"
+        )
+    weights = _components(start) if start else {}
+    weights = {name: weights.get(name, {}) | part for name, part in _trained_components(trained).items()}
     bundle.write_frame(out)
-    bundle.write_weights(out / "vae", _average(runs / "vae"), DIFFUSERS_FILE)
-    parts = _average(runs / "decoder")
-    bundle.write_weights(out / "transformer", _below(parts, "dit."), DIFFUSERS_FILE)
-    bundle.write_weights(out / "text_encoder", _below(parts, "glyph."), TRANSFORMERS_FILE)
-    language = _below(_average(runs / "planner"), "planner.")
-    tokenizer = {n: t for n, t in _average(runs / "vision").items() if n.startswith(("model.visual", "model.vqmodel"))}
-    bundle.write_weights(out / "vision_language_encoder", {**language, **tokenizer}, TRANSFORMERS_FILE)
+    for component, tensors in weights.items():
+        bundle.write_weights(out / component, tensors, FILES[component])
+
+
+def _components(checkpoint: Path) -> dict[str, dict]:
+    return {component: read_component(checkpoint, component) for component in FILES}
+
+
+def _trained_components(trained: dict[str, dict]) -> dict[str, dict]:
+    """Moving averages by stage -> tensors by component, those that the stages have."""
+    decoder, planner = trained.get("decoder", {}), _below(trained.get("planner", {}), "planner.")
+    language = {name: tensor for name, tensor in planner.items() if not name.startswith(TOKENIZER)}
+    tokenizer = {name: tensor for name, tensor in trained.get("vision", {}).items() if name.startswith(TOKENIZER)}
+    return {
+        "vae": trained.get("vae", {}),
+        "transformer": _below(decoder, "dit."),
+        "text_encoder": _below(decoder, "glyph."),
+        "vision_language_encoder": {**language, **tokenizer},
+    }
 
 
 def _average(folder: Path) -> dict:

@@ -26,6 +26,7 @@ from comfyui_glm_image.training import (
 )
 from comfyui_glm_image.training.common import Recipe, Stage
 
+SMALL = data.FONT.parent.parent.parent / "checkpoints" / "small"
 CPU = torch.device("cpu")
 RECIPE = Recipe(minutes=1.0, batch=2, lr=1e-3, device=CPU, sizes="1x4,2x4", regions=0.5)
 
@@ -335,15 +336,14 @@ def test_preview_tokens_that_decide_weigh_as_much_as_the_full_grid_and_repeats_l
 
 def test_a_stage_can_start_from_a_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(Stage, "running", lambda stage: stage.save())
-    small = data.FONT.parent.parent.parent / "checkpoints" / "small"
     for stage, component, prefix in (
         ("planner", "vision_language_encoder", "planner."),
         ("decoder", "transformer", "dit."),
     ):
         train = {"planner": planner.train, "decoder": decoder.train}[stage]
-        train(tmp_path / stage, replace(RECIPE, start=small))
+        train(tmp_path / stage, replace(RECIPE, start=SMALL))
         state = common.read_state(tmp_path / stage)
-        for name, tensor in common.read_component(small, component).items():
+        for name, tensor in common.read_component(SMALL, component).items():
             assert torch.equal(state[f"ema.{prefix}{name}"], tensor), name
 
 
@@ -395,6 +395,19 @@ def test_export_names_the_stages_that_were_not_trained(tmp_path):
     with pytest.raises(FileNotFoundError, match="no training state of vision, planner, decoder"):
         export.write_checkpoint(tmp_path / "runs", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_export_takes_stages_that_were_not_trained_from_the_checkpoint_they_started_at(tmp_path):
+    name = "language_model.layers.0.self_attn.q_proj.weight"
+    start = common.read_component(SMALL, "vision_language_encoder")
+    name = next(n for n in start if n.endswith(name))
+    trained = {f"ema.planner.{name}": torch.zeros_like(start[name]), "ema.planner.model.visual.x": torch.ones(1)}
+    common.save_state(trained, tmp_path / "runs" / "planner", {"step": 1, "seconds": 0})
+    export.write_checkpoint(tmp_path / "runs", tmp_path / "out", SMALL)
+    for component in export.FILES:
+        before, after = (common.read_component(f, component) for f in (SMALL, tmp_path / "out"))
+        assert before.keys() == after.keys()
+        assert {n for n in before if not torch.equal(before[n], after[n])} == ({name} & before.keys())
 
 
 def test_the_benchmark_has_200_prompts_of_one_region_and_fewer_of_more_none_of_them_trained(tmp_path):
