@@ -39,7 +39,8 @@ async def _send(request: web.Request) -> web.FileResponse:
 
 
 def answer_to_old_names() -> None:
-    """Add the routes; call it once, while ComfyUI loads its packs."""
-    for old in RENAMED:
+    """Add the routes; call it once, while ComfyUI loads its packs. A script that loads them has no server."""
+    server = getattr(PromptServer, "instance", None)
+    for old in RENAMED if server else ():
         for kind in ("json", "jpg"):
-            PromptServer.instance.routes.get(f"/workflow_templates/{PACK.name}/{old}.{kind}")(_send)
+            server.routes.get(f"/workflow_templates/{PACK.name}/{old}.{kind}")(_send)

@@ -62,8 +62,8 @@ def explain_out_of_memory(what: str, device: torch.device) -> str:
     size = memory_of(device)
     return (
         f"{what} does not fit on {device}, of whose {size.total / 2**30:.1f} GiB {size.free / 2**30:.1f} are free; "
-        "other programs may hold memory there. Use --planner-weights w8 and --decoder-weights w8 (written once by "
-        "'glm-image quantize'), --offload phases, a smaller image, --decoder-device for a second card, or --device cpu"
+        "other programs may hold memory there. Use --planner-weights w8 and --decoder-weights w8 ('glm-image quantize' "
+        "writes them), --offload phases or stream, a smaller image, a second card (--decoder-device), or --device cpu"
     )
 
 
