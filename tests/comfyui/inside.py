@@ -281,7 +281,7 @@ class Held:
 
 
 def placements() -> dict:
-    """The release on a card of 18 free GiB where ComfyUI holds 6, by ComfyUI's options; and where parts wait then."""
+    """The release on a card of 18 free GiB where ComfyUI holds 6, and one of 15.5, by ComfyUI's options; where parts wait."""
     memory, fitting, P = comfy.model_management, pack("nodes.comfyui.memory"), pack("pipeline.loading.placement")
     first, second = torch.device("cuda", 0), torch.device("cuda", 1)
     P.available = {first: 18 << 30, torch.device("cpu"): 64 << 30}.__getitem__
@@ -297,6 +297,7 @@ def placements() -> dict:
             pack("nodes.comfyui.loading").manage(torch.nn.Linear(1, 1), second).offload_device
         )
     memory.current_loaded_models.clear()
+    P.available = {first: 31 << 29, torch.device("cpu"): 64 << 30}.__getitem__
     for state in ("NORMAL_VRAM", "DISABLED"):
         memory.vram_state = memory.VRAMState[state]
         found[f"{state}, short"] = fitting.as_comfyui_loads(wanted, needs).name
