@@ -125,7 +125,8 @@ export class LayoutEditor {
     if (log === this.log) return
     this.log = log
     this.regions = log.present
-    this.chosen = this.chosen.filter((i) => i < this.regions.length)
+    const left = this.chosen.filter((i) => i < this.regions.length)
+    this.chosen = left.length || !this.chosen.length || !this.regions.length ? left : [this.regions.length - 1]
     this.onChange(true)
     this.render()
   }
