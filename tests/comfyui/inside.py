@@ -281,7 +281,7 @@ class Held:
 
 
 def placements() -> dict:
-    """The release on a card of 18 free GiB where ComfyUI holds 6, and one of 15.5, by ComfyUI's options; where parts wait."""
+    """The release on cards of 24 GiB, 6 held by ComfyUI, and of 15.5, by ComfyUI's options; and where parts wait."""
     memory, fitting, P = comfy.model_management, pack("nodes.comfyui.memory"), pack("pipeline.loading.placement")
     first, second = torch.device("cuda", 0), torch.device("cuda", 1)
     P.available = {first: 18 << 30, torch.device("cpu"): 64 << 30}.__getitem__
