@@ -75,7 +75,7 @@ await page.evaluate((saved) => app.loadGraphData(JSON.parse(saved)), saved)
 await page.waitForTimeout(1500)
 const reloaded = await said()
 const values = await page.evaluate((saved) => {
-  const strip = (graph) => graph.nodes.map((n) => JSON.stringify([n.type, n.widgets_values])).sort().join()
+  const strip = (graph) => graph.nodes.map((n) => JSON.stringify([n.type, n.widgets_values ?? []])).sort().join()
   return strip(JSON.parse(saved)) === strip(app.graph.serialize())
 }, saved)
 await show("reloaded")
