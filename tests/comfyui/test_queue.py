@@ -126,7 +126,7 @@ def test_a_file_that_is_no_plan_is_named(server, random_model):
     save_file({"x": torch.zeros(1)}, server.base / "input" / "weights.safetensors")
     graph = saving_latent(text_to_image(random_model), plan=False)
     graph["plan"] = node("GLMImageLoadPlan", plan="input/weights.safetensors")
-    with pytest.raises(PromptError, match="weights.safetensors is a safetensors file, but not a GLM-Image plan"):
+    with pytest.raises(PromptError, match="plan 'input/weights.safetensors' is not in the list; choose from"):
         server.run(graph)
 
 
