@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from ..pipeline.files import check_writable, replacing
+from ..pipeline.files import check_writable, write_text
 from ..pipeline.images import save_png
 from . import arguments
 from .device_check import lines_of
@@ -43,8 +43,7 @@ def run(args: argparse.Namespace) -> int:
         comparison = Comparison(request, model, ReferencePair(model.checkpoint.folder, model.placement))
     report = compare(comparison, lambda stage: print(lines_of(stage), flush=True))
     for suffix, text in ((".json", json.dumps(report.as_json(), indent=2)), (".md", markdown(report))):
-        with replacing(paths[suffix]) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(paths[suffix], text)
     save_png(sheet(comparison), paths[".png"], {"software": "comfyui-glm-image"})
     print(*paths.values(), sep="\n")
     if report.failed:

@@ -10,7 +10,7 @@ from ..pipeline.device_check.check import DeviceCheckRequest, check_device
 from ..pipeline.device_check.results import StageReport, markdown, number
 from ..pipeline.device_check.stages import STAGES
 from ..pipeline.errors import InputError
-from ..pipeline.files import replacing
+from ..pipeline.files import write_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,8 +39,7 @@ def run(args: argparse.Namespace) -> int:
     text = json.dumps(report.as_json(), indent=2)
     for suffix, content in ((".json", text), (".md", markdown(report))):
         path = args.output.with_name(args.output.name + suffix)
-        with replacing(path) as temporary:
-            temporary.write_text(content, encoding="utf-8")
+        write_text(path, content)
         print(path)
     if report.failed:
         print(f"failed: {', '.join(report.failed)}; please open an issue with both files", file=sys.stderr)

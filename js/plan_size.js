@@ -1,7 +1,7 @@
 // Which size a plan has, followed back through the graph: pure functions over nodes, tested by `node --test tests/js`.
 
 const THROUGH = { GLMImageSavePlan: "plan", GLMImageReplanRegion: "plan", GLMImageLayoutGuidance: "planner", Reroute: "" }
-const LOADERS = ["GLMImageLoader", "GLMImagePlannerLoader"]
+export const LOADERS = ["GLMImageLoader", "GLMImagePlannerLoader"]
 
 export const widgetOf = (node, name) => node.widgets?.find((widget) => widget.name === name)
 

@@ -1,11 +1,10 @@
 // Sizes that follow: a new plan starts at a size that its model knows, and an empty latent shows its plan's size.
 
 import { app } from "../../scripts/app.js"
-import { followed, modelOf, planSize, sizeOwner, source, widgetOf } from "./plan_size.js"
+import { LOADERS, followed, modelOf, planSize, sizeOwner, source, widgetOf } from "./plan_size.js"
 
 const LATENT = "EmptyGLMImageLatent"
 const SIZED = ["GLMImagePlan", "GLMImageResizePlan", "GLMImageTextLayout"]
-const MODELS = ["GLMImageLoader", "GLMImagePlannerLoader"]
 let usual = {} // [width, height] by model
 
 const nodesOf = (graph, types) => (graph?.nodes ?? []).filter((node) => types.includes(node.type))
@@ -61,7 +60,7 @@ app.registerExtension({
     if (SIZED.includes(node.comfyClass)) {
       for (const name of ["width", "height"]) after(widgetOf(node, name), "callback", later(showPlanSizes))
     }
-    if (MODELS.includes(node.comfyClass)) after(widgetOf(node, "model"), "callback", later(useModelSizes))
+    if (LOADERS.includes(node.comfyClass)) after(widgetOf(node, "model"), "callback", later(useModelSizes))
     if (node.comfyClass === "GLMImagePlan") after(node, "onConnectionsChange", later(useModelSizes))
     if (node.comfyClass === LATENT || SIZED.includes(node.comfyClass)) {
       after(node, "onConnectionsChange", later(showPlanSizes))

@@ -29,7 +29,7 @@ from . import sockets
 from .comfyui import model_folders
 from .comfyui.images import to_image, to_pil
 from .comfyui.page import LONGEST, show
-from .inputs import REFERENCES, lines, model_input, reference_images, size_inputs, token_sampling_inputs
+from .inputs import lines, model_input, reference_images, reference_inputs, size_inputs, token_sampling_inputs
 
 STOP, KEEP = "stop", "keep what arrived"
 
@@ -53,16 +53,21 @@ def _server_inputs() -> list:
     ]
 
 
+def _prompt_input(tooltip: str) -> io.String.Input:
+    return io.String.Input("prompt", default="", multiline=True, dynamic_prompts=True, tooltip=tooltip)
+
+
+def _seed_input(tooltip: str) -> io.Int.Input:
+    """A seed that every server takes, for every image of a batch; fewer than this machine takes."""
+    return io.Int.Input(
+        "seed", default=0, min=0, max=MAX_SEED - MAX_COUNT, control_after_generate=True, tooltip=tooltip
+    )
+
+
 def _generation_inputs() -> list:
     """What is generated, as on this machine."""
     return [
-        io.String.Input(
-            "prompt",
-            default="",
-            multiline=True,
-            dynamic_prompts=True,
-            tooltip="What to draw; put texts that must appear in quotes.",
-        ),
+        _prompt_input("What to draw; put texts that must appear in quotes."),
         *size_inputs(),
         io.Int.Input(
             "steps",
@@ -79,14 +84,7 @@ def _generation_inputs() -> list:
             step=0.1,
             tooltip="Guidance scale; 0 is the release's 1.5. The hosted API takes none.",
         ),
-        io.Int.Input(
-            "seed",
-            default=0,
-            min=0,
-            max=MAX_SEED - MAX_COUNT,
-            control_after_generate=True,
-            tooltip="Image k of a batch uses seed + k. The hosted API takes none.",
-        ),
+        _seed_input("Image k of a batch uses seed + k. The hosted API takes none."),
     ]
 
 
@@ -137,14 +135,9 @@ def _optional_inputs() -> list:
             optional=True,
             tooltip="Texts to draw, one a line; those the prompt does not quote are added to it.",
         ),
-        *(
-            io.Image.Input(
-                f"reference_{i + 1}",
-                optional=True,
-                tooltip="Image to edit or to take subjects from. vLLM-Omni takes one and shows it to its "
-                "planner only; SGLang 0.5.22 and 0.5.23 fail on edits; the hosted API takes none.",
-            )
-            for i in range(REFERENCES)
+        *reference_inputs(
+            "Image to edit or to take subjects from. vLLM-Omni takes one and shows it to its planner only; "
+            "SGLang 0.5.22 and 0.5.23 fail on edits; the hosted API takes none."
         ),
         sockets.Plan.Input(
             "plan",
@@ -254,22 +247,11 @@ class GLMImageRemotePlan(io.ComfyNode):
                     "commas between them share the work.",
                 ),
                 model_input(),
-                io.String.Input(
-                    "prompt",
-                    default="",
-                    multiline=True,
-                    dynamic_prompts=True,
-                    tooltip="What to show; put texts that must appear in quotes.",
-                ),
+                _prompt_input("What to show; put texts that must appear in quotes."),
                 *size_inputs(),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=MAX_SEED - MAX_COUNT,
-                    control_after_generate=True,
-                    tooltip="Seed of the plan; image k of a batch uses seed + k. A server counts it only if it was "
-                    "started with --enable-deterministic-inference.",
+                _seed_input(
+                    "Seed of the plan; image k of a batch uses seed + k. A server counts it only if it was "
+                    "started with --enable-deterministic-inference."
                 ),
                 *token_sampling_inputs(),
                 *_pool_inputs("plan", "Plans to make, one request each."),

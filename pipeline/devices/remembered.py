@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ..errors import FileError
-from ..files import replacing
+from ..files import write_text
 
 
 def remembered(device: torch.device, what: str) -> bool | None:
@@ -20,8 +20,7 @@ def remember(device: torch.device, what: str, value: bool) -> Path | None:
     known = _read()
     known.setdefault(name_of(device), {})[what] = value
     try:
-        with replacing(_file()) as temporary:
-            temporary.write_text(json.dumps(known, indent=2), encoding="utf-8")
+        write_text(_file(), json.dumps(known, indent=2))
     except (FileError, OSError):
         return None
     return _file()
