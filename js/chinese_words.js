@@ -68,6 +68,7 @@ export const MESSAGES = {
   "{}: all {} keys are used": "{0}：全部 {1} 个键都已使用",
   "{}: {} of {} keys fit no layer of GLM-Image: {}": "{0}：{2} 个键中有 {1} 个不属于 GLM-Image 的任何层：{3}",
   "{} {} is not in the list; choose from {}{}": "{0} {1} 不在列表中；请从 {2}{3} 中选择",
+  "there is no input {}; remove it, or use one of {}": "没有名为 {0} 的输入；请删除它，或使用 {1}",
   "{} {} is out of range; use {} from {} to {}": "{0} {1} 超出范围；请用 {3} 到 {4}",
   "{} {} is not a multiple of {}; use {} or {}": "{0} {1} 不是 {2} 的倍数；请用 {3} 或 {4}",
   "{} {} is not a whole number of pixels; use a multiple of {}": "{0} {1} 不是整数像素；请用 {2} 的倍数",

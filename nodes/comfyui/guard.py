@@ -2,6 +2,7 @@
 
 ComfyUI 0.3.75 does not compare a V3 combo with its list, lets NaN pass as a number in range, and no version looks at
 values that come by a link. So combos and floats are checked when a graph is queued, and all widgets when a node runs.
+Links to inputs that a node does not have reach it as well, from graphs written by hand or for another version.
 
 A node may list `checks`, functions of its inputs by their names that raise for what would be refused later anyway. They
 run when a graph is queued, with values that are known by then, and the page marks the node before anything is computed.
@@ -10,6 +11,7 @@ run when a graph is queued, with values that are known by then, and the page mar
 import functools
 import inspect
 import math
+from collections.abc import Iterable
 
 from comfy_api.latest import io
 
@@ -56,19 +58,31 @@ def _check_number(widget, value: object) -> None:
         raise InputError(f"{widget.id} {shown(value)} is out of range; use {what} from {low} to {high}")
 
 
+def check_names(node: type[io.ComfyNode], given: Iterable[str]) -> None:
+    """Raise `InputError` for the first input that the node does not have."""
+    known = [one.id for one in node.define_schema().inputs]
+    if unknown := next((name for name in given if name not in known), None):
+        raise InputError(f"there is no input {shown(unknown)}; remove it, or use one of {', '.join(known)}")
+
+
 def _checked(execute):
     """`execute` after a check of its arguments, synchronous or not as it was."""
+
+    def check_all(cls, values):
+        check_names(cls, values)
+        check(cls, values)
+
     if inspect.iscoroutinefunction(execute):
 
         @functools.wraps(execute)
         async def run(cls, **values):
-            check(cls, values)
+            check_all(cls, values)
             return await execute(cls, **values)
     else:
 
         @functools.wraps(execute)
         def run(cls, **values):
-            check(cls, values)
+            check_all(cls, values)
             return execute(cls, **values)
 
     return run

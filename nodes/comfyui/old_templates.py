@@ -16,20 +16,15 @@ RENAMED = {
     "glm_image_batch_of_plans": "04 Four plans in a batch 一批四个规划",
     "glm_image_edit_one_reference": "05 Edit a picture 编辑图片",
     "glm_image_two_references": "06 Two reference pictures 两张参考图",
-    "glm_image_image_to_image": "07 Image to image 图生图",
-    "glm_image_inpaint": "08 Inpaint 局部重绘",
     "glm_image_fix_one_word": "09 Fix one wrong word 改正一个错字",
     "glm_image_lora": "10 A LoRA on the decoder 解码器 LoRA",
     "glm_image_upscale_mixed": "11 Other samplers and upscaling 其他采样器与放大",
     "glm_image_devices": "12 A device for each part 为各部分选择设备",
     "glm_image_best_of_four": "13 Best of four (needs OCR) 四选一（需要 OCR）",
     "glm_image_full_model": "14 The released model (35 GB to download) 正式模型（需下载 35 GB）",
-    "glm_image_full_model_hires": "15 Hires fix (35 GB to download) 高清修复（需下载 35 GB）",
     "glm_image_remote_vllm_omni": "16 On vLLM-Omni (needs a server) 使用 vLLM-Omni（需要服务器）",
     "glm_image_remote_sglang": "17 On SGLang (needs a server) 使用 SGLang（需要服务器）",
     "glm_image_remote_zai": "18 On the hosted API (needs a key) 使用在线 API（需要密钥）",
-    "glm_image_remote_plan": "19 Plan on a server (needs a server) 在服务器上规划（需要服务器）",
-    "glm_image_remote_draw_plan": "20 Draw a plan on a server (needs a server) 在服务器上绘制规划（需要服务器）",
 }
 
 

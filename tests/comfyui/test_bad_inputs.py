@@ -94,6 +94,13 @@ def test_numbers_that_come_by_a_link_are_refused_when_the_node_runs(server, grap
     assert "count -5 is out of range; use a whole number from 1 to" in error.text and error.node == "plan"
 
 
+@pytest.mark.parametrize("at", ["load", "plan", "text", "latent"])
+def test_a_link_to_an_input_that_a_node_does_not_have_is_named(server, graph, at):
+    linked = graph | {"number": node("PrimitiveInt", value=-5)}
+    error = refusal(server, change(linked, **{f"{at}_reference_0": ["number", 0]}))
+    assert "there is no input 'reference_0'; remove it, or use one of" in error.text and error.node == at
+
+
 @pytest.mark.parametrize("prompt", ["a\ud83d", "x" * 100_000, "a\x00\x1b[31m <|image|>"])
 def test_no_prompt_ends_the_worker(server, graph, prompt):
     refusal(server, change(graph, plan_prompt=prompt))

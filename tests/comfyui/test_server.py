@@ -1,5 +1,6 @@
 """The server with the pack in it: it starts clean, knows every node, and offers what it can open."""
 
+import os
 import subprocess
 
 import pytest
@@ -53,11 +54,13 @@ def test_every_node_is_registered(server):
     assert {"GLMImageSigmas", "ModelSamplingGLMImage", "GLMImageLoRA", "GLMImageSavePlan", "GLMImageLoadPlan"} <= known
 
 
-def test_importing_the_pack_is_quick(install):
+def test_importing_the_pack_is_quick(install, tmp_path):
+    """At every start but the first, which compiles the files."""
+    kept = os.environ | {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(tmp_path)}
     command = [install.python, "-c", TIME_IMPORT, str(ROOT)]
     best = min(
-        float(subprocess.run(command, cwd=install.app, capture_output=True, text=True, check=True).stdout)
-        for _ in range(2)
+        float(subprocess.run(command, cwd=install.app, capture_output=True, text=True, check=True, env=kept).stdout)
+        for _ in range(3)
     )
     print(f"importing the pack: {best:.3f} s")
     assert best < IMPORT_SECONDS

@@ -1,6 +1,7 @@
 """Every workflow in workflows/ on a real server, and the files that go with them: pictures, locales, help."""
 
 import re
+from urllib.error import HTTPError
 from urllib.parse import quote
 
 import numpy as np
@@ -111,11 +112,15 @@ def test_every_workflow_is_offered_as_a_template_with_its_picture(server):
         assert server.fetch(picture) == path.with_suffix(".jpg").read_bytes()
 
 
-def test_templates_answer_to_their_old_names(server):
+@pytest.mark.parametrize("kind", ["json", "jpg"])
+def test_templates_of_the_first_version_answer_to_their_old_names(server, kind):
     for example in catalog.EXAMPLES:
-        address = f"/api/workflow_templates/ComfyUI-GLM-Image/{example.old}"
-        for kind in ("json", "jpg"):
-            assert server.fetch(f"{address}.{kind}") == (builder.FOLDER / f"{example.name}.{kind}").read_bytes()
+        address = f"/api/workflow_templates/ComfyUI-GLM-Image/{example.key}.{kind}"
+        if example.new:
+            with pytest.raises(HTTPError, match="404"):
+                server.fetch(address)
+        else:
+            assert server.fetch(address) == (builder.FOLDER / f"{example.name}.{kind}").read_bytes()
 
 
 def test_the_examples_are_what_their_script_builds(server, object_info):

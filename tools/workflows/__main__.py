@@ -33,7 +33,7 @@ def build(url: str) -> None:
 def thumbnails(url: str, only: list[str]) -> None:
     object_info = get(url, "/object_info")
     for example in catalog.EXAMPLES:
-        if only and example.name not in only and example.old not in only:
+        if only and example.name not in only and example.key not in only:
             continue
         path, started = FOLDER / f"{example.name}.json", time.monotonic()
         if not example.small:
@@ -116,7 +116,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=("build", "thumbnails"))
     parser.add_argument("url")
-    parser.add_argument("only", nargs="*", help="names of workflows, without .json, or their old names")
+    parser.add_argument("only", nargs="*", help="names of workflows, without .json, or their keys in catalog.py")
     options = parser.parse_args()
     if options.action == "build":
         build(options.url)

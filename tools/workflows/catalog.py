@@ -1,7 +1,8 @@
 """The example workflows as a person meets them: names in two languages, notes in two languages, in the order to try.
 
-A file's name is what ComfyUI's page shows of a template, so it says what the graph does and what it needs. `old` is the
-file's name in version 0.1.0, which `nodes/comfyui/old_templates.py` still answers to.
+A file's name is what ComfyUI's page shows of a template, so it says what the graph does and what it needs. `key` is the
+name for commands, and the file's name in version 0.1.0, which `nodes/comfyui/old_templates.py` still answers to. A
+template that came later is `new` and has no such name.
 """
 
 from collections.abc import Callable
@@ -36,9 +37,10 @@ class Example:
     chinese: str
     small: bool = True
     runs: bool = True
+    new: bool = False
 
     @property
-    def old(self) -> str:
+    def key(self) -> str:
         return f"glm_image_{self.draw.__name__}"
 
     @property
@@ -104,6 +106,7 @@ EXAMPLES = (
         "1，保留图片"
         "的一部分。要绘制的文字写在提示词的引号里。要用自己的图片，请连接 *Load Image*；正式模型请把 megapixels 设为"
         " 1。",
+        new=True,
     ),
     Example(
         "08 Inpaint 局部重绘",
@@ -114,6 +117,7 @@ EXAMPLES = (
         "重画图片的一部分：*从图像得到 GLM-Image 规划* 以同样方式调整图片和遮罩，使规划、latent 和遮罩一致。要用自己"
         "的图片，请连接 "
         "*Load Image*，用它的 *MaskEditor* 画遮罩。",
+        new=True,
     ),
     Example(
         "09 Fix one wrong word 改正一个错字",
@@ -184,6 +188,7 @@ EXAMPLES = (
         "小于 1，补充细节。如果 latent 是第一次的整数倍，用第一次的条件也可以。",
         small=False,
         runs=False,
+        new=True,
     ),
     Example(
         "16 On vLLM-Omni (needs a server) 使用 vLLM-Omni（需要服务器）",
@@ -240,6 +245,7 @@ EXAMPLES = (
         "本机只读取规划器的设置。服务器上的模型必须与节点中选择的相同。",
         small=False,
         runs=False,
+        new=True,
     ),
     Example(
         "20 Draw a plan on a server (needs a server) 在服务器上绘制规划（需要服务器）",
@@ -253,6 +259,7 @@ EXAMPLES = (
         "`vllm serve zai-org/GLM-Image --omni --port 8091`\n\n服务器上必须是同一个规划器的模型。",
         small=False,
         runs=False,
+        new=True,
     ),
 )
 
@@ -261,7 +268,7 @@ def build(object_info: dict, versions: dict[str, str]) -> dict[str, dict]:
     """File name without suffix -> the workflow."""
     made = {}
     for example in EXAMPLES:
-        graph = Graph(example.old, example.notes, object_info, versions)
+        graph = Graph(example.key, example.notes, object_info, versions)
         example.draw(graph)
         made[example.name] = graph.to_json()
     return made
