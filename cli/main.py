@@ -23,6 +23,7 @@ COMMANDS = {  # name -> (module, help)
     "device-check": (".device_check", "prove an installation on a device, with a report for an issue"),
     "compare": (".compare", "the reference's images beside ours on the same weights, with figures"),
     "bench": (".bench", "time each stage against the device's limits"),
+    "train-lora": (".train_lora", "train a LoRA for planner or decoder on images with captions"),
     "eval": (".evaluate", "score a checkpoint on text-rendering benchmarks by OCR"),
 }
 

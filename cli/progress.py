@@ -8,8 +8,18 @@ TITLES = {
     "prompt": "Reading prompt",
     "plan": "Planning",
     "denoise": "Denoising",
+    "prepare": "Preparing",
+    "train": "Training",
 }
-UNITS = {"load": "B", "quantize": "B", "prompt": "tok", "plan": "tok", "denoise": "step"}
+UNITS = {
+    "load": "B",
+    "quantize": "B",
+    "prompt": "tok",
+    "plan": "tok",
+    "denoise": "step",
+    "prepare": "it",
+    "train": "step",
+}
 
 
 class Bars:

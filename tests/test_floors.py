@@ -15,8 +15,8 @@ FLOORS = (  # from the ground up
     ("pipeline/planning", "pipeline/denoising"),
     ("pipeline/layout",),
     ("pipeline/glm_image.py", "pipeline/__init__.py"),
-    ("pipeline/benchmark", "pipeline/diagnostics"),
-    ("nodes/comfyui", "pipeline/evaluation", "pipeline/device_check"),
+    ("pipeline/benchmark", "pipeline/diagnostics", "training/plots.py"),
+    ("nodes/comfyui", "pipeline/evaluation", "pipeline/device_check", "training/lora"),
     ("nodes", "cli", "training"),
     ("__init__.py", "__main__.py"),
 )

@@ -2,9 +2,15 @@
 
 import pytest
 import torch
+from comfyui_glm_image.pipeline import GlmImage
 from comfyui_glm_image.tests.comfyui.graphs import change, node, saving_latent, text_to_image, with_file
 from comfyui_glm_image.tests.comfyui.server import PromptError
 from comfyui_glm_image.tests.comfyui.test_sampling import difference, latent_of
+from comfyui_glm_image.training import lora_pictures
+from comfyui_glm_image.training.lora.adapters import adapted_layers
+from comfyui_glm_image.training.lora.pictures import read_folder
+from comfyui_glm_image.training.lora.settings import LoraSettings
+from comfyui_glm_image.training.lora.train import Run
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -138,3 +144,31 @@ def test_comfyuis_own_loader_finds_the_layers_under_diffusers_names(server, rand
     ours = latent_of(server, server.run(with_lora(graph, "diffusers.safetensors")))
     core = {"lora": node("LoraLoaderModelOnly", model=["load", 1], lora_name="peft.safetensors", strength_model=1.0)}
     assert torch.equal(latent_of(server, server.run(change(graph | core, sample_model=["lora", 0]))), ours)
+
+
+def test_an_adapter_of_train_lora_counts_as_in_training_in_our_node_and_in_comfyuis_own(
+    server, inside, random_folder, random_model, loras, tmp_path
+):
+    pytest.importorskip("peft")
+    lora_pictures.write_top(tmp_path / "data", count=2)
+    words = {"model": str(random_folder), "rank": 3, "alpha": 7.5, "targets": "all", "steps": 2, "lr": 0.05}
+    settings = LoraSettings("decoder", tmp_path / "data", tmp_path / "run", device="cpu", **words)
+    model = GlmImage.from_pretrained(random_folder, device="cpu", dtype=torch.float32)
+    run = Run(settings, model, read_folder(settings.data), report=lambda _text: None)
+    path = run.finish()
+    assert inside("lora", random_folder, path)["unmatched"] == []
+    for strength in (1.0, 0.6):
+        found = load_file(path.with_name(f"merged_{strength}_{path.name}"))
+        layers = adapted_layers(run.module)
+        assert {f"{name}.weight" for name in layers} == found.keys()
+        for name, layer in layers.items():
+            wanted = layer.base_layer.weight + strength * layer.get_delta_weight("default")
+            assert (found[f"{name}.weight"] - wanted).abs().max() < 0.01 * wanted.abs().max(), (
+                name
+            )  # the file has bfloat16
+    (loras / "trained.safetensors").write_bytes(path.read_bytes())
+    graph = saving_latent(text_to_image(random_model), plan=False)
+    ours = latent_of(server, server.run(with_lora(graph, "trained.safetensors", 0.7)))
+    core = {"lora": node("LoraLoaderModelOnly", model=["load", 1], lora_name="trained.safetensors", strength_model=0.7)}
+    assert torch.equal(latent_of(server, server.run(change(graph | core, sample_model=["lora", 0]))), ours)
+    assert difference(ours, latent_of(server, server.run(graph))) > 1e-3

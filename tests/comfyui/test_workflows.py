@@ -136,7 +136,7 @@ def test_the_example_lora_belongs_to_the_small_checkpoint():
     weights = load_file(SMALL.parent / "transformer" / "diffusion_pytorch_model.safetensors")
     shipped = load_file(lora.FILE)
     for key, wanted in lora.negative(weights).items():
-        assert torch.equal(shipped[key], wanted.half()), "run python -m comfyui_glm_image.training.lora"
+        assert torch.equal(shipped[key], wanted.half()), "run python -m comfyui_glm_image.training.negative_lora"
 
 
 def test_english_is_what_the_nodes_say(object_info):

@@ -1,4 +1,4 @@
-"""A LoRA for the small checkpoint that draws negatives, as an example: `python -m comfyui_glm_image.training.lora`.
+"""A LoRA for the small checkpoint that draws negatives: `python -m comfyui_glm_image.training.negative_lora`.
 
 Nothing is trained. A picture's negative is its latent with the colour channels' sign turned, noise looks the same
 turned, so a decoder that draws negatives turns the signs of those channels where latents come in and where they

@@ -1,0 +1,409 @@
+"""Training LoRAs: what is read, what is learnt, what is written, and that a run goes on wherever it ended."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from comfyui_glm_image.pipeline import GlmImage
+from comfyui_glm_image.pipeline.errors import InputError
+from comfyui_glm_image.pipeline.geometry import preview_grid
+from comfyui_glm_image.training import data, lora_pictures
+from comfyui_glm_image.training.lora import layers, memory, pictures, prepared
+from comfyui_glm_image.training.lora import train as training
+from comfyui_glm_image.training.lora.batches import Batches
+from comfyui_glm_image.training.lora.planner_loss import PlannerLoss
+from comfyui_glm_image.training.lora.prepared import Item
+from comfyui_glm_image.training.lora.run_state import read_log
+from comfyui_glm_image.training.lora.settings import LoraSettings
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+from tests.conftest import ROOT
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Seven pictures of three sizes with a table of captions."""
+    folder = tmp_path_factory.mktemp("pictures")
+    lora_pictures.write_top(folder, count=7, seed=3)
+    return folder
+
+
+@pytest.fixture
+def settings(folder, tmp_path):
+    def make(component="planner", **changed):
+        values = {"model": "small", "rank": 2, "steps": 4, "batch": 2, "lr": 1e-2, "device": "cpu", "warmup": 0}
+        return LoraSettings(component, **{"data": folder, "out": tmp_path / "run", **values, **changed})
+
+    return make
+
+
+def small(dtype=torch.float32):
+    return GlmImage.from_pretrained("small", device="cpu", dtype=dtype)
+
+
+def train(settings):
+    pytest.importorskip("peft")
+    return training.train(settings, report=lambda _text: None)
+
+
+def losses(folder):
+    return [line["loss"] for line in read_log(folder)]
+
+
+def picture(path, size=(64, 64), colour="red"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+    return path
+
+
+@pytest.mark.parametrize("change", [
+    {"component": "vae"}, {"rank": 0}, {"steps": 0}, {"batch": True}, {"lr": 0}, {"lr": float("nan")}, {"alpha": -1},
+    {"schedule": "linear"}, {"targets": "to_q"}, {"drop": 1.5}, {"pixels": 100}, {"seed": -1}, {"samples": ("",)},
+    {"save_every": 0}, {"weight_decay": 2},
+])  # fmt: skip
+def test_a_setting_out_of_range_is_refused_when_it_is_made(settings, change):
+    with pytest.raises(InputError):
+        settings(**change)
+
+
+def test_captions_lie_beside_images_or_in_a_table(tmp_path):
+    picture(tmp_path / "a" / "one.png", (70, 130))
+    (tmp_path / "a" / "one.txt").write_text("a sign\n", encoding="utf-8")
+    picture(tmp_path / "two.JPG")
+    (tmp_path / "two.txt").write_text('a card that says "É"', encoding="utf-8")
+    found = pictures.read_folder(tmp_path)
+    assert [(p.path.name, p.caption, p.size) for p in found] == [
+        ("one.png", "a sign", (128, 64)), ("two.JPG", 'a card that says "É"', (64, 64)),
+    ]  # fmt: skip
+    (tmp_path / "a" / "metadata.csv").write_text('file_name,caption\none.png,"a, b"\n', encoding="utf-8")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "two.JPG", "text": "c"}\n', encoding="utf-8")
+    assert [p.caption for p in pictures.read_folder(tmp_path)] == ["a, b", "c"]
+
+
+def test_a_turned_photograph_has_the_size_that_it_is_seen_with(tmp_path):
+    image = Image.new("RGB", (128, 64))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "photo.jpg", exif=exif)
+    (tmp_path / "photo.txt").write_text("a wall", encoding="utf-8")
+    assert pictures.read_folder(tmp_path)[0].size == (128, 64)
+
+
+@pytest.mark.parametrize(("files", "word"), [
+    ({}, "no images"),
+    ({"one.txt": "a"}, "no images"),
+    ({"one.png": None}, "no caption"),
+    ({"one.png": None, "one.txt": " "}, "empty"),
+    ({"one.png": "no picture", "one.txt": "a"}, "cannot be read"),
+    ({"one.png": None, "metadata.jsonl": "{"}, "no JSON"),
+    ({"one.png": None, "metadata.jsonl": '{"file_name": "one.png"}'}, "file_name or none"),
+    ({"metadata.csv": "file_name,text\nnone.png,a\n"}, "not there"),
+])  # fmt: skip
+def test_a_folder_that_cannot_be_learnt_from_is_refused_by_name(tmp_path, files, word):
+    for name, text in files.items():
+        picture(tmp_path / name) if text is None else (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=word):
+        pictures.read_folder(tmp_path)
+
+
+def items_of(count, grids=((2, 4),), seed=0):
+    rng = random.Random(seed)
+    return [Item(f"{k}", rng.choice(grids), data.FONT) for k in range(count)]
+
+
+def test_every_epoch_has_every_item_once_in_batches_of_one_grid():
+    batches = Batches(items_of(23, ((2, 4), (3, 6))), 4, seed=1)
+    epochs = [[batches[e * batches.per_epoch + k] for k in range(batches.per_epoch)] for e in range(2)]
+    for epoch in epochs:
+        assert sorted(int(item.caption) for batch in epoch for item in batch) == list(range(23))
+        assert all(len({item.grid for item in batch}) == 1 and len(batch) <= 4 for batch in epoch)
+    assert epochs[0] != epochs[1]
+    assert Batches(items_of(23, ((2, 4), (3, 6))), 4, seed=1)[17] == batches[17]  # at once, as a resumed run asks
+
+
+def test_the_head_loss_is_cross_entropy_and_its_gradient(monkeypatch):
+    monkeypatch.setattr(layers, "LOGITS", 40)  # in pieces
+    generator = torch.Generator().manual_seed(0)
+    hidden, head = torch.randn(11, 6, generator=generator, requires_grad=True), torch.randn(9, 6, generator=generator)
+    targets, weights = torch.randint(9, (11,), generator=generator), torch.rand(11, generator=generator)
+    (loss, each), hits = layers.head_loss(hidden, head, targets, weights)
+    (gradient,) = torch.autograd.grad(3 * loss, hidden)
+    logits = hidden @ head.T
+    expected = F.cross_entropy(logits, targets, reduction="none")
+    assert_close(each, expected.detach())
+    assert torch.equal(hits, (logits.argmax(1) == targets).float())
+    assert_close(gradient, torch.autograd.grad(3 * (expected * weights).sum(), hidden)[0])
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_an_adapted_layer_computes_what_pefts_does(settings, bias):
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    module = torch.nn.ModuleDict({"q_proj": torch.nn.Linear(12, 8, bias=bias)})
+    peft.inject_adapter_in_model(peft.LoraConfig(r=3, lora_alpha=5, target_modules=["q_proj"]), module)
+    layer = module["q_proj"]
+    torch.nn.init.normal_(layer.lora_B["default"].weight)
+    x = torch.randn(2, 5, 12, requires_grad=True)
+    wanted = [x, layer.lora_A["default"].weight, layer.lora_B["default"].weight]
+    results = []
+    for _ in range(2):
+        out = layer(x)
+        results.append([out, *torch.autograd.grad(out.square().sum(), wanted)])
+        layers.streamline(module)
+    assert_close(*results)
+
+
+def test_what_is_taught_is_what_planning_does(settings, folder):
+    """A greedy plan of the planner is what it finds likeliest when it is taught: prompts, positions and order agree."""
+    model = small()
+    prompts = ['a red sign that says "OPEN"', 'a blue card with the word "SUNNY" in white at the top']
+    plan = model.plan(prompts, 64, 128, temperature=0)
+
+    class Planned(Item):
+        def tensors(self):
+            row = prompts.index(self.caption)
+            return {"preview": plan.preview_token_ids[row], "full": plan.prior_token_ids_d32[row]}
+
+    for layer in model.planner.model.language_model.layers:
+        layer.self_attn.fused = None
+    for checkpointing in (True, False):
+        loss = PlannerLoss(model.planner, model.settings.prompts, checkpointing)
+        with torch.no_grad():
+            figures = loss([Planned(prompt, plan.grid, data.FONT) for prompt in prompts], CPU, None)
+        assert (figures["preview_right"], figures["full_right"]) == (1, 1)
+
+
+def test_an_image_is_kept_as_the_tokens_that_show_it(settings):
+    model, chosen = small(), settings()
+    found = pictures.read_folder(chosen.data)
+    items = prepared.prepare(model, found, chosen)
+    scenes = [json.loads(line) for line in (chosen.data / "metadata.jsonl").read_text().splitlines()]
+    assert [item.caption for item in items] == [scene["text"] for scene in scenes]
+    for item in items:
+        tokens, (h, w) = item.tensors(), preview_grid(*item.grid)
+        assert tokens["full"].shape == (item.grid[0] * item.grid[1],)
+        rows, columns = np.arange(h) * item.grid[0] // h, np.arange(w) * item.grid[1] // w
+        full = tokens["full"].view(item.grid).numpy()
+        assert (tokens["preview"].view(h, w).numpy() == full[rows][:, columns]).all()
+
+
+def test_a_preview_of_a_large_image_is_the_image_made_small(settings, tmp_path):
+    image = Image.effect_mandelbrot((1024, 1024), (-2, -1.5, 1, 1.5), 100).convert("RGB")
+    image.save(tmp_path / "large.png")
+    (tmp_path / "large.txt").write_text("a picture", encoding="utf-8")
+    model = small()
+    (item,) = prepared.prepare(model, pictures.read_folder(tmp_path), settings(data=tmp_path))
+    tokens = item.tensors()
+    assert (tokens["full"].numel(), tokens["preview"].numel()) == (1024, 256)
+    expected = model.plan_of_image(image.resize((512, 512), Image.Resampling.LANCZOS))
+    assert torch.equal(tokens["preview"], expected.prior_token_ids_d32[0])
+
+
+@pytest.mark.parametrize("component", ["planner", "decoder"])
+def test_only_what_changed_is_made_again(settings, tmp_path, component):
+    paths = [picture(tmp_path / "data" / f"{name}.png", colour=name) for name in ("red", "blue")]
+    for path in paths:
+        path.with_suffix(".txt").write_text(f'a {path.stem} sign that says "HI"', encoding="utf-8")
+    model, chosen = small(), settings(component, data=tmp_path / "data")
+
+    def made():
+        seen = []
+        items = prepared.prepare(
+            model, pictures.read_folder(chosen.data), chosen, lambda done, *_, **__: seen.append(done)
+        )
+        return items, len(seen) // (1 if component == "planner" else 3)
+
+    first, count = made()
+    assert count == 2 and made() == (first, 0)
+    paths[0].with_suffix(".txt").write_text('a red sign that says "HO"', encoding="utf-8")
+    second, count = made()
+    assert count == 1 and [a == b for a, b in zip(first, second)] == [True, False]  # blue, red by name
+    picture(paths[1], colour="green")
+    assert made()[1] == 1
+    second[1].file.write_bytes(second[1].file.read_bytes()[:50])  # a cut file
+    assert made()[1] == 1
+
+
+@pytest.mark.parametrize("component", ["planner", "decoder"])
+def test_a_run_learns_what_its_images_show_and_leaves_the_base_alone(settings, tmp_path, component):
+    pytest.importorskip("peft")
+    for number in range(4):  # colours that the small checkpoint never saw
+        picture(tmp_path / "data" / f"{number}.png", (128, 64), (128, 100 + number, 128))
+        (tmp_path / "data" / f"{number}.txt").write_text('a grey sign that says "HI"', encoding="utf-8")
+    sample = ('a red sign that says "HI"',)
+    chosen = settings(component, data=tmp_path / "data", steps=40, targets="all", samples=sample, drop=0.0, lr=3e-3)
+    model = small()
+    before = {key: tensor.clone() for key, tensor in model.components[chosen.folder].state_dict().items()}
+    run = training.Run(chosen, model, pictures.read_folder(chosen.data), report=lambda _text: None)
+
+    def held():
+        with torch.no_grad():
+            figures = [run.loss(run.batches[k], CPU, torch.Generator().manual_seed(k)) for k in range(1000, 1010)]
+        return sum(each["loss"].item() for each in figures)
+
+    at_first = held()
+    path = run.finish()
+    assert held() < 0.7 * at_first and len(losses(chosen.out)) == 40
+    assert sorted(p.name for p in (chosen.out / "samples").iterdir()) == ["000000_0.png", "000040_0.png"]
+    after = {key.replace(".base_layer", ""): tensor for key, tensor in run.module.state_dict().items()}
+    assert all(torch.equal(after[key], before[key]) for key in before)
+    assert all(".lora_A." in key or ".lora_B." in key for key in load_file(path))
+
+
+@pytest.mark.parametrize("component", ["planner", "decoder"])
+def test_recomputing_layers_changes_no_gradient(settings, tmp_path, component):
+    curves = []
+    for checkpointing in (True, False):
+        chosen = settings(component, steps=3, checkpointing=checkpointing, out=tmp_path / str(checkpointing))
+        train(chosen)
+        curves.append(losses(chosen.out))
+    assert_close(*curves, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("component", ["planner", "decoder"])
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(settings, tmp_path, component):
+    whole, parts = (settings(component, out=tmp_path / name, save_every=1) for name in ("whole", "parts"))
+    train(whole)
+
+    def stop(done, _total, **about):
+        if about["stage"] == "train":
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "LOG_EVERY", 2)
+        with pytest.raises(KeyboardInterrupt):
+            training.train(parts, report=lambda _text: None, progress=stop)
+    assert 0 < len(losses(parts.out)) < whole.steps
+    train(parts)
+    assert losses(parts.out) == losses(whole.out)
+    ours, theirs = (load_file(run.out / training.FILES[component]) for run in (parts, whole))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_a_run_that_was_killed_goes_on_to_the_same_curve(settings, tmp_path):
+    pytest.importorskip("peft")
+    whole, killed = settings(steps=40, out=tmp_path / "whole"), tmp_path / "killed"
+    train(whole)
+    words = ["planner", whole.data, "-o", killed, "--model", "small", "--rank", "2", "--batch", "2", "--lr", "1e-2"]
+    words += ["--warmup", "0", "--steps", "40", "--device", "cpu", "--save-every", "3"]
+    code = "import sys; sys.path.insert(0, 'tests'); import conftest; from comfyui_glm_image.cli.main import main; "
+    command = [sys.executable, "-c", code + "sys.exit(main(sys.argv[1:]))", "train-lora", *map(str, words)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    stop_after = random.randint(5, 30)
+    deadline = time.monotonic() + 120
+    while len(read_log(killed)) < stop_after and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert 0 < len(read_log(killed)) < 40
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    assert_close(losses(killed), losses(whole.out), rtol=1e-4, atol=1e-5)  # threads may differ
+    assert [line["step"] for line in read_log(killed)] == list(range(1, 41))
+
+
+def test_a_run_of_other_settings_or_images_is_not_gone_on_with(settings, tmp_path):
+    train(settings(steps=1))
+    for changed in ({"rank": 3}, {"lr": 0.1}, {"seed": 1}):
+        with pytest.raises(InputError, match="use the same, or another folder"):
+            train(settings(**changed))
+    lora_pictures.write_top(tmp_path / "others", count=3, seed=4)
+    with pytest.raises(InputError, match="images"):
+        train(settings(data=tmp_path / "others"))
+    train(settings(steps=2))  # longer is no other run
+    assert len(losses(settings().out)) == 2
+
+
+def test_too_little_memory_is_said_before_anything_is_loaded(settings, monkeypatch):
+    monkeypatch.setattr(memory, "memory_of", lambda _device: memory_of_one_mebibyte)
+    with pytest.raises(InputError, match=r"training needs about .*--pixels"):
+        train(settings())
+    assert not (settings().out / "cache").exists()
+    train(settings(steps=1, anyway=True))
+
+
+class memory_of_one_mebibyte:
+    free = total = 1 << 20
+
+
+def test_without_peft_one_sentence_says_what_to_install(settings, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    with pytest.raises(InputError, match=r"comfyui-glm-image\[train\]"):
+        training.train(settings(), report=lambda _text: None)
+
+
+def test_the_planners_file_is_pefts_and_counts_the_same_without_its_settings(settings, reference_module):
+    """transformers with peft computes what our planner with the adapter in training does."""
+    pytest.importorskip("peft")
+    from peft import PeftModel
+    from transformers import GlmImageForConditionalGeneration
+
+    chosen = settings(targets="all", rank=3, alpha=7.5, steps=6)
+    path = train(chosen)
+    with safe_open(path, "pt") as file:
+        header = json.loads(file.metadata()["lora_adapter_metadata"])
+        keys = list(file.keys())
+    assert header == json.loads((chosen.out / "adapter_config.json").read_text())
+    assert "base_model.model.model.language_model.layers.0.self_attn.q_proj.lora_A.weight" in keys
+    assert header["lora_alpha"] == header["r"] == 3
+    model = small()
+    peer = GlmImageForConditionalGeneration.from_pretrained(
+        ROOT / "checkpoints/small/vision_language_encoder", dtype=torch.float32
+    )
+    peer = PeftModel.from_pretrained(peer, chosen.out).eval()
+    items = prepared.prepare(model, pictures.read_folder(chosen.data), chosen)[:2]
+    items = [replace(items[0], caption=items[0].caption)] * 2
+    parameters = training.add_adapter(model.planner, chosen)
+    stored = load_file(path)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            factor = 1 / chosen.scale if "lora_B" in name else 1
+            parameter.copy_(stored[f"base_model.model.{name}"].float() * factor)
+    for layer in model.planner.model.language_model.layers:
+        layer.self_attn.fused = None
+    layers.streamline(model.planner)
+    loss = PlannerLoss(model.planner, model.settings.prompts)
+    ids, positions, mask, targets, preview = loss.sequence(items)
+    assert mask is None  # captions of one length
+    figures = loss(items, CPU, None)
+    with torch.no_grad():
+        logits = peer(input_ids=ids, position_ids=positions).logits[:, -targets.shape[1] :]
+    each = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
+    assert_close(figures["preview"], each[:, :preview].mean(), rtol=1e-4, atol=1e-5)
+    assert_close(figures["full"], each[:, preview:].mean(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_decoders_file_loads_into_diffusers_with_the_strength_it_had_in_training(settings):
+    pytest.importorskip("peft")
+    diffusers = pytest.importorskip("diffusers")
+    chosen = settings("decoder", targets="all", rank=3, alpha=7.5, steps=3, lr=0.05)
+    model = small()
+    run = training.Run(chosen, model, pictures.read_folder(chosen.data), report=lambda _text: None)
+    path = run.finish()
+    peer = diffusers.GlmImageTransformer2DModel.from_pretrained(
+        ROOT / "checkpoints/small/transformer", dtype=torch.float32
+    )
+    generator = torch.Generator().manual_seed(0)
+    latents, glyphs = torch.randn(2, 16, 8, 16, generator=generator), torch.randn(2, 5, 96, generator=generator)
+    prior = torch.randint(0, 640, (2, 32), generator=generator)
+    times, sizes = torch.tensor([700.0, 100.0]), torch.tensor([[64.0, 128.0]] * 2)
+    given = (prior, torch.zeros_like(prior, dtype=torch.bool), times, sizes, torch.zeros_like(sizes))
+    with torch.no_grad():
+        ours = run.module(latents, glyphs, *given)
+        plain = peer(latents, glyphs, *given, return_dict=False)[0]
+        peer.load_lora_adapter(path)
+        theirs = peer(latents, glyphs, *given, return_dict=False)[0]
+    assert (ours - plain).abs().max() > 0.05
+    assert_close(ours, theirs, rtol=0.02, atol=0.02)  # the file has bfloat16

@@ -1,0 +1,118 @@
+"""The passes that training takes through our modules: adapters, recomputed layers and the head, with little memory.
+
+Three things make them cheaper than the modules' own: an adapted layer is three products and nothing between them, the
+recomputation of a half layer ends before its last product, and logits are never kept.
+Shapes: B images, T tokens, H hidden size, N tokens that count, V vocabulary.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+from ...pipeline.models.planner import DecoderLayer, LanguageModel
+from .adapters import NAME, adapted_layers
+
+LOGITS = 1 << 24  # numbers of the logits that are alive at once
+
+
+class NoCache:
+    """Stands in for the key-value cache where the whole sequence runs at once and gradients are wanted."""
+
+    @staticmethod
+    def update(_layer: int, keys, values, _position, _read):
+        return keys, values
+
+
+def streamline(module: torch.nn.Module) -> None:
+    """Let adapted layers compute as `adapted_linear` does, which is what peft's do, in fewer passes."""
+    for layer in adapted_layers(module).values():
+        layer.forward = _Adapted(layer)
+
+
+class _Adapted:
+    def __init__(self, layer):
+        self.base, self.scale = layer.get_base_layer(), layer.scaling[NAME]
+        self.down, self.up = layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return adapted_linear(x, self.base.weight, self.base.bias, self.down, self.up, self.scale)
+
+
+def adapted_linear(x, weight, bias, down, up, scale: float) -> torch.Tensor:
+    """(..., in) -> (..., out): x (W + scale * up down)^T + bias; float32 `down` (r, in), `up` (out, r).
+
+    The large product comes last, since recomputation stops once everything that gradients need is there.
+    """
+    rows = x.flatten(0, -2)
+    low = rows @ down.to(x.dtype).t()
+    up = (scale * up).to(x.dtype).t()
+    small = low @ up if bias is None else torch.addmm(bias, low, up)
+    return torch.addmm(small, rows, weight.t()).unflatten(0, x.shape[:-1])
+
+
+def run_language_model(
+    model: LanguageModel, embedded: torch.Tensor, tables, mask: torch.Tensor | None, checkpointing: bool
+) -> torch.Tensor:
+    """(B, T, H) embeddings -> (B, T, H) hidden states; `mask` (B, 1, T, T), None for a causal one."""
+    length = embedded.shape[1]
+    if mask is None:
+        mask = torch.ones(length, length, dtype=torch.bool, device=embedded.device).tril()[None, None]
+    x = embedded
+    for layer in model.layers:
+        x = _layer(layer, x, (*tables, mask, NoCache, 0, 0, length), checkpointing)
+    return model.norm(x)
+
+
+def _layer(layer: DecoderLayer, x: torch.Tensor, about: tuple, checkpointing: bool) -> torch.Tensor:
+    """A decoder layer in two halves, each of which keeps its input only."""
+
+    def attention(x):
+        return layer.self_attn(layer.input_layernorm(x), *about)
+
+    def feed_forward(x):
+        return layer.mlp(layer.post_attention_layernorm(x))
+
+    run = recomputed if checkpointing else (lambda half, x: half(x))
+    x = x + layer.post_self_attn_layernorm(run(attention, x))
+    return x + layer.post_mlp_layernorm(run(feed_forward, x))
+
+
+def recomputed(function, *inputs):
+    """`function(*inputs)`, of which only the inputs are kept; what gradients need is computed again."""
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+
+
+def head_loss(hidden, weight, targets, weights) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """Hidden states (N, H), the head (V, H), targets and their weights (N,) -> (the weighted sum of cross-entropies,
+    each of them), and 1.0 wherever the target was the likeliest.
+    """
+    loss, losses, hits = _HeadLoss.apply(hidden, weight, targets, weights)
+    return (loss, losses), hits
+
+
+class _HeadLoss(torch.autograd.Function):
+    """Cross-entropy over a frozen head, whose gradient is computed on the way, some tokens at a time."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, targets, weights):
+        losses = torch.empty(len(hidden), device=hidden.device)
+        hits, gradient = torch.empty_like(losses), torch.empty_like(hidden)
+        rows = max(1, LOGITS // len(weight))
+        for start in range(0, len(hidden), rows):
+            part = slice(start, start + rows)
+            logits = F.linear(hidden[part], weight).float()
+            wanted = targets[part, None]
+            hits[part] = (logits.argmax(-1, keepdim=True) == wanted).float()[:, 0]
+            total = logits.logsumexp(-1, keepdim=True)
+            losses[part] = (total - logits.gather(1, wanted))[:, 0]
+            share = logits.sub_(total).exp_()
+            share.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=share.dtype))
+            gradient[part] = share.mul_(weights[part, None]).to(hidden.dtype) @ weight
+        ctx.save_for_backward(gradient)
+        ctx.mark_non_differentiable(losses, hits)
+        return (losses * weights).sum(), losses, hits
+
+    @staticmethod
+    def backward(ctx, of_loss, *_):
+        (gradient,) = ctx.saved_tensors
+        return gradient * of_loss.to(gradient.dtype), None, None, None

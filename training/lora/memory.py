@@ -1,0 +1,98 @@
+"""What training a LoRA takes, from sizes alone, before a weight is read."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ...pipeline.devices.memory import memory_of
+from ...pipeline.errors import InputError
+from ...pipeline.geometry import TOKEN, patch_count, preview_grid
+from ...pipeline.loading.memory_needs import GLYPH_TOKENS, ON_HOST, CheckpointSizes
+from ...pipeline.loading.placement import HEADROOM, gib
+from ...pipeline.text import shown
+from .layers import LOGITS
+from .settings import LoraSettings
+
+PROMPT_TOKENS = 256  # of a caption
+MASTER = 16  # bytes of a number of the adapter: itself, its gradient and two moments in float32
+KEPT = {"planner": 4, "decoder": 1}  # activations of a layer's width that are kept where layers are recomputed
+ALLOCATOR = 1.15  # what a block is larger than asked for, on average
+
+
+@dataclass(frozen=True)
+class TrainingNeeds:
+    """Bytes."""
+
+    weights: int
+    adapter: int
+    work: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.adapter + self.work
+
+    def as_text(self) -> str:
+        return f"{gib(self.total)}: weights {gib(self.weights)}, adapter {gib(self.adapter)}, step {gib(self.work)}"
+
+
+def training_needs(
+    sizes: CheckpointSizes, settings: LoraSettings, dtype: torch.dtype, grid: tuple[int, int], on_host: bool
+) -> TrainingNeeds:
+    """For images of `grid`, the largest; `on_host`: the trained component leaves parts of itself in host memory."""
+    numbers = sizes.numbers[settings.folder]
+    staying = ON_HOST.get(settings.folder, ()) if on_host else ()
+    weights = sum(n for key, n in numbers.items() if not staying or not key.startswith(staying)) * dtype.itemsize
+    work = _planner_work if settings.component == "planner" else _decoder_work
+    return TrainingNeeds(
+        weights, MASTER * _adapter_numbers(sizes, settings), int(ALLOCATOR * work(sizes, settings, dtype, grid))
+    )
+
+
+def check(folder: Path, settings: LoraSettings, device: torch.device, dtype: torch.dtype, grid) -> TrainingNeeds:
+    """The needs; raises `InputError` where free memory does not suffice, unless the settings say to try anyway."""
+    needs = training_needs(CheckpointSizes.of(folder), settings, dtype, grid, device.type != "cpu")
+    free = int(memory_of(device).free * (1 - HEADROOM))
+    if needs.total > free and not settings.anyway:
+        raise InputError(
+            f"training needs about {needs.as_text()}; {device} has {gib(free)} free. Use a smaller --batch or --pixels"
+            f"{'' if settings.checkpointing else ', leave --no-checkpointing away'}, or --anyway to try"
+        )
+    return needs
+
+
+def _adapter_numbers(sizes: CheckpointSizes, settings: LoraSettings) -> int:
+    """Numbers of all adapted layers' matrices."""
+    named = {key: n for key, n in sizes.numbers[settings.folder].items() if _is_adapted(key, settings)}
+    if not named:
+        raise InputError(f"the checkpoint has no layer {shown(settings.layers[0])}; is it GLM-Image?")
+    width = _width(sizes, settings)
+    return sum(settings.rank * (width + n // width) for n in named.values())
+
+
+def _is_adapted(key: str, settings: LoraSettings) -> bool:
+    return any(key.endswith(f".{name}.weight") for name in settings.layers)
+
+
+def _width(sizes: CheckpointSizes, settings: LoraSettings) -> int:
+    return sizes.planner.text_config.hidden_size if settings.component == "planner" else sizes.decoder.inner_dim
+
+
+def _planner_work(sizes: CheckpointSizes, settings: LoraSettings, dtype: torch.dtype, grid) -> int:
+    text = sizes.planner.text_config
+    tokens = settings.batch * (PROMPT_TOKENS + math.prod(grid) + math.prod(preview_grid(*grid)))
+    half = 2 * (4 * text.intermediate_size + 10 * text.hidden_size)  # a half layer and its gradients
+    layers = KEPT["planner"] * text.hidden_size * text.num_hidden_layers
+    if not settings.checkpointing:
+        layers = half * text.num_hidden_layers
+    return tokens * (layers + half) * dtype.itemsize + 3 * LOGITS * 4
+
+
+def _decoder_work(sizes: CheckpointSizes, settings: LoraSettings, dtype: torch.dtype, grid: Sequence[int]) -> int:
+    config = sizes.decoder
+    tokens = settings.batch * (GLYPH_TOKENS + patch_count(*(TOKEN * side for side in grid)))
+    block = config.inner_dim * (40 * dtype.itemsize + 16)  # a block, its gradients, float32 copies for rotation
+    layers = KEPT["decoder"] * config.inner_dim * dtype.itemsize if settings.checkpointing else block
+    return tokens * (layers * config.num_layers + block)

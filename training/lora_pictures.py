@@ -1,0 +1,81 @@
+"""Pictures with captions to train the bundled LoRAs on, as `glm-image train-lora` reads them, and held-out prompts.
+
+    python -m comfyui_glm_image.training.lora_pictures top out/top         words at the top, on a white label
+    python -m comfyui_glm_image.training.lora_pictures top-prompts out/held    50 prompts of a benchmark
+
+Captions say nothing of what a LoRA teaches: it is to do so always.
+"""
+
+import argparse
+import json
+import random
+from pathlib import Path
+
+from PIL import Image
+
+from . import data
+
+SIZES = ((3, 6), (3, 6), (3, 6), (4, 6), (2, 6))  # tokens; the first is the small checkpoint's own
+HELD = 50
+
+
+def top_scene(rng: random.Random, h: int, w: int, word: str) -> data.Scene:
+    """A word at the top on a white label, and a caption that says nothing of place and label."""
+    paper = rng.choice(data.NAMES)
+    both = [ink for ink in data.INKS[paper] if ink in data.INKS["white"]]  # legible with and without the label
+    said = bool(both) and rng.random() < 0.7
+    ink = rng.choice(both or data.INKS["white"])
+    left = (w - (len(word) + 1) // 2) // 2
+    picture = data.with_shapes(rng, data.Picture((h, w), paper, (data.Line(word, 0, left, "white", ink),)))
+    return data.Scene(caption(rng, picture, said), [word], picture)
+
+
+def caption(rng: random.Random, picture: data.Picture, ink_said: bool) -> str:
+    """A picture of one word in the small checkpoint's language, its place left out."""
+    (line,) = picture.lines
+    opening = rng.choice(("a {} {}", "a {1} on {0}")).format(picture.paper, rng.choice(data.THINGS))
+    says = rng.choice(("that says", "with the word", "saying", "with the text"))
+    shapes = "".join(f", a {shape.ink} {shape.name}" for shape in picture.shapes)
+    return f'{opening} {says} "{line.word}"' + (f" in {line.ink}" if ink_said else "") + shapes
+
+
+def write_top(out: Path, count: int = 400, seed: int = 5) -> None:
+    """`count` pictures with `metadata.jsonl`."""
+    rng = random.Random(seed)
+    rows = []
+    out.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        h, w = rng.choice(SIZES)
+        scene = top_scene(rng, h, w, data.random_word(rng, 2 * w))
+        name = f"{number:04d}.png"
+        Image.fromarray(data.render(scene.codes[None], scene.chars[None])[0]).save(out / name)
+        rows.append(json.dumps({"file_name": name, "text": scene.prompt}))
+    (out / "metadata.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+
+def write_top_prompts(out: Path, seed: int = 11) -> None:
+    """`1.json` of held-out prompts in the layout of `glm-image eval --data`."""
+    rng, (h, w) = random.Random(seed), SIZES[0]
+    words = [word for word in data.HELD_OUT if 2 <= len(word) <= data.MAX_WORD]
+    entries = []
+    for number, word in enumerate(rng.sample(words, HELD)):
+        prompt = top_scene(rng, h, w, word).prompt
+        size = {"height": h * data.TOKEN, "width": w * data.TOKEN}
+        entries.append({"index": number, "prompt": prompt, "sentence_list": [word], **size})
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "1.json").write_text(json.dumps({"data_list": entries}, indent=1) + "\n", encoding="utf-8")
+
+
+WRITERS = {"top": write_top, "top-prompts": write_top_prompts}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=WRITERS)
+    parser.add_argument("out", type=Path)
+    args = parser.parse_args()
+    WRITERS[args.what](args.out)
+
+
+if __name__ == "__main__":
+    main()
