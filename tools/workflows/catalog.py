@@ -23,6 +23,10 @@ SMALL_ZH = (
     "*加载 GLM-Image* 中选择 **GLM-Image**（35 GB，`hf download zai-org/GLM-Image`），把尺寸设为 1024x1024、top_p 设为 "
     "0.75、步数设为 50。"
 )
+SCENE = (
+    "\n\nIt knows one form of sentence, so the scene names the texts once more; with the real model just describe it."
+)
+SCENE_ZH = "\n\n它只认识一种句式，所以场景中再写了一遍文字；使用正式模型时只需描述画面。"
 LETTERING = "\n\nThe font `SketchMono` at 32 px is the lettering it knows; with the real model leave the font empty."
 LETTERING_ZH = "\n\n它认识的字体是 32 像素的 `SketchMono`；使用正式模型时请把字体留空。"
 
@@ -60,9 +64,10 @@ EXAMPLES = (
         "02 Poster with a text layout 文字版面海报",
         examples.poster_with_layout,
         "Draw boxes in *GLM-Image Text Layout* and type what stands in them. The boxes reach the prompt, the texts to "
-        "draw, the planner and the first steps of the decoder." + LETTERING,
+        "draw, the planner and the first steps of the decoder." + LETTERING + SCENE,
         "在 *GLM-Image 文字布局* 中画出文字框并输入文字。文字框会影响提示词、要绘制的文字、规划器和解码器的前几步。"
-        + LETTERING_ZH,
+        + LETTERING_ZH
+        + SCENE_ZH,
     ),
     Example(
         "03 One plan, four pictures 一个规划四张图",
@@ -113,8 +118,10 @@ EXAMPLES = (
         examples.inpaint,
         "Draws a part of an image anew: *GLM-Image Plan from Image* fits image and mask alike, so that plan, latent "
         "and "
-        "mask agree. Connect *Load Image* for your own, whose *MaskEditor* makes the mask.",
-        "重画图片的一部分：*从图像得到 GLM-Image 规划* 以同样方式调整图片和遮罩，使规划、latent 和遮罩一致。要用自己"
+        "mask agree. The texts in its prompt are those inside the mask. Connect *Load Image* for your own, whose "
+        "*MaskEditor* makes the mask.",
+        "重画图片的一部分：*从图像得到 GLM-Image 规划* 以同样方式调整图片和遮罩，使规划、latent 和遮罩一致。提示词里"
+        "写遮罩内的文字。要用自己"
         "的图片，请连接 "
         "*Load Image*，用它的 *MaskEditor* 画遮罩。",
         new=True,
@@ -161,10 +168,12 @@ EXAMPLES = (
         "13 Best of four (needs OCR) 四选一（需要 OCR）",
         examples.best_of_four,
         "Four plans in one batch, read back by OCR and ranked: the best goes to *Save Image*.\n\nNeeds an OCR engine: "
-        "`pip install pytesseract` and the program tesseract, or `pip install rapidocr onnxruntime`." + LETTERING,
+        "`pip install pytesseract` and the program tesseract, or `pip install rapidocr onnxruntime`."
+        + LETTERING
+        + SCENE,
         "一批四个规划，用 OCR 读回文字并排名，最好的一张交给 *Save Image*。\n\n需要 OCR 引擎：`pip install "
         "pytesseract` 和 "
-        "tesseract 程序，或 `pip install rapidocr onnxruntime`。" + LETTERING_ZH,
+        "tesseract 程序，或 `pip install rapidocr onnxruntime`。" + LETTERING_ZH + SCENE_ZH,
         runs=False,
     ),
     Example(

@@ -98,7 +98,7 @@ def edit_one_reference(g: Graph) -> None:
     first = decode(g, parts[1], source[0], text, column=1)
     before = picture(g, first[0], parts[3], column=1)
     g.add("PreviewImage", 2, f"Before · 编辑前 ({YOURS})", images=before[0])
-    made = plan(g, parts[0], 'a blue sign that says "SALE" in white in the middle', column=2, reference_1=before[0])
+    made = plan(g, parts[0], 'change the word to "SALE"', column=2, reference_1=before[0])
     edited = conditioning(g, parts[2], made[0], column=3, vae=parts[3])
     save(g, picture(g, decode(g, parts[1], made[0], edited)[0], parts[3])[0], title="After · 编辑后")
 
@@ -171,9 +171,10 @@ def guidance(g: Graph, planner: Output, drawn: Node, **more) -> Node:
 
 def poster_with_layout(g: Graph) -> None:
     parts = load(g)
-    drawn = page(g, "white poster", POSTER)
+    scene = 'a white poster that says "FRESH" in blue at the top and "SALE" in black at the bottom'
+    drawn = page(g, scene, POSTER)
     guided = guidance(g, parts[0], drawn, mode="force")
-    made = plan(g, guided[0], drawn[0], drawn[4], drawn[5], seed=5, top_p=0.9)
+    made = plan(g, guided[0], drawn[0], drawn[4], drawn[5], top_p=0.9)
     text = conditioning(g, parts[2], made[0], mode="list", glyph_texts=drawn[1])
     inputs = {"model": parts[1], "positive": text[0], "layout": drawn[2], "glyph_texts": drawn[1]}
     held = g.add("GLMImageLayoutDecoderGuidance", 2, **inputs, attention=0.3)
@@ -202,10 +203,10 @@ def fix_one_word(g: Graph) -> None:
 
 def best_of_four(g: Graph) -> None:
     parts = load(g)
-    drawn = page(g, "a white sign", HOTEL)
-    guided = guidance(g, parts[0], drawn, mode="bias", strength=12.0)
+    drawn = page(g, 'a white sign that says "HOTEL" in black', HOTEL)
+    guided = guidance(g, parts[0], drawn, mode="bias", strength=3.0)
     g.add("PreviewImage", 1, "Sketch · 草图", images=drawn[3])
-    made = plan(g, guided[0], drawn[0], drawn[4], drawn[5], seed=1, top_p=0.9, count=4)
+    made = plan(g, guided[0], drawn[0], drawn[4], drawn[5], count=4)
     text = conditioning(g, parts[2], made[0], mode="list", glyph_texts=drawn[1])
     latent = empty_latent(g, made[0])
     images = picture(g, ksampler(g, parts[1], text, latent[0], seed=7)[0], parts[3], column=3)
@@ -268,12 +269,13 @@ def image_to_image(g: Graph) -> None:
 
 def inpaint(g: Graph) -> None:
     parts = load(g)
-    image = first_image(g, parts, PROMPT)
+    words = 'a white poster that says "OPEN" in blue at the top and "SHOP" in red at the bottom'
+    image = first_image(g, parts, words)
     whole = g.add("SolidMask", 0, value=0.0, width=WIDTH, height=HEIGHT)
-    spot = g.add("SolidMask", 0, value=1.0, width=WIDTH // 2, height=HEIGHT)
-    paste = {"destination": whole[0], "source": spot[0], "x": WIDTH // 2, "y": 0, "operation": "add"}
-    mask = g.add("MaskComposite", 0, "The right half is drawn anew · 重画右半边", **paste)
-    made = read_as_plan(g, parts, image[0], '"SHOP"', mask=mask[0])
+    spot = g.add("SolidMask", 0, value=1.0, width=WIDTH, height=HEIGHT // 3)
+    paste = {"destination": whole[0], "source": spot[0], "x": 0, "y": 2 * HEIGHT // 3, "operation": "add"}
+    mask = g.add("MaskComposite", 0, "The lowest third is drawn anew · 重画下面三分之一", **paste)
+    made = read_as_plan(g, parts, image[0], '"SALE"', mask=mask[0])
     text = conditioning(g, parts[2], made[0], column=4)
     latent = g.add("VAEEncode", 4, pixels=made[1], vae=parts[3])
     noised = g.add("SetLatentNoiseMask", 4, samples=latent[0], mask=made[2])
