@@ -9,6 +9,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -45,6 +46,7 @@ from .loading.checkpoint import DECODER, GLYPH, PLANNER, VAE, Checkpoint, resolv
 from .loading.components import Components
 from .loading.memory_needs import decoder_work
 from .loading.placement import Placement, PlacementRequest, choose
+from .loading.planner_lora import check_strength, read_planner_lora, used_loras
 from .models.config import SchedulerConfig
 from .models.glyph_encoder import GlyphEncoder
 from .models.planner import Planner
@@ -58,6 +60,7 @@ from .planning.make_plan import PlanMemory, PlannerSettings, PlanRequest, make_p
 from .progress import Progress
 
 Prompt = str | Sequence[str]
+LoraFile = str | os.PathLike | tuple[str | os.PathLike, float]  # and its strength
 
 
 class GlmImage:
@@ -87,18 +90,33 @@ class GlmImage:
         placement: Placement | None = None,
         progress: Progress | None = None,
         compile: bool = False,
+        planner_loras: Sequence[LoraFile] = (),
     ) -> "GlmImage":
         """A folder, a hub id or `modelscope:owner/name` -> the model; no weight is read yet.
 
         Device and dtype default to the best present. `placement` decides for each component instead. `compile` runs
-        the decoder's blocks by torch.compile. Raises `CheckpointError` if a file is missing, truncated or of another
-        model, `DeviceError` if nothing can be compiled here.
+        the decoder's blocks by torch.compile. `planner_loras` are those of `use_planner_loras`. Raises
+        `CheckpointError` if a file is missing, truncated or of another model, `InputError` for a LoRA that does not
+        fit, `DeviceError` if nothing can be compiled here.
         """
         checkpoint = resolve(path_or_id, revision, local_only)
         checkpoint.check()
         model = cls(checkpoint, placement or choose(checkpoint.folder, PlacementRequest(device, dtype)), compile)
         model.components.on_load = progress
+        model.use_planner_loras(*planner_loras)
         return model
+
+    def use_planner_loras(self, *files: LoraFile) -> None:
+        """From now on plan with these LoRA files, or (file, strength) pairs, and no others; without any, with none.
+
+        They are read and checked here; a planner that is loaded already is loaded again when it is next used.
+        """
+        pairs = [file if isinstance(file, (tuple, list)) else (file, 1.0) for file in files]
+        strengths = [check_strength(strength) for _, strength in pairs]
+        read = [read_planner_lora(Path(path), self.configs[PLANNER]) for path, _ in pairs]
+        before, self.components.planner_loras = used_loras(self.components.planner_loras), tuple(zip(read, strengths))
+        if used_loras(self.components.planner_loras) != before:
+            self.release(PLANNER)
 
     @property
     def planner(self) -> Planner:
@@ -173,9 +191,9 @@ class GlmImage:
             if rows:
                 of_layout = plan_controls_for(rows, self.planner, prepared, self.settings.processor, device, dtype)
                 controls = merge_controls(controls or {}, of_layout)
-            return make_plan(
-                self.planner, prepared, device, dtype, controls=controls, memory=self.memory, progress=progress
-            )
+            more = {"controls": controls, "memory": self.memory, "progress": progress}
+            more["loras"] = used_loras(self.components.planner_loras)
+            return make_plan(self.planner, prepared, device, dtype, **more)
 
     def plan_of_image(self, image: Image.Image, prompt: str = "", pixels: int | None = None) -> Plan:
         """The plan that shows an image, fitted to multiples of 32 px and about so many `pixels` (None: its own).

@@ -4,7 +4,9 @@ Shapes: B plans, h w full grid (a token is 32 px), ph pw preview grid.
 """
 
 import json
+import math
 import os
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -24,6 +26,7 @@ MAX_HEADER = 32 << 20  # bytes of names and prompts in it
 MAX_PLAN_ROWS = 64  # rows of a pass of the planner
 MAX_ROWS = 1024
 MAX_GRID = MAX_SIDE // TOKEN  # tokens on a side
+MAX_LORAS = 64  # of the planner that made a plan
 SEEDS = range(-(2**63), 2**64)  # what a torch.Generator takes
 
 
@@ -46,6 +49,24 @@ class Reference:
 
 
 @dataclass(frozen=True)
+class UsedLora:
+    """A LoRA of the planner that made a plan: the file's name, the SHA-256 of what it holds, and its strength."""
+
+    name: str
+    sha256: str
+    strength: float
+
+    def __post_init__(self):
+        good = isinstance(self.name, str) and isinstance(self.sha256, str) and re.fullmatch("[0-9a-f]{64}", self.sha256)
+        good = good and isinstance(self.strength, (int, float)) and math.isfinite(self.strength)
+        if not good:
+            raise InputError(
+                f"a LoRA of the planner is {shown(tuple(vars(self).values()))}; a file, a hash, a strength"
+            )
+        utf8(self.name)
+
+
+@dataclass(frozen=True)
 class Plan:
     """What the planner hands to the decoder, one row for every image of the batch.
 
@@ -53,6 +74,7 @@ class Plan:
     `preview_token_ids`: int64 (B, ph*pw), or None for plans with references, which have no preview.
     `seed`: the plan seed of the first row; row k was sampled with seed + k.
     `plan_rows`: tokens a pass of the planner that would plan the same again (1 in float32, where any number does).
+    `planner_loras`: those that the planner had.
     """
 
     prior_token_ids_d32: torch.Tensor
@@ -64,6 +86,7 @@ class Plan:
     preview_grid: tuple[int, int] | None = None
     references: list[Reference] = field(default_factory=list)
     plan_rows: int = 1  # also of older files
+    planner_loras: tuple[UsedLora, ...] = ()
 
     def __post_init__(self):
         _check_grid("grid", self.grid)
@@ -72,6 +95,7 @@ class Plan:
         _check_whole("codebook_size", self.codebook_size, range(1, 2**31))
         _check_whole("seed", self.seed, range(SEEDS.start, SEEDS.stop - len(self.prompts) + 1))
         _check_whole("plan_rows", self.plan_rows, range(1, MAX_PLAN_ROWS + 1))
+        _check_loras(self.planner_loras)
         self._check_tokens("prior_token_ids_d32", self.prior_token_ids_d32, self.grid)
         if self.preview_token_ids is not None:
             _check_grid("preview_grid", self.preview_grid)
@@ -128,6 +152,7 @@ class Plan:
             self.preview_grid,
             self.references,
             self.plan_rows,
+            self.planner_loras,
         )
 
     def save(self, path: str | os.PathLike) -> None:
@@ -145,6 +170,7 @@ class Plan:
             "prompts": self.prompts,
             "seed": self.seed,
             "plan_rows": self.plan_rows,
+            "planner_loras": [vars(lora) for lora in self.planner_loras],
             "references": [reference.grid for reference in self.references],
         }
         metadata = {"format": FORMAT, "version": str(VERSION), "plan": json.dumps(about, ensure_ascii=False)}
@@ -179,6 +205,7 @@ class Plan:
             None if about["preview_grid"] is None else tuple(about["preview_grid"]),
             references,
             about.get("plan_rows", 1),
+            tuple(UsedLora(**lora) for lora in about.get("planner_loras", ())),
         )
 
 
@@ -248,6 +275,12 @@ def _check_prompts(prompts: list[str]) -> None:
         raise InputError(f"a plan has 1 to {MAX_ROWS} images, each with its prompt, not {len(prompts)}")
     for prompt in prompts:
         utf8(prompt)
+
+
+def _check_loras(loras: tuple[UsedLora, ...]) -> None:
+    given = isinstance(loras, (list, tuple)) and all(isinstance(lora, UsedLora) for lora in loras)
+    if not given or len(loras) > MAX_LORAS:
+        raise InputError(f"planner_loras are {shown(loras)}, expected at most {MAX_LORAS} that were used")
 
 
 def _check_tensor(name: str, values: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:

@@ -2,12 +2,13 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from comfyui_glm_image.pipeline.errors import InputError
-from comfyui_glm_image.pipeline.plan import Plan, Reference, is_plan, upsample_tokens
+from comfyui_glm_image.pipeline.plan import Plan, Reference, UsedLora, is_plan, upsample_tokens
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -48,15 +49,41 @@ def test_a_plan_comes_back_whole(plan, tmp_path):
     assert loaded.plan_rows == 16
 
 
-def test_plans_of_older_files_were_planned_one_by_one(plan, tmp_path):
+def test_a_plan_tells_the_loras_of_its_planner(plan, tmp_path):
+    used = UsedLora("style ü.safetensors", "0a" * 32, -0.5), UsedLora("other.safetensors", "1b" * 32, 1)
+    made = replace(plan, planner_loras=used)
+    made.save(tmp_path / "plan.safetensors")
+    loaded = Plan.load(tmp_path / "plan.safetensors")
+    assert loaded.planner_loras == used == loaded.select(slice(1, 2)).planner_loras
+    assert loaded.resized(96, 64).planner_loras == used
+
+
+def test_plans_of_older_files_were_planned_one_by_one_without_lora(plan, tmp_path):
     path = tmp_path / "plan.safetensors"
     plan.save(path)
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
     about = json.loads(metadata["plan"])
-    del about["plan_rows"]
+    del about["plan_rows"], about["planner_loras"]
     save_file(load_file(path), path, {**metadata, "plan": json.dumps(about)})
-    assert Plan.load(path).plan_rows == 1
+    loaded = Plan.load(path)
+    assert loaded.plan_rows == 1 and loaded.planner_loras == ()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"strength": float("nan")}, {"sha256": "0a"}, {"name": "\ud800"}, {"strength": "1"}, {"name": None}, {"more": 1}],
+)
+def test_a_plan_by_a_lora_that_cannot_be_is_damaged(plan, tmp_path, wrong):
+    path = tmp_path / "plan.safetensors"
+    plan.save(path)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    about = json.loads(metadata["plan"])
+    about["planner_loras"] = [{"name": "a", "sha256": "0a" * 32, "strength": 1.0} | wrong]
+    save_file(load_file(path), path, {**metadata, "plan": json.dumps(about)})
+    with pytest.raises(InputError, match="plan file .*"):
+        Plan.load(path)
 
 
 def test_sizes_and_patch_tokens(plan):
@@ -95,6 +122,7 @@ def test_rows_keep_their_prompt_and_seed(plan):
         ({"codebook_size": "50"}, "codebook_size '50'"),
         ({"codebook_size": 0}, "codebook_size 0"),
         ({"prompts": ["one"]}, r"expected torch.int64 \(1, 6\)"),
+        ({"planner_loras": ["one"]}, "planner_loras are"),
     ],
 )
 def test_a_plan_that_cannot_be_drawn_is_refused(plan, changes, message):

@@ -13,6 +13,7 @@ from ..devices.quantised_products import check_form, slow_reason
 from ..errors import InputError
 from ..models.config import DitConfig, GlyphConfig, VaeConfig, VisionLanguageConfig
 from ..models.glyph_encoder import GlyphEncoder
+from ..models.lora import apply_loras
 from ..models.planner import Planner
 from ..models.transformer import Dit
 from ..models.vae import Vae
@@ -20,6 +21,7 @@ from ..models.weight_forms import W4Linear, W8Linear, pack
 from .checkpoint import DECODER, GLYPH, PLANNER, VAE, Checkpoint, title
 from .memory_needs import ON_HOST
 from .placement import Placement
+from .planner_lora import PlannerLoras, by_layer
 from .weights import load_module
 
 logger = logging.getLogger(__name__)
@@ -42,6 +44,7 @@ class Components:
             _check_compile(placement)
         self.checkpoint, self.placement, self.compile = checkpoint, placement, compile
         self.on_load: Callable[..., None] | None = None
+        self.planner_loras: PlannerLoras = ()
         self.loaded: dict[str, torch.nn.Module] = {}
         self.configs = {
             name: config.from_json(checkpoint.component(name) / "config.json") for name, (_, config) in MODULES.items()
@@ -56,6 +59,8 @@ class Components:
     def _load(self, name: str) -> torch.nn.Module:
         device, streamed = self.placement.devices[name], name in self.placement.streamed
         module = self._read(name, torch.device("cpu") if streamed else device)
+        if name == PLANNER:
+            apply_loras(module, by_layer(self.planner_loras))
         self._ready_rounded(name, module, device)
         if device.type != "cpu" and name in ON_HOST:
             module.leave_on_host(device)

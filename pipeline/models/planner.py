@@ -67,8 +67,9 @@ class Attention(nn.Module):
         joined = {"weight": None, "bias": None}
         for name in joined:
             parts = [getattr(layer, name) for layer in layers]
-            if parts[0] is None:
+            if all(part is None for part in parts):
                 continue
+            parts = [layer.weight.new_zeros(len(layer.weight)) if p is None else p for layer, p in zip(layers, parts)]
             joined[name] = torch.cat([part.detach() for part in parts])
             for layer, view in zip(layers, joined[name].split([len(part) for part in parts])):
                 setattr(layer, name, nn.Parameter(view, requires_grad=False))

@@ -148,11 +148,11 @@ def _layer(layer) -> Layer:
     return Layer(
         layer.input_layernorm.weight,
         product(*layer.self_attn.fused),
-        product(layer.self_attn.o_proj.weight),
+        product(layer.self_attn.o_proj.weight, layer.self_attn.o_proj.bias),
         layer.post_self_attn_layernorm.weight,
         layer.post_attention_layernorm.weight,
-        product(layer.mlp.gate_up_proj.weight),
-        product(layer.mlp.down_proj.weight),
+        product(layer.mlp.gate_up_proj.weight, layer.mlp.gate_up_proj.bias),
+        product(layer.mlp.down_proj.weight, layer.mlp.down_proj.bias),
         layer.post_mlp_layernorm.weight,
     )
 

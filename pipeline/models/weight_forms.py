@@ -11,10 +11,11 @@ import re
 from collections.abc import Iterator, Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ..devices import kernels
-from ..devices.quantised_products import GROUP, pack_int4, packed_int4_linear
+from ..devices.quantised_products import GROUP, pack_int4, packed_int4_linear, widened_int4
 
 LARGEST = 127  # of a code of 8 bits, on either side of zero
 STEPS, MIDDLE = 15, 8  # between the smallest and the largest code of 4 bits; the code that stands for its zero
@@ -30,7 +31,36 @@ LAYERS = {  # form of a component -> form of a layer -> the names of these layer
 FORMS = tuple(LAYERS)
 
 
-class W8Linear(nn.Module):
+class CodedLinear(nn.Module):
+    """A linear layer of codes that may have a LoRA beside them: `lora_up` (out, R), `lora_down` (R, in) and `lora_gain`
+    (out,), parameters in the dtype that it computes in; `models/lora.py` makes them.
+    """
+
+    def __init__(self):
+        super().__init__()
+        for name in ("lora_up", "lora_down", "lora_gain"):
+            self.register_parameter(name, None)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., in) -> (..., out)."""
+        if self.lora_up is None:
+            return self.product(x, self.bias)
+        y = self.product(x, None)
+        if self.lora_gain is not None:
+            y = y * self.lora_gain.to(x.dtype)
+        y = y + F.linear(F.linear(x, self.lora_down.to(x.dtype)), self.lora_up.to(x.dtype))
+        return y if self.bias is None else y + self.bias
+
+    def product(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """(..., in) times the codes' numbers -> (..., out), plus `bias`."""
+        raise NotImplementedError
+
+    def numbers(self, rows: slice) -> torch.Tensor:
+        """What the codes of some rows stand for, float32 (rows, in); not after `pack`."""
+        raise NotImplementedError
+
+
+class W8Linear(CodedLinear):
     """A linear layer of int8 `weight` (out, in) and `weight_scale` (out, 1) in the dtype that it computes in."""
 
     form = "w8"
@@ -41,12 +71,19 @@ class W8Linear(nn.Module):
         self.weight_scale = _constant(torch.empty(out, 1, dtype=dtype))
         self.bias = _constant(torch.empty(out, dtype=dtype)) if bias else None
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., in) -> (..., out)."""
-        return kernels.int8_linear(x, self.weight, self.weight_scale.view(-1).to(x.dtype), self.bias)
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        return tuple(self.weight.shape)
+
+    def product(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        return kernels.int8_linear(x, self.weight, self.weight_scale.view(-1).to(x.dtype), bias)
+
+    def numbers(self, rows: slice) -> torch.Tensor:
+        return self.weight[rows].float() * self.weight_scale[rows].float()
 
 
-class W4Linear(nn.Module):
+class W4Linear(CodedLinear):
     """A linear layer of uint8 `weight` (out, in / 2), two codes a byte and the first one low, with `weight_scale` and
     `weight_zero` (out, in / 32) in the dtype that it computes in: number = (code - 8) * scale + zero.
 
@@ -68,12 +105,19 @@ class W4Linear(nn.Module):
             self.weight, self.weight_scale = map(_constant, packed)
             self.weight_zero = None
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., in) -> (..., out)."""
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in); not after `pack`."""
+        return len(self.weight), 2 * self.weight.shape[1]
+
+    def product(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         if self.weight_zero is None:
-            return packed_int4_linear(x, self.weight, self.weight_scale, self.bias)
+            return packed_int4_linear(x, self.weight, self.weight_scale, bias)
         scale, zero = self.weight_scale.to(x.dtype), self.weight_zero.to(x.dtype)
-        return kernels.int4_linear(x, self.weight, scale, zero, self.bias)
+        return kernels.int4_linear(x, self.weight, scale, zero, bias)
+
+    def numbers(self, rows: slice) -> torch.Tensor:
+        return widened_int4(self.weight[rows], self.weight_scale[rows].float(), self.weight_zero[rows].float())
 
 
 LINEARS = {layer.form: layer for layer in (W8Linear, W4Linear)}

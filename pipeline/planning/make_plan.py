@@ -20,7 +20,7 @@ from ..errors import InputError
 from ..geometry import check_size, preview_grid, token_grid
 from ..models.config import GenerationConfig, ProcessorConfig, VisionLanguageConfig
 from ..models.planner import Planner
-from ..plan import Plan, Reference
+from ..plan import Plan, Reference, UsedLora
 from ..progress import Progress
 from ..text import check_prompt, shown
 from .controls import GridControl
@@ -188,11 +188,13 @@ def make_plan(
     memory: PlanMemory | None = None,
     progress: Progress | None = None,
     before_pass: Callable[[], None] | None = None,
+    loras: tuple[UsedLora, ...] = (),
 ) -> Plan:
     """Plan what `prepared` asks for by a planner that computes on `device` in `dtype`.
 
     `controls` may bias or force tokens of each grid. `memory` spares work when only the seed changes.
-    `progress(done, total, stage="prompt" or "plan", **more)` and `before_pass()` may raise to interrupt. Raises
+    `progress(done, total, stage="prompt" or "plan", **more)` and `before_pass()` may raise to interrupt. `loras` are
+    those that the planner has already, for the plan to note. Raises
     `InputError` for controls that do not fit, `DeviceError` for logits that are not finite.
     """
     memory, request = memory or PlanMemory(), prepared.request
@@ -217,7 +219,7 @@ def make_plan(
         step=step,
         run=run,
     )
-    return _as_plan(prepared, tokens, references, plan_rows(step))
+    return _as_plan(prepared, tokens, references, plan_rows(step), loras)
 
 
 def _read_prompt(planner, prepared: PreparedPlan, device, dtype, progress) -> tuple[list[Reference], Prefix]:
@@ -237,7 +239,7 @@ def _tokenize(planner: Planner, reference: PreparedReference, device, dtype: tor
     return Reference(reference.pixels, ids.cpu(), reference.grid)
 
 
-def _as_plan(prepared: PreparedPlan, tokens: dict[str, torch.Tensor], references: list[Reference], rows: int) -> Plan:
+def _as_plan(prepared: PreparedPlan, tokens: dict, references: list[Reference], rows: int, loras: tuple) -> Plan:
     return Plan(
         tokens["full"],
         prepared.grids["full"],
@@ -248,6 +250,7 @@ def _as_plan(prepared: PreparedPlan, tokens: dict[str, torch.Tensor], references
         prepared.grids.get("preview"),
         references,
         rows,
+        loras,
     )
 
 
