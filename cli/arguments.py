@@ -47,6 +47,37 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_planner_lora(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--planner-lora",
+        action="append",
+        type=_lora,
+        metavar="FILE[:STRENGTH]",
+        help="LoRA of the planner as PEFT writes it, a file or its folder; may be repeated (default strength 1)",
+    )
+
+
+def _lora(text: str) -> tuple[Path, float]:
+    """ "style.safetensors:0.8" -> the file and its strength."""
+    name, colon, strength = text.rpartition(":")
+    try:
+        return (Path(name), float(strength)) if colon else (Path(text), 1.0)
+    except ValueError:  # a colon of the name itself, as in C:\\style.safetensors
+        return Path(text), 1.0
+
+
+def check_planner_loras(args: argparse.Namespace) -> list[str]:
+    """Refuse LoRA files that cannot be the planner's, before the checkpoint is looked for or downloaded.
+
+    Each as text: its path, its strength, the start of its hash.
+    """
+    if not args.planner_lora:
+        return []
+    from ..pipeline.loading.planner_lora import check_lora_file
+
+    return [f"{path}:{strength:g} {check_lora_file(path, strength)[:12]}" for path, strength in args.planner_lora]
+
+
 class Unset(int):
     """A default that can be told from the same number given by the user."""
 
@@ -72,6 +103,7 @@ def add_planning(parser: argparse.ArgumentParser, size: int = 1024) -> None:
     parser.add_argument("--count", type=int, default=1, help="images, each with a plan of its own (default 1)")
     parser.add_argument("--plan-seed", type=int, help="seed of the plan (default: --seed)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise, and of the plan (default 0)")
+    add_planner_lora(parser)
     parser.add_argument("--temperature", type=float, help="of the planner; 0 is greedy (default: the checkpoint's)")
     parser.add_argument("--top-p", type=float, help="of the planner (default: the checkpoint's)")
     parser.add_argument(
@@ -146,9 +178,10 @@ def denoise_options(args: argparse.Namespace):
 
 
 def plan_request(args: argparse.Namespace, prompt: str):
-    """The `PlanRequest` of a prompt and these arguments, checked, its reference images read."""
+    """The `PlanRequest` of a prompt and these arguments, checked, images read and LoRA files looked at."""
     from ..pipeline.planning.make_plan import PlanRequest
 
+    check_planner_loras(args)
     seed = args.seed if args.plan_seed is None else args.plan_seed
     references, sampling = read_images(args.image), (args.temperature, args.top_p)
     return PlanRequest(prompt, args.height, args.width, references, seed, args.count, *sampling, args.plan_rows)
@@ -208,6 +241,7 @@ def open_model(args: argparse.Namespace, bar, local_only: bool = False):
     placement = choose(checkpoint.folder, request, report=lambda text: print(text, file=sys.stderr))
     model = GlmImage(checkpoint, placement, bool(getattr(args, "compile", None)))
     model.components.on_load = bar
+    model.use_planner_loras(*(getattr(args, "planner_lora", None) or ()))
     return model
 
 

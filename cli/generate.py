@@ -1,6 +1,7 @@
 """`glm-image generate`: prompt or plan -> PNG files with everything needed to generate them again."""
 
 import argparse
+import json
 from pathlib import Path
 
 from ..pipeline.errors import InputError
@@ -25,6 +26,9 @@ def run(args: argparse.Namespace) -> int:
     if (args.prompt is None) == (args.plan is None):
         raise InputError("give a prompt, or a plan with --plan, and not both")
     arguments.check_output(args.output, (".png",))
+    if args.planner_lora and (args.server or args.plan):
+        other = "--server, which plans by its own weights" if args.server else "--plan, which is planned already"
+        raise InputError(f"leave out --planner-lora, or {other}")
     if args.server and args.layout:
         raise InputError("servers take prompts, not layouts; leave out --layout or --server")
     if args.plan is None:
@@ -73,6 +77,7 @@ def about(model, plan, args: argparse.Namespace, row: int) -> dict[str, str]:
         "seed": str(args.seed + row),
         "plan_seed": str(plan.seed + row),
         "plan_rows": str(plan.plan_rows),
+        **({"planner_loras": json.dumps([vars(lora) for lora in plan.planner_loras])} if plan.planner_loras else {}),
         "size": f"{plan.width}x{plan.height}",
         "steps": str(args.steps),
         "guidance_scale": str(args.cfg),

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from ..pipeline.errors import InputError
 from . import arguments, layout, remote
 from .progress import Bars
 
@@ -20,6 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     arguments.check_output(args.output, (".safetensors",))
+    if args.planner_lora and args.server:
+        raise InputError("leave out --planner-lora, or --server, which plans by its own weights")
     arguments.choose_size(args)
     control = layout.read(args, args.height, args.width)
     request = arguments.plan_request(args, layout.prompt(args, control))

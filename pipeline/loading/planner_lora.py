@@ -5,12 +5,13 @@ beside an adapter_model.safetensors. What PEFT 0.18 computes from them is comput
 weights is needed for the checks, so that a wrong file costs no minutes.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +45,7 @@ PARTS = {
     ("lora_magnitude_vector", None): "magnitude",
 }
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq")  # ways to begin that take something out of the base weights
+EMPTY = "holds no tensors; choose an adapter for the planner"
 UNREAD = ("layer_replication", "alora_invocation_tokens", "arrow_config", "use_qalora", "megatron_config")
 
 
@@ -103,16 +105,44 @@ def read_planner_lora(path: Path, config: VisionLanguageConfig, name: str | None
     """
     path = Path(path)
     name = name or path.name or str(path)
-    try:
+    with _naming(name):
         file = _file(path)
         places, shapes = _places(read_header(file), config)
-        state, metadata = _read(file)
-        settings, text = _settings(file, metadata)
-        layers = _layers(state, places, shapes, settings)
-        digest = hashlib.sha256(file.read_bytes() + text.encode("utf-8", "replace")).hexdigest()
+        settings, text = _settings(file, _metadata(file))
+        layers = _layers(_tensors(file), places, shapes, settings)
+        digest = _digest(file, text)
+    return PlannerLora(name, digest, layers, settings.get("lora_alpha") is not None)
+
+
+def check_lora_file(path: Path, strength: float = 1.0) -> str:
+    """Refuse a file that cannot be a planner's LoRA, before a checkpoint is there to compare it with; its SHA-256."""
+    check_strength(strength)
+    with _naming(path.name or str(path)):
+        file = _file(path)
+        header = read_header(file)
+        if not header:
+            raise InputError(EMPTY)
+        for key in header:
+            _place(key)
+        return _digest(file, _settings(file, _metadata(file))[1])
+
+
+def _digest(file: Path, settings: str) -> str:
+    """Tells apart what files make of a planner, whatever their names."""
+    found = hashlib.sha256(settings.encode("utf-8", "replace"))
+    with file.open("rb") as opened:
+        while block := opened.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()
+
+
+@contextlib.contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Around reading a file: errors say which."""
+    try:
+        yield
     except InputError as error:
         raise InputError(f"planner LoRA {shown(name, 80)} {error}") from None
-    return PlannerLora(name, digest, layers, settings.get("lora_alpha") is not None)
 
 
 def _file(path: Path) -> Path:
@@ -133,10 +163,21 @@ def _file(path: Path) -> Path:
     return path
 
 
-def _read(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def _tensors(file: Path) -> dict[str, torch.Tensor]:
+    with _opened(file) as tensors:
+        return {key: tensors.get_tensor(key) for key in tensors.keys()}  # noqa: SIM118 - a handle, not a dict
+
+
+def _metadata(file: Path) -> dict[str, str]:
+    with _opened(file) as tensors:
+        return tensors.metadata() or {}
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator:
     try:
-        with safe_open(file, "pt") as opened:
-            return {key: opened.get_tensor(key) for key in opened.keys()}, opened.metadata() or {}  # noqa: SIM118 - a handle, not a dict
+        with safe_open(file, "pt") as tensors:
+            yield tensors
     except (SafetensorError, OSError) as error:
         raise InputError(f"cannot be read: {error}; is the file whole?") from None
 
@@ -212,7 +253,7 @@ def _places(header: dict, config: VisionLanguageConfig) -> tuple[dict[str, tuple
     The header suffices, so that whole checkpoints chosen by mistake are not read.
     """
     if not header:
-        raise InputError("holds no tensors; choose an adapter for the planner")
+        raise InputError(EMPTY)
     shapes = _linear_shapes(config)
     found: dict[str, tuple[str, str, str]] = {}
     seen: set[tuple[str, str]] = set()
@@ -241,13 +282,13 @@ def _layers(state: dict, places: dict, shapes: dict, settings: dict) -> dict[str
 
 def _place(key: str) -> tuple[str, str]:
     """A file's key -> the layer's name in the file without wrappers, and what it holds of that layer's LoRA."""
+    if DECODER.search(key):
+        raise InputError(f"is made for the decoder (it holds {shown(key, 60)}); use it as a decoder LoRA")
     found = KEY.fullmatch(key)
     part = PARTS.get((found["part"], found["kind"])) if found else None
     if part is None:
         found, part = BIAS.fullmatch(key), "bias"
     if found is None or (part == "bias" and "lora_" in found["layer"]):
-        if DECODER.search(key):
-            raise InputError(f"is made for the decoder (its first key is {shown(key, 60)}); use it as a decoder LoRA")
         raise InputError(f"holds {shown(key, 80)}; only LoRA of linear layers is read: lora_A, lora_B and their like")
     layer = found["layer"]
     for wrapper in WRAPPERS:
@@ -260,8 +301,6 @@ def _layer(own: str, known: dict, key: str) -> str:
     for prefix in ("", "model.", LANGUAGE_MODEL):
         if prefix + own in known:
             return prefix + own
-    if DECODER.search(key):
-        raise InputError(f"is made for the decoder (it holds {shown(key, 60)}); use it as a decoder LoRA")
     if key.endswith(".bias") and "lora_" not in key:
         raise InputError(f"holds {shown(key, 80)} besides LoRA, which is not read; train it with bias 'none'")
     raise InputError(f"holds {shown(key, 100)}, which is no linear layer of this planner; is it for another model?")

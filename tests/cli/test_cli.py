@@ -1,5 +1,6 @@
 """The command line as its user meets it: files, metadata, one-line errors, exit codes."""
 
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from comfyui_glm_image.pipeline import GlmImage, Plan
 from comfyui_glm_image.pipeline.denoising.cfg import CfgPasses
 from comfyui_glm_image.tests.conftest import ROOT
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 SIZE = ["--width", "64", "--height", "32"]
 
@@ -51,6 +54,67 @@ def test_a_saved_plan_draws_the_picture_that_generate_draws(run, tmp_path):
     assert Plan.load("cat.safetensors").seed == 4
     assert run("generate", "--plan", "cat.safetensors", "-o", "parts.png", "--steps", "2", "--seed", "4")[0] == 0
     assert Image.open("whole.png").tobytes() == Image.open("parts.png").tobytes()
+
+
+@pytest.fixture
+def lora(references):
+    """The name of a LoRA file for the checkpoint of `run`, in the folder where it runs."""
+    layer = "model.language_model.layers.2.mlp.down_proj"
+    with safe_open(references("plain")[0] / "vision_language_encoder" / "model.safetensors", "pt") as file:
+        out, width = file.get_slice(f"{layer}.weight").get_shape()
+    generator = torch.Generator().manual_seed(1)
+    up, down = torch.randn(out, 3, generator=generator), torch.randn(3, width, generator=generator)
+    save_file({f"{layer}.lora_A.weight": down, f"{layer}.lora_B.weight": up}, "style.safetensors")
+    return "style.safetensors"
+
+
+def test_planner_loras_change_plan_and_image_which_note_them(run, lora):
+    for name, loras in {"plain": [], "off": [lora + ":0"], "on": [lora], "both": [lora, lora + ":-0.5"]}.items():
+        words = [word for each in loras for word in ("--planner-lora", each)]
+        assert run("plan", "a cat", "-o", f"{name}.safetensors", *SIZE, *words)[0] == 0
+    plans = {name: Plan.load(f"{name}.safetensors") for name in ("plain", "off", "on", "both")}
+    tokens = {name: plan.preview_token_ids.tolist() for name, plan in plans.items()}
+    assert tokens["plain"] == tokens["off"]
+    assert tokens["plain"] != tokens["on"] != tokens["both"] != tokens["plain"]
+    noted = {name: [(used.name, used.strength) for used in plan.planner_loras] for name, plan in plans.items()}
+    assert noted == {"plain": [], "off": [], "on": [(lora, 1)], "both": [(lora, 1), (lora, -0.5)]}
+    assert run("generate", "a cat", "-o", "on.png", *SIZE, "--steps", "2", "--planner-lora", lora)[0] == 0
+    (entry,) = json.loads(Image.open("on.png").text["planner_loras"])
+    assert entry == vars(plans["on"].planner_loras[0])
+
+
+@pytest.mark.parametrize("command", ["generate", "plan", "eval"])
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("nowhere.safetensors", "'nowhere.safetensors' does not exist"),
+        ("style.safetensors:nan", "strength nan is not accepted"),
+        ("C:style.bin", "'C:style.bin' does not exist"),
+        ("decoder.safetensors", "is made for the decoder"),
+        ("cut.safetensors:2", "is not a whole safetensors file"),
+    ],
+)
+def test_a_wrong_planner_lora_is_named_before_the_checkpoint_is_looked_for(run, tmp_path, command, name, message):
+    save_file({"transformer.transformer_blocks.0.attn1.to_q.lora_A.weight": torch.ones(2, 8)}, "decoder.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes(b"\x40")
+    words = ["-o", "out", "--limit", "1"] if command == "eval" else ["x", *SIZE]
+    code, _, err = run(command, *words, "--planner-lora", name, model="nowhere")
+    assert code == 1 and message in err and err.count("\n") == 1
+
+
+def test_a_planner_lora_is_refused_where_nothing_is_planned_here(run, lora):
+    words = ["--planner-lora", lora]
+    for given in (["generate", "x", "--server", "u"], ["generate", "--plan", "p"], ["plan", "x", "--server", "u"]):
+        code, _, err = run(*given, *words)
+        assert code == 1 and "leave out --planner-lora" in err
+
+
+def test_a_benchmark_is_not_gone_on_with_by_another_planner_lora(run, lora, tmp_path):
+    (tmp_path / "out").mkdir()
+    before = {"model": "small", "steps": 50, "cfg": 1.5, "seed": 0, "ablation": "none", "device": "cpu"}
+    (tmp_path / "out" / "settings.json").write_text(json.dumps(before))
+    code, _, err = run("eval", "-o", "out", "--limit", "1", "--planner-lora", lora, model="small")
+    assert code == 1 and "planner_lora None, now 'style.safetensors:1 " in err
 
 
 def test_guidance_as_one_batch_draws_the_same_picture(run, tmp_path, monkeypatch):
