@@ -15,7 +15,7 @@ from .loaders import (
     GLMImagePlannerLoader,
     GLMImageVAELoader,
 )
-from .lora import GLMImageLoRA
+from .lora import GLMImageLoRA, GLMImagePlannerLoRA
 from .ocr import GLMImageBestOfN, GLMImageReadText
 from .plan import (
     GLMImageLoadPlan,
@@ -48,6 +48,7 @@ NODES = [
     GLMImageSigmas,
     ModelSamplingGLMImage,
     GLMImageLoRA,
+    GLMImagePlannerLoRA,
     GLMImageTextLayout,
     GLMImageLayoutGuidance,
     GLMImageLayoutDecoderGuidance,

@@ -80,7 +80,7 @@ class GLMImagePlan(io.ComfyNode):
         said = show(size_report(planner.trained_sizes, height, width), cls.hidden.unique_id)
         choices = {"seed": seed, "count": count, "temperature": temperature, "top_p": top_p}
         choices["plan_rows"] = plan_rows or None
-        settings = (prompt, height, width, *choices.values(), planner.guide, *map(digest, images))
+        settings = (prompt, height, width, *choices.values(), planner.guide, planner.used_loras, *map(digest, images))
         make = partial(make_plan, planner, prompt, height, width, **choices, images=images)
         return io.NodeOutput(remember(planner, settings, make), ui=said)
 

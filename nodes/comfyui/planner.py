@@ -11,14 +11,17 @@ import torch
 from ...pipeline.devices.device import current
 from ...pipeline.geometry import TrainedSizes
 from ...pipeline.loading.checkpoint import Checkpoint
+from ...pipeline.loading.planner_lora import PlannerLora, PlannerLoras, acting, used_loras
 from ...pipeline.models.config import GlyphConfig, VisionLanguageConfig
 from ...pipeline.models.glyph_encoder import GlyphEncoder
 from ...pipeline.models.kv_cache import KVCache
 from ...pipeline.models.planner import Planner
 from ...pipeline.models.vision_tokenizer import all_rows
+from ...pipeline.plan import UsedLora
 from ...pipeline.planning.make_plan import PlannerSettings
 from ...pipeline.planning.preview import token_colours
 from .loading import open_part
+from .planner_lora import with_loras
 
 
 class ManagedPlanner(Planner):
@@ -34,7 +37,7 @@ class PlannerPart:
     """Socket value: the planner with its tokenizer and settings.
 
     `guide(part, grids)` gives controls for each grid of a plan, if a layout steers it. `plans`: the latest ones by the
-    settings they were made with.
+    settings they were made with, `loras` among them. All parts of one planner share weights and plans.
     """
 
     def __init__(self, folder: Path, dtype: str = "auto", device: str = "auto"):
@@ -42,7 +45,9 @@ class PlannerPart:
         home = folder / "vision_language_encoder"
         self.config = VisionLanguageConfig.from_json(home / "config.json")
         self.patcher, dtypes = open_part(ManagedPlanner, self.config, home, dtype, device)
+        self.plain_patcher = self.patcher
         self.module.compute_dtype = dtypes.compute
+        self.loras: PlannerLoras = ()
         self.guide: Callable | None = None
         self.plans: dict = {}
 
@@ -51,6 +56,18 @@ class PlannerPart:
         guided = copy.copy(self)
         guided.guide = guide
         return guided
+
+    def with_lora(self, lora: PlannerLora, strength: float) -> "PlannerPart":
+        """The same planner with one LoRA more; its weights are patched when it is next loaded."""
+        changed = copy.copy(self)
+        changed.loras = acting((*self.loras, (lora, strength)))
+        changed.patcher = with_loras(self.plain_patcher, changed.loras)
+        return changed
+
+    @property
+    def used_loras(self) -> tuple[UsedLora, ...]:
+        """As plans note them."""
+        return used_loras(self.loras)
 
     @property
     def module(self) -> ManagedPlanner:

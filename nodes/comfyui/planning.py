@@ -63,6 +63,7 @@ def make_plan(
             controls=controls,
             progress=Watch(part, prepared.grids, prepared.planned),
             before_pass=comfy.model_management.throw_exception_if_processing_interrupted,
+            loras=part.used_loras,
         )
 
 

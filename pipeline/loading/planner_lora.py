@@ -65,7 +65,7 @@ class PlannerLora:
 
     def describe(self) -> str:
         dora = ", DoRA" if any(lora.magnitude is not None for lora in self.layers.values()) else ""
-        scale = "" if self.says_scale else "; it does not say its alpha, so it counts once"
+        scale = "" if self.says_scale else "\nno alpha in the file: its products count once"
         return f"{self.name}: {len(self.layers)} layers of rank {self.rank}{dora}{scale}"
 
 

@@ -231,6 +231,31 @@ def lora(folder: str, *files: str) -> dict:
     return {"unmatched": unmatched}
 
 
+def planner_lora(folder: str, *files: str) -> dict:
+    """Plans without LoRA, with the first file, with both, and without again; and what is left then."""
+    parts, planning = pack("nodes.comfyui.planner"), pack("nodes.comfyui.planning")
+    read = pack("pipeline.loading.planner_lora").read_planner_lora
+    part = parts.PlannerPart(Path(folder))
+    one = part.with_lora(read(Path(files[0]), part.config), 1.0)
+    both = one.with_lora(read(Path(files[1]), part.config), -0.5)
+    before = {name: tensor.clone() for name, tensor in part.module.state_dict().items()}
+
+    def tokens(planner) -> list[int]:
+        return planning.make_plan(planner, "a red sign that says 'OPEN'", 64, 96, seed=3).preview_token_ids[0].tolist()
+
+    seen = {"plain": tokens(part), "one": tokens(one), "both": tokens(both), "one again": tokens(one)}
+    seen["off"] = tokens(part.with_lora(read(Path(files[0]), part.config), 0.0))
+    seen["again"] = tokens(part)
+    after = part.module.state_dict()
+    seen["restored"] = before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    both.patcher.detach()
+    both.patcher.patch_model(load_weights=False)
+    both.patcher.load(both.patcher.load_device, lowvram_model_memory=both.patcher.model_size() // 3)
+    seen["cast"] = sum(bool(getattr(m, "comfy_cast_weights", False)) for m in part.module.modules())
+    planning.comfy.model_management.load_models_gpu = lambda *_, **__: None  # keep it as it is
+    return seen | {"partly": tokens(both)}
+
+
 def first_step(folder: str, weights: str) -> dict:
     """Milliseconds from a sampling's start at 1024x1024 px to its first step: checks, and what both passes share."""
     model = pack("nodes.comfyui.model").open_decoder(Path(folder), Path(weights))
