@@ -28,6 +28,13 @@ COMMANDS = {  # name -> (module, help)
 }
 
 
+class Parser(argparse.ArgumentParser):
+    """As argparse's, whose sentences repeat a wrong value whole."""
+
+    def error(self, message: str):
+        super().error(presentable(message))
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
@@ -58,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="glm-image", description="GLM-Image on Ascend NPUs, CUDA and CPU.")
+    parser = Parser(prog="glm-image", description="GLM-Image on Ascend NPUs, CUDA and CPU.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     chosen = next((word for word in argv if word in COMMANDS), None)
     for name, (module, text) in COMMANDS.items():

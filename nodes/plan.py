@@ -1,6 +1,7 @@
 """GLM-Image Plan, and plans to and from files."""
 
 import hashlib
+import os
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from ..pipeline.geometry import LATENT, TrainedSizes, check_size
 from ..pipeline.plan import MAX_PLAN_ROWS, Plan, is_plan
 from ..pipeline.planning.image_plan import fitted
 from ..pipeline.planning.preview import plan_images, plan_sheet
-from ..pipeline.text import check_prompt
+from ..pipeline.text import check_prompt, shown
 from . import sockets
 from .comfyui.images import to_image, to_pil
 from .comfyui.page import show
@@ -93,7 +94,7 @@ def size_report(known: TrainedSizes, height: int, width: int) -> str:
 
 def digest(image: torch.Tensor) -> tuple[torch.Size, bytes]:
     """Tells images apart."""
-    return image.shape, hashlib.sha256(image.cpu().contiguous().numpy().tobytes()).digest()
+    return image.shape, hashlib.sha256(image.cpu().float().contiguous().numpy().tobytes()).digest()
 
 
 class GLMImagePlanFromImage(io.ComfyNode):
@@ -144,8 +145,9 @@ class GLMImagePlanFromImage(io.ComfyNode):
 
 
 def fitted_mask(mask: torch.Tensor, image: torch.Tensor, plan: Plan) -> torch.Tensor:
-    """A mask (B, h, w) over an image (B, H, W, 3) -> (B, plan height, plan width), cut as the image was."""
-    whole = torch.nn.functional.interpolate(mask[:, None].float().cpu(), image.shape[1:3], mode="bilinear")[:, 0]
+    """A mask (B, h, w) or (h, w) over an image (B, H, W, 3) -> (B, plan height, plan width), cut as the image was."""
+    masks = mask.reshape(-1, 1, *mask.shape[-2:]).float().cpu()
+    whole = torch.nn.functional.interpolate(masks, image.shape[1:3], mode="bilinear")[:, 0]
     size = (plan.width, plan.height)
     cut = [ImageOps.fit(Image.fromarray(one.numpy()), size, Image.Resampling.BILINEAR) for one in whole]
     return torch.stack([torch.from_numpy(np.array(one)) for one in cut]).clamp(0, 1)
@@ -200,7 +202,17 @@ class GLMImageResizePlan(io.ComfyNode):
         return io.NodeOutput(plan.resized(height, width))
 
 
+def check_prefix(filename_prefix: str) -> None:
+    """Refuse a path that leaves the output folder; ComfyUI says so in four lines with the server's paths in them."""
+    root = os.path.abspath(folder_paths.get_output_directory())
+    folder = os.path.abspath(os.path.join(root, os.path.dirname(os.path.normpath(filename_prefix))))
+    if os.path.commonpath((root, folder)) != root:
+        raise InputError(f"filename_prefix {shown(filename_prefix)} leaves the output folder; give a path below it")
+
+
 class GLMImageSavePlan(io.ComfyNode):
+    checks = (check_prefix,)
+
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -218,6 +230,7 @@ class GLMImageSavePlan(io.ComfyNode):
 
     @classmethod
     def execute(cls, plan, filename_prefix) -> io.NodeOutput:
+        check_prefix(filename_prefix)
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
             filename_prefix, folder_paths.get_output_directory()
         )

@@ -1,7 +1,8 @@
 """Every value of a node is compared with its widget before anything is opened.
 
 ComfyUI 0.3.75 does not compare a V3 combo with its list, lets NaN pass as a number in range, and no version looks at
-values that come by a link. So combos and floats are checked when a graph is queued, and all widgets when a node runs.
+values that come by a link. So combos and floats are checked when a graph is queued, and all inputs when a node runs:
+values of widgets, and shapes of images, masks and latents, which other nodes may give without rows or with a row more.
 Links to inputs that a node does not have reach it as well, from graphs written by hand or for another version.
 
 A node may list `checks`, functions of its inputs by their names that raise for what would be refused later anyway. They
@@ -13,12 +14,18 @@ import inspect
 import math
 from collections.abc import Iterable
 
+import torch
 from comfy_api.latest import io
 
 from ...pipeline.errors import InputError
 from ...pipeline.text import shown
 
 LISTED = 8  # choices to name
+SHAPES = {  # socket -> dimensions, and what they are
+    "IMAGE": ((4,), "(images, height, width, 3 or 4)"),
+    "MASK": ((2, 3), "(masks, height, width)"),
+    "LATENT": ((4,), "(images, channels, height, width)"),
+}
 
 
 def guarded(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
@@ -38,6 +45,28 @@ def check(node: type[io.ComfyNode], values: dict[str, object]) -> None:
             _check_choice(widget, value)
         elif isinstance(widget, (io.Float.Input, io.Int.Input)):
             _check_number(widget, value)
+        elif isinstance(widget, io.String.Input) and not isinstance(value, str):
+            raise InputError(f"{widget.id} is no text but a {type(value).__name__}; connect a text")
+        elif widget.get_io_type() in SHAPES:
+            _check_shape(widget.id, widget.get_io_type(), value)
+
+
+def check_complete(node: type[io.ComfyNode], values: dict[str, object]) -> dict[str, object]:
+    """The values that are there; raise `InputError` for a required one that a link brought as None."""
+    for widget in node.define_schema().inputs:
+        if not widget.optional and values.get(widget.id) is None:
+            raise InputError(f"{widget.id} is empty; the node that it comes from gave nothing")
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _check_shape(name: str, kind: str, value: object) -> None:
+    tensor = value.get("samples") if kind == "LATENT" and isinstance(value, dict) else value
+    if not isinstance(tensor, torch.Tensor):
+        raise InputError(f"{name} is no {kind} but a {type(value).__name__}; connect one")
+    counts, words = SHAPES[kind]
+    channels = kind != "IMAGE" or tensor.shape[-1:] in ((3,), (4,))
+    if tensor.ndim not in counts or not tensor.numel() or not channels:
+        raise InputError(f"{name} has shape {tuple(tensor.shape)}; it takes {words}, none of them 0")
 
 
 def _check_choice(widget, value: object) -> None:
@@ -68,22 +97,21 @@ def check_names(node: type[io.ComfyNode], given: Iterable[str]) -> None:
 def _checked(execute):
     """`execute` after a check of its arguments, synchronous or not as it was."""
 
-    def check_all(cls, values):
+    def checked(cls, values) -> dict[str, object]:
         check_names(cls, values)
         check(cls, values)
+        return check_complete(cls, values)
 
     if inspect.iscoroutinefunction(execute):
 
         @functools.wraps(execute)
         async def run(cls, **values):
-            check_all(cls, values)
-            return await execute(cls, **values)
+            return await execute(cls, **checked(cls, values))
     else:
 
         @functools.wraps(execute)
         def run(cls, **values):
-            check_all(cls, values)
-            return execute(cls, **values)
+            return execute(cls, **checked(cls, values))
 
     return run
 

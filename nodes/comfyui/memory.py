@@ -14,12 +14,14 @@ from comfy.model_management import VRAMState
 
 from ...pipeline.devices.capabilities import resolve_dtype
 from ...pipeline.devices.device import available_devices
+from ...pipeline.errors import presentable
 from ...pipeline.loading import placement
 from ...pipeline.loading.checkpoint import COMPONENTS, DECODER, GLYPH, PLANNER, VAE, title
 from ...pipeline.loading.memory_needs import CheckpointSizes, MemoryNeeds, memory_needs
 from ...pipeline.loading.placement import Offload, Placement, gib
 from . import model_folders
 from .loading import Devices, Dtypes, choose_device, dtypes_for
+from .page import LONGEST
 
 IN_PIECES = (VRAMState.NORMAL_VRAM, VRAMState.LOW_VRAM)
 
@@ -101,7 +103,7 @@ def describe(what: str, chosen: Placement, needs: MemoryNeeds) -> str:
     if missing or chosen.streamed:
         lines.append(remedy(chosen, needs, missing))
     if missing:
-        logging.warning(". ".join(lines))
+        logging.warning(presentable(". ".join(lines), LONGEST))
     return "\n".join([*lines, placement.describe(chosen, needs, budget)])
 
 

@@ -3,6 +3,10 @@
 Every refusal is one sentence at its node, and the server goes on.
 """
 
+import json
+import os
+import subprocess
+
 import pytest
 import torch
 from comfyui_glm_image.tests.comfyui.events import Events, messages
@@ -10,7 +14,20 @@ from comfyui_glm_image.tests.comfyui.graphs import change, node, saving_latent, 
 from comfyui_glm_image.tests.comfyui.server import PromptError, Server
 from comfyui_glm_image.tests.comfyui.test_lora import adapter, with_lora
 from comfyui_glm_image.tests.comfyui.test_sampling import latent_of
+from comfyui_glm_image.tools import comfyui
 from safetensors.torch import load_file, save_file
+
+COUNT = os.environ.get("GLM_IMAGE_BAD_NODE_INPUTS", "1120")
+SEED = os.environ.get("GLM_IMAGE_BAD_INPUTS_SEED", "0")
+
+
+def test_every_bad_input_of_a_node_ends_right_or_in_one_sentence(install):
+    script = comfyui.ROOT / "tests" / "robustness" / "nodes.py"
+    command = [install.python, str(script), str(comfyui.ROOT), "--count", COUNT, "--seed", SEED]
+    done = subprocess.run(command, cwd=install.app, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["inputs"] == int(COUNT) and result["failed"] == 0
 
 
 def refusal(server, graph) -> PromptError:

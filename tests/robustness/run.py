@@ -74,10 +74,10 @@ def attempt(surface: str, case, tally: Tally, number: int) -> None:
         tally.failures.append(f"{surface} input {number}: {fault}")
 
 
-def run(count: int, seed: int, folder: Path, only: str | None = None) -> dict[str, Tally]:
+def run(count: int, seed: int, folder: Path, surfaces: dict = SURFACES) -> dict[str, Tally]:
     """`count` inputs, the same for the same seed, in turn over all surfaces."""
     folder.mkdir()
-    makers = {name: make(folder / name) for name, make in SURFACES.items() if only in (None, name)}
+    makers = {name: make(folder / name) for name, make in surfaces.items()}
     tallies = {name: Tally() for name in makers}
     for number in range(count):
         name = list(makers)[number % len(makers)]
@@ -98,16 +98,17 @@ def table(tallies: dict[str, Tally]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, surfaces: dict = SURFACES) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--surface", choices=SURFACES)
+    parser.add_argument("--surface", choices=surfaces)
     args = parser.parse_args(argv)
+    surfaces = {name: make for name, make in surfaces.items() if args.surface in (None, name)}
     with tempfile.TemporaryDirectory() as folder:
-        run(len(SURFACES), -1, Path(folder, "first"))  # what is imported late is no memory of an input
+        run(len(surfaces), -1, Path(folder, "first"), surfaces)  # what is imported late is no memory of an input
         idle = peak()
-        tallies = run(args.count, args.seed, Path(folder, "counted"), args.surface)
+        tallies = run(args.count, args.seed, Path(folder, "counted"), surfaces)
     failures = [failure for tally in tallies.values() for failure in tally.failures]
     print(table(tallies))
     for failure in failures[:SHOWN]:

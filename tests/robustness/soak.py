@@ -125,11 +125,13 @@ class Client(threading.Thread):
         try:
             outputs = server.wait(prompt)
         except PromptError as error:
-            self.soak.count("interrupted" if error.text == "interrupted" else f"failed: {error}")
-            return
-        if is_fixed:
-            self.soak.images.add(number, server.files(outputs, "save")[0])
-        self.soak.count("done")
+            end = "interrupted" if error.text == "interrupted" else f"failed: {error}"
+        else:
+            end = "done"
+            if is_fixed:
+                self.soak.images.add(number, server.files(outputs, "save")[0])
+        server.post("/history", {"delete": [prompt]})  # ComfyUI keeps every job's graph, some 17 KB, until it is told
+        self.soak.count(end)
 
     def other(self) -> dict:
         width, height = self.draw.choice(SIZES)
@@ -157,7 +159,7 @@ class Soak:
             self.memory.append(memory_of(self.server.process.pid))
             done = len(self.memory)
             if done % FIRST == 0:
-                print(f"| {done} | {self.private(done):.1f} | {self.memory[-1][1]:.1f} |", flush=True)
+                print(f"| {done} | {self.held(done):.1f} | {self.memory[-1][1]:.1f} |", flush=True)
 
     def run(self, seed: int) -> None:
         clients = [Client(self, name, f"{seed} {name}") for name in ("one", "other")]
@@ -169,21 +171,21 @@ class Soak:
             if client.error:
                 raise client.error
 
-    def private(self, number: int) -> float:
-        """MB that only this process has, over the last jobs up to its `number`-th."""
-        return statistics.median(private for private, _ in self.memory[max(number - WINDOW, 0) : number])
+    def held(self, number: int) -> float:
+        """MB of anonymous memory, over the last jobs up to its `number`-th."""
+        return statistics.median(anonymous for anonymous, _ in self.memory[max(number - WINDOW, 0) : number])
 
     @property
     def growth(self) -> float:
         """From the first figure to the last, as a share."""
-        return self.private(len(self.memory)) / self.private(FIRST) - 1 if len(self.memory) > FIRST else 0.0
+        return self.held(len(self.memory)) / self.held(FIRST) - 1 if len(self.memory) > FIRST else 0.0
 
 
 def memory_of(pid: int) -> tuple[float, float]:
-    """(private, resident) MB of a process."""
+    """(anonymous, resident) MB of a process. Pages of files are its own or shared as other processes come and go."""
     fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
     kib = {name: int(value.split()[0]) for name, value in fields.items()}
-    return (kib["Private_Clean"] + kib["Private_Dirty"]) / 1024, kib["Rss"] / 1024
+    return kib["Anonymous"] / 1024, kib["Rss"] / 1024
 
 
 def partials(base: Path) -> list[Path]:
@@ -271,7 +273,7 @@ def broken_files(base: Path) -> list[str]:
 
 
 def memory_phase(install, base: Path, jobs: int, seed: int, images: Images, found: Counter) -> None:
-    print("| jobs done | private memory, MB | resident memory, MB |\n| ---: | ---: | ---: |")
+    print("| jobs done | anonymous memory, MB | resident memory, MB |\n| ---: | ---: | ---: |")
     server = start(install, base)
     try:
         soak = Soak(server, jobs, images)

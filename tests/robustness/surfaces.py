@@ -3,10 +3,8 @@
 An input is a callable without arguments. None of them draws an image: what is valid ends where work would begin.
 """
 
-import contextlib
 import io
 import json
-import os
 import random
 import shutil
 from collections.abc import Callable
@@ -15,11 +13,9 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from comfyui_glm_image.cli.main import main
 from comfyui_glm_image.pipeline import images
 from comfyui_glm_image.pipeline.denoising.conditioning import glyph_rows
 from comfyui_glm_image.pipeline.denoising.options import DenoiseOptions
-from comfyui_glm_image.pipeline.errors import InputError
 from comfyui_glm_image.pipeline.files import check_writable
 from comfyui_glm_image.pipeline.layout.check import check, inside_page
 from comfyui_glm_image.pipeline.layout.parse import read_layout
@@ -27,6 +23,7 @@ from comfyui_glm_image.pipeline.layout.prompt import to_prompt
 from comfyui_glm_image.pipeline.layout.regions import Layout, TextRegion
 from comfyui_glm_image.pipeline.layout.sketch import render
 from comfyui_glm_image.pipeline.loading.checkpoint import Checkpoint
+from comfyui_glm_image.pipeline.loading.planner_lora import check_lora_file, read_planner_lora
 from comfyui_glm_image.pipeline.loading.weights import load_module
 from comfyui_glm_image.pipeline.models.config import (
     DitConfig,
@@ -48,7 +45,9 @@ from comfyui_glm_image.pipeline.remote.request import ImageRequest, PlannerSampl
 from comfyui_glm_image.pipeline.remote.responses import read_json, retry_after
 from comfyui_glm_image.pipeline.text import quoted_texts
 from comfyui_glm_image.tests.robustness import values
+from comfyui_glm_image.tests.robustness.commands import command_lines, other_commands
 from PIL import Image
+from safetensors.torch import save
 
 SMALL = Path(__file__).resolve().parents[2] / "checkpoints" / "small"
 SETTINGS = {
@@ -345,41 +344,54 @@ def answers_of_engines(folder: Path) -> Maker:
     return make
 
 
-def command_lines(folder: Path) -> Maker:
+def planner_loras(folder: Path) -> Maker:
+    """Files of PEFT for the planner, damaged or with other shapes, names and settings."""
     folder.mkdir()
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    options = (
-        "--width", "--height", "--steps", "--cfg", "--seed", "--count", "--temperature", "--top-p", "--dtype",
-        "--device", "--image", "--plan", "--text", "--offload", "-o", "--model", "--revision", "--step-cache",
-        "--layout", "--server",
-    )  # fmt: skip
+    config = VisionLanguageConfig.from_json(SMALL / "vision_language_encoder" / "config.json")
+    name = "base_model.model.model.language_model.layers.0.self_attn.q_proj"
+    weights = _lora_tensors(name, config.text_config)
+    path, beside = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    settings = {
+        "lora_alpha": 8,
+        "r": 2,
+        "use_rslora": False,
+        "alpha_pattern": {"q_proj": 4},
+        "target_modules": ["q_proj"],
+    }
 
-    def call(words: list[str]) -> None:
-        shown, told = io.StringIO(), io.StringIO()
-        before = Path.cwd()
-        os.chdir(folder)
-        try:
-            with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(told):
-                code = main(words)
-        except SystemExit as end:  # argparse: the usage and one sentence
-            code = end.code
-        finally:
-            os.chdir(before)
-        text = told.getvalue()
-        assert code in (0, 1, 2) and "Traceback" not in text, text[-300:]
-        if code == 1:
-            *notices, last = text.splitlines()
-            assert last.startswith("glm-image: ") and len(last) < 300, text[:400]
-            assert all(notice.startswith("the server decides") for notice in notices), text[:400]
-            raise InputError(last.removeprefix("glm-image: "))
+    def read(content: bytes, about: str, strength) -> None:
+        path.write_bytes(content)
+        beside.write_text(about, encoding="utf-8", errors="surrogatepass")
+        check_lora_file(path, strength)
+        read_planner_lora(path, config)
 
     def make(draw: random.Random) -> Case:
-        words = [draw.choice(("generate", "plan")), values.string(draw), "--model", values.string(draw) or "none"]
-        for option in draw.sample(options, draw.randint(1, 3)):
-            words += [option, str(draw.choice((values.string, values.number))(draw))]
-        return lambda: call([word for word in words if "\0" not in word])
+        changed = dict(weights)
+        for key in draw.sample(list(changed), draw.randint(0, 2)):
+            tensor = changed.pop(key)
+            key = draw.choice(
+                (key, key.replace("q_proj", "z_proj"), key.replace("lora_A", "lora_C"), values.string(draw))
+            )
+            kinds = (
+                tensor * float("nan"),
+                tensor.long(),
+                tensor.T.contiguous(),
+                tensor[:1],
+                tensor[:, :0],
+                tensor.half(),
+            )
+            changed[key.encode("utf-8", "replace").decode()] = draw.choice(kinds)
+        data = save(changed)
+        data = values.damaged(draw, data) if draw.random() < 0.3 else data
+        strength = values.number(draw) if draw.random() < 0.2 else 0.8
+        return partial(read, data, values.json_text(draw, settings), strength)
 
     return make
+
+
+def _lora_tensors(layer: str, config) -> dict[str, torch.Tensor]:
+    width, rank = config.hidden_size, 2
+    return {f"{layer}.lora_A.weight": torch.zeros(rank, width), f"{layer}.lora_B.weight": torch.zeros(width, rank)}
 
 
 SURFACES = {
@@ -387,6 +399,6 @@ SURFACES = {
     for make in (
         plan_requests, denoise_options, prompts, layouts, fields_of_plans, plan_files, image_files,
         settings_of_checkpoints, processors_of_checkpoints, weight_files, folders_of_checkpoints,
-        files_to_write, requests_to_engines, answers_of_engines, command_lines,
+        files_to_write, requests_to_engines, answers_of_engines, planner_loras, command_lines, other_commands,
     )
 }  # fmt: skip
