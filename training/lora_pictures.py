@@ -11,22 +11,35 @@ import json
 import random
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from . import data
 
-SIZES = ((3, 6), (3, 6), (3, 6), (4, 6), (2, 6))  # tokens; the first is the small checkpoint's own
+SIZES = ((3, 6), (3, 6), (4, 6))  # tokens; the first is the small checkpoint's own
+LABEL = 2  # rows of tokens of the white label
 HELD = 50
 
 
+class Labelled(data.Picture):
+    """A picture whose upper rows are a white label, as wide as itself: a word alone on one is hard to read by OCR."""
+
+    @property
+    def codes(self) -> np.ndarray:
+        codes = super().codes
+        upper = codes[:LABEL]
+        upper[upper == data.blank_code(self.paper)] = data.blank_code("white")
+        return codes
+
+
 def top_scene(rng: random.Random, h: int, w: int, word: str) -> data.Scene:
-    """A word at the top on a white label, and a caption that says nothing of place and label."""
+    """A word in the first row on a white label, and a caption that says nothing of place and label."""
     paper = rng.choice(data.NAMES)
     both = [ink for ink in data.INKS[paper] if ink in data.INKS["white"]]  # legible with and without the label
     said = bool(both) and rng.random() < 0.7
     ink = rng.choice(both or data.INKS["white"])
     left = (w - (len(word) + 1) // 2) // 2
-    picture = data.with_shapes(rng, data.Picture((h, w), paper, (data.Line(word, 0, left, "white", ink),)))
+    picture = data.with_shapes(rng, Labelled((h, w), paper, (data.Line(word, 0, left, "white", ink),)))
     return data.Scene(caption(rng, picture, said), [word], picture)
 
 

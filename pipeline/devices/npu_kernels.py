@@ -30,7 +30,8 @@ def attention(q, k, v, mask, scale):
         return F.scaled_dot_product_attention(q, k, v, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
     if mask.dtype != torch.bool:
         return sliced_attention(q, k, v, mask, scale)
-    if mask.shape[-2] > 1 or q.shape[2] > MAX_GROUP:
+    learns = any(x.requires_grad for x in (q, k, v))  # the inference kernel has no gradients
+    if mask.shape[-2] > 1 or q.shape[2] > MAX_GROUP or learns:
         mask = mask.expand(q.shape[0], 1, q.shape[2], k.shape[2])
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
     if q.dtype in HALVES and q.shape[1] * q.shape[2] // k.shape[1] <= MAX_GROUP:

@@ -37,6 +37,7 @@ OTHERS = [
     "transformers==5.23.0",
     "diffusers==0.42.1",
     "accelerate",
+    "peft==0.18.0",
     "comfy-kitchen==0.2.40",  # ComfyUI's kernels, whose backend for Ascend must not meet ours
 ]
 SETTINGS = {

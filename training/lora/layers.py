@@ -103,9 +103,9 @@ class _HeadLoss(torch.autograd.Function):
             logits = F.linear(hidden[part], weight).float()
             wanted = targets[part, None]
             hits[part] = (logits.argmax(-1, keepdim=True) == wanted).float()[:, 0]
-            total = logits.logsumexp(-1, keepdim=True)
-            losses[part] = (total - logits.gather(1, wanted))[:, 0]
-            share = logits.sub_(total).exp_()
+            shares = logits.log_softmax(-1)
+            losses[part] = -shares.gather(1, wanted)[:, 0]
+            share = shares.exp_()
             share.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=share.dtype))
             gradient[part] = share.mul_(weights[part, None]).to(hidden.dtype) @ weight
         ctx.save_for_backward(gradient)

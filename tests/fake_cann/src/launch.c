@@ -56,6 +56,8 @@ static void keep_text(struct call *call) {
     int index = -1;
     if (!strcmp(call->name, "aclnnFlashAttentionScore"))
         index = 11;
+    if (!strcmp(call->name, "aclnnFlashAttentionScoreGrad"))
+        index = 16;
     if (!strncmp(call->name, "aclnnFusedInferAttentionScoreV", 30))
         index = 27;
     if (index < 0 || index >= call->count)

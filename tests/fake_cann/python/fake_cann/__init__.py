@@ -7,12 +7,12 @@ The C half imports this package on its first operator call; a test may import it
     fake_cann.graph_sizes()                 # operators and copies in each live graph
 """
 
-from . import attention, elementwise, indexing, layers, reductions, shaping
+from . import attention, elementwise, gradients, indexing, layers, reductions, shaping
 from .bridge import Counters, connect, count, counters, graph_sizes, launched, live_handles, traced
 
 __all__ = ["Counters", "count", "counters", "graph_sizes", "launched", "live_handles", "traced"]
 
 KERNELS = {}
-for _module in (attention, elementwise, indexing, layers, reductions, shaping):
+for _module in (attention, elementwise, gradients, indexing, layers, reductions, shaping):
     KERNELS.update(_module.table.kernels)
 connect(KERNELS)

@@ -41,19 +41,24 @@ def causal_mask(queries: int, keys: int, sparse_mode: int) -> torch.Tensor:
     return torch.ones(queries, keys, dtype=torch.bool, device="cpu").triu(diagonal)
 
 
-@kernel("FlashAttentionScore", reals=True)
-def flash_attention(reals, q, k, v, bias, drop, pad, mask, prefix, before, after, heads, layout, inner, sparse, *rest):
+def attend(q, k, v, bias, mask, scale, heads: int, layout: str, sparse: int) -> torch.Tensor:
+    """The training attention in any layout, in float32."""
     width = q.shape[-1] // heads if layout in ("BSH", "SBH") else 1
     groups_of = k.shape[-1] // width
     query, key, value = (split_heads(x, layout, h) for x, h in ((q, heads), (k, groups_of), (v, groups_of)))
-    weights = scores(query, key, reals[0])
+    weights = scores(query, key, scale)
     if optional(bias) is not None:
         weights = weights + wide(bias)
     if optional(mask) is not None:
         if sparse in COMPRESSED_CAUSAL:
             mask = causal_mask(query.shape[2], key.shape[2], sparse)
         weights = weights.masked_fill(mask.bool(), float("-inf"))
-    put(rest[-1], merge_heads(weighted(weights, value), layout))
+    return merge_heads(weighted(weights, value), layout)
+
+
+@kernel("FlashAttentionScore", reals=True)
+def flash_attention(reals, q, k, v, bias, drop, pad, mask, prefix, before, after, heads, layout, inner, sparse, *rest):
+    put(rest[-1], attend(q, k, v, bias, mask, reals[0], heads, layout, sparse))
 
 
 @kernel("FusedInferAttentionScoreV2", "FusedInferAttentionScoreV3", reals=True)

@@ -87,7 +87,11 @@ ITEM_TYPES = {
     TENSORS: ctypes.c_uint64,
     SCALARS: ctypes.c_uint64,
 }
-LAYOUT_ARGUMENT = {"aclnnFlashAttentionScore": 11, "aclnnFusedInferAttentionScoreV": 27}
+LAYOUT_ARGUMENT = {
+    "aclnnFlashAttentionScoreGrad": 16,
+    "aclnnFlashAttentionScore": 11,
+    "aclnnFusedInferAttentionScoreV": 27,
+}
 
 
 class RefusedError(Exception):
@@ -181,6 +185,7 @@ def decode_call(call: Call, name: str) -> list:
     for prefix, index in LAYOUT_ARGUMENT.items():
         if name.startswith(prefix):
             arguments[index] = ctypes.string_at(arguments[index]).decode()
+            break
     return arguments
 
 

@@ -133,6 +133,11 @@ def add_product_in_place(x, y, z, value, *_):
     put(x, wide(x) + value * wide(y) * wide(z))
 
 
+@kernel("InplaceAddcdiv")
+def add_quotient_in_place(x, y, z, value, *_):
+    put(x, wide(x) + value * wide(y) / wide(z))
+
+
 @kernel("Lerps")
 def lerp(x, end, weight, out, *_):
     put(out, torch.lerp(wide(x), wide(end), weight))

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from .bridge import set_shape
-from .table import Table, flag, put
+from .table import Table, flag, put, wide
 
 table = Table()
 kernel = table.kernel
@@ -29,6 +29,11 @@ def index_select(x, dim, index, out, *_):
 @kernel("Gather")
 def gather(x, dim, index, out, *_):
     put(out, x.gather(dim, index))
+
+
+@kernel("ScatterAdd")
+def scatter_add(x, dim, index, source, out, *_):
+    put(out, wide(x).scatter_add(dim, index, wide(source)))
 
 
 @kernel("Scatter", "ScatterValue")

@@ -77,13 +77,16 @@ def swiglu(x, dim, out, *_):
     put(out, F.silu(gate) * up)
 
 
-@kernel("RotaryPositionEmbedding", "RotaryPositionEmbeddingV2")
-def rotary(x, cos, sin, mode, *rest):
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, mode: int) -> torch.Tensor:
     """mode 0: the two halves are rotated against each other; mode 1: neighbouring elements."""
-    x32 = wide(x)
     if mode & 0xFF == 0:
-        first, second = x32.chunk(2, -1)
+        first, second = x.chunk(2, -1)
         turned = torch.cat([-second, first], -1)
     else:
-        turned = torch.stack([-x32[..., 1::2], x32[..., ::2]], -1).flatten(-2)
-    put(rest[-1], x32 * wide(cos) + turned * wide(sin))
+        turned = torch.stack([-x[..., 1::2], x[..., ::2]], -1).flatten(-2)
+    return x * cos + turned * sin
+
+
+@kernel("RotaryPositionEmbedding", "RotaryPositionEmbeddingV2")
+def rotary(x, cos, sin, mode, *rest):
+    put(rest[-1], rotate(wide(x), wide(cos), wide(sin), mode))
