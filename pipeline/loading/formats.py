@@ -3,14 +3,14 @@
 A weight of 8 or 4 bits means nothing without the rule that it was made by, and shapes alone do not tell rules apart. So
 a file that shows a sign of a format which is not read is refused before its first number, in one sentence.
 
-Read are whole weights; the forms of `models/weight_forms.py`, as they lie; and, widened while they are loaded, fp8
-weights of ComfyUI (`comfy_quant`, `fp8_scaled`) and int8 weights of ComfyUI with one scale for all of a layer.
+Read are whole weights; the forms of `models/weight_forms.py`, as they lie; int8 weights of ComfyUI with one scale for
+all of a layer and of torchao with one a row; and, widened while they are loaded, fp8 weights of ComfyUI
+(`comfy_quant`, `fp8_scaled`) and SDNQ's.
 """
 
 import json
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -19,11 +19,13 @@ from safetensors import safe_open
 from ..devices.quantised_products import GROUP
 from ..errors import CheckpointError
 from ..text import shown
+from . import sdnq
+from .sdnq import ADVICE
+from .stored import FLOATS, Entry, Layout, Stored
 
 MARK = "comfy_quant"  # a layer's key whose bytes are JSON about its weight, as ComfyUI writes it
 INT8, INT4 = "int8_tensorwise", "glm_image_int4"  # `format` of the forms of 8 bits (ComfyUI's) and 4 bits (ours)
 FP8 = {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
-ADVICE = "round the checkpoint's own bf16 weights instead: 'glm-image quantize MODEL -o OUT --planner w8 --decoder w8'"
 METHODS = {  # `quant_method` of config.json -> the format's name
     "sdnq": "SDNQ",
     "auto-round": "AutoRound",
@@ -53,52 +55,8 @@ SIGNS = (  # ends of keys that only one family of formats has, the first that is
     (".weight_scale_2", "NVFP4 without ComfyUI's note about it"),
     (".weight_scale_inv", "fine-grained FP8"),
 )
+QDATA = "._weight_qdata"
 CODES = ("I8", "U8", "I16", "I32", "I64", "F4", "F4_E2M1", "F6_E2M3", "F6_E3M2", "F8_E8M0")
-FLOATS = {"BF16": 2, "F16": 2, "F32": 4, "F8_E4M3": 1, "F8_E5M2": 1}
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A tensor as a file has it: its shard, its key there, shape, dtype's name and bytes."""
-
-    shard: Path
-    key: str
-    shape: tuple[int, ...]
-    dtype: str
-    nbytes: int
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A tensor as the model has it, from an entry and, where it is scaled, the scale's; `widen` joins them."""
-
-    entry: Entry
-    shape: tuple[int, ...]
-    dtype: str
-    nbytes: int
-    scale: Entry | None = None
-    widen: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor] | None = None
-
-    def read(self, file) -> torch.Tensor:
-        """From the open shard of the entry; a scale in another shard is read from there."""
-        tensor = file.get_tensor(self.entry.key)
-        if self.widen is None:
-            return tensor
-        return self.widen(tensor, None if self.scale is None else self._scale(file))
-
-    def _scale(self, file) -> torch.Tensor:
-        if self.scale.shard == self.entry.shard:
-            return file.get_tensor(self.scale.key)
-        with safe_open(self.scale.shard, "pt") as other:
-            return other.get_tensor(self.scale.key)
-
-
-@dataclass
-class Layout:
-    """`tensors` by the model's keys, and `forms`: layer -> "w8" or "w4" for those that lie in such a form."""
-
-    tensors: dict[str, Stored] = field(default_factory=dict)
-    forms: dict[str, str] = field(default_factory=dict)
 
 
 def layout_of(source: Path, entries: dict[str, Entry], noted: Mapping[str, dict], settings) -> Layout:
@@ -112,8 +70,14 @@ def layout_of(source: Path, entries: dict[str, Entry], noted: Mapping[str, dict]
     if "scaled_fp8" in rest:
         del rest["scaled_fp8"]
         notes = _notes_of_scaled_fp8(rest)
+    layout, method = Layout(), settings.get("quant_method") if isinstance(settings, dict) else None
+    if method == "sdnq":
+        layout.tensors |= sdnq.take(source, rest, settings)
+        settings = None
+    elif method == "torchao" and (codes := [key for key in rest if key.endswith(QDATA)]):
+        notes |= _notes_of_torchao(source, rest, codes)
+        settings = None
     _refuse_others(source, rest, notes, settings)
-    layout = Layout()
     for layer, note in notes.items():
         _place(source, layout, rest, layer, note)
     layout.tensors |= {key: Stored(e, e.shape, e.dtype, e.nbytes) for key, e in rest.items()}
@@ -154,6 +118,27 @@ def _notes_of_scaled_fp8(entries: dict[str, Entry]) -> dict[str, dict]:
     return {layer: {"format": names.get(weight.dtype, weight.dtype)} for layer, weight in weights.items() if weight}
 
 
+def _notes_of_torchao(source: Path, entries: dict[str, Entry], codes: list[str]) -> dict[str, dict]:
+    """int8 weights with one scale a row, as diffusers and transformers save them: keys become those of ComfyUI."""
+    notes = {}
+    for key in codes:
+        layer, data = key.removesuffix(QDATA), entries.pop(key)
+        zeros = entries.pop(f"{layer}._weight_zero_point", None)
+        scale = entries.pop(f"{layer}._weight_scale", None)
+        if data.dtype != "I8" or len(data.shape) != 2 or scale is None or math.prod(scale.shape) != data.shape[0]:
+            _refuse(source, "torchao, other than int8 with one scale a row")
+        if zeros is not None and _any(zeros):
+            _refuse(source, "torchao with zero points")
+        entries[f"{layer}.weight"], entries[f"{layer}.weight_scale"] = data, scale
+        notes[layer] = {"format": INT8}
+    return notes
+
+
+def _any(entry: Entry) -> bool:
+    with safe_open(entry.shard, "pt") as file:
+        return bool(file.get_tensor(entry.key).any())
+
+
 def _refuse_others(source: Path, entries: Mapping[str, Entry], notes: Mapping[str, dict], settings) -> None:
     """Raise for files that show a sign of a format that no note explains."""
     method = settings.get("quant_method") if isinstance(settings, dict) else None
@@ -187,7 +172,7 @@ def _place(source: Path, layout: Layout, entries: dict[str, Entry], layer: str, 
         scale = _scale(source, entries, layer, weight.shape[0])
         entries.pop(f"{layer}.input_scale", None)  # for products in 8 bits, which are not computed here
         size = 2 * math.prod(weight.shape)
-        layout.tensors[f"{layer}.weight"] = Stored(weight, weight.shape, "BF16", size, scale, _scaled)
+        layout.tensors[f"{layer}.weight"] = Stored(weight, weight.shape, "BF16", size, (scale,), _scaled)
     else:
         rotated = " with rotation (convrot)" if note.get("convrot") else ""
         _refuse(source, f"ComfyUI's {shown(form)}{rotated}")
@@ -200,7 +185,7 @@ def _place_int8(source: Path, layout: Layout, entries: dict[str, Entry], layer: 
     entries.pop(f"{layer}.input_scale", None)
     layout.forms[layer] = "w8"
     layout.tensors[f"{layer}.weight"] = Stored(weight, weight.shape, weight.dtype, weight.nbytes)
-    each = Stored(scale, (rows, 1), scale.dtype, rows * FLOATS[scale.dtype], widen=lambda s, _: _column(s, rows))
+    each = Stored(scale, (rows, 1), scale.dtype, rows * FLOATS[scale.dtype], widen=lambda s: _column(s, rows))
     layout.tensors[f"{layer}.weight_scale"] = each
 
 
@@ -216,6 +201,6 @@ def _column(scale: torch.Tensor, rows: int) -> torch.Tensor:
     return scale.reshape(-1, 1).expand(rows, 1)
 
 
-def _scaled(weight: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+def _scaled(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """fp8 numbers times their scale, in bfloat16."""
     return (weight.float() * scale.float().reshape(-1, 1)).bfloat16()

@@ -20,7 +20,8 @@ from ..files import replacing, write_text
 from ..models.weight_forms import FORMS, layer_form, rounded
 from ..progress import Progress
 from .checkpoint import DECODER, PATTERNS, PLANNER, Checkpoint, title
-from .formats import MARK, Stored, mark
+from .formats import MARK, mark
+from .stored import Stored
 from .weights import STORED, WEIGHT_NAMES, Weights
 
 ROWS = 4096  # of a matrix that are rounded at once, which bounds the memory of float32 copies

@@ -19,7 +19,8 @@ from ..errors import CheckpointError
 from ..models import weight_forms
 from ..models.config import LAYERS, read_json
 from ..text import shown
-from .formats import Entry, Layout, layout_of
+from .formats import layout_of
+from .stored import Entry, Layout
 
 WEIGHT_NAMES = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 STORED = {

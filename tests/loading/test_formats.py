@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from comfyui_glm_image.pipeline import GlmImage
 from comfyui_glm_image.pipeline.errors import CheckpointError
 from comfyui_glm_image.pipeline.loading import placement as P
+from comfyui_glm_image.pipeline.loading import sdnq
 from comfyui_glm_image.pipeline.loading.weights import Weights
 from comfyui_glm_image.pipeline.models.weight_forms import W8Linear, rounded
 from safetensors.torch import load_file, save_file
@@ -116,7 +118,7 @@ def test_other_formats_are_refused_by_name_before_anything_is_read(folder, chang
         GlmImage.from_pretrained(folder, device="cpu")
 
 
-@pytest.mark.parametrize(("method", "says"), [("sdnq", "SDNQ"), ("torchao", "torchao"), ("new", "unknown format")])
+@pytest.mark.parametrize(("method", "says"), [("gptq", "GPTQ"), ("torchao", "torchao"), ("new", "unknown format")])
 def test_settings_that_name_a_format_are_believed(folder, method, says):
     config = folder / "transformer" / "config.json"
     settings = {"quantization_config": {"quant_method": method}}
@@ -131,3 +133,88 @@ def test_rounding_what_has_been_rounded_already_changes_nothing(folder):
     request = P.PlacementRequest("cpu", decoder_weights="w8")
     placement = P.choose(folder, request)
     assert P.DECODER not in placement.forms
+
+
+SDNQ = Path(__file__).parents[1] / "data" / "sdnq_0.2.8.safetensors"  # layers that sdnq 0.2.8 rounded and widened
+
+
+def sdnq_layers():
+    layers: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in load_file(SDNQ).items():
+        codes, _, name = key.partition("/")
+        layers.setdefault(codes, {})[name.removeprefix("l.")] = tensor
+    return layers
+
+
+@pytest.mark.parametrize(("codes", "layer"), sdnq_layers().items(), ids=sdnq_layers().keys())
+def test_codes_of_sdnq_are_widened_as_sdnq_widens_them(codes, layer):
+    whole = layer.pop("whole")
+    names = tuple(name for name in sdnq.OTHERS if name in layer)
+    beside = [layer[name] for name in ("scale", *names)]
+    found = sdnq.widened(layer["weight"], *beside, codes=codes.removesuffix("+svd"), names=names, shape=(32, 64))
+    assert (found.float() - whole.float()).abs().max() <= whole.float().abs().max() / 128  # a last digit of bfloat16
+
+
+def as_sdnq(folder, **settings):
+    """The decoder's layer as a folder of sdnq's holds it."""
+    layer = sdnq_layers()["int5"]
+    matrix = torch.zeros(weight_shape(folder))
+    matrix[:32, :64] = layer.pop("whole").float()
+    rows, width = matrix.shape
+    scale = matrix.view(rows, -1, 16).abs().amax(2, keepdim=True).clamp(min=1e-6) / 7
+    codes = (matrix.view(rows, -1, 16) / scale).round().clamp(-8, 7).to(torch.int16) + 8
+    packed = (codes.flatten()[::2] | codes.flatten()[1::2] << 4).to(torch.uint8)
+    change(folder, **{WEIGHT: packed, f"{LAYER}.scale": scale})
+    config = folder / "transformer" / "config.json"
+    how = {"quant_method": "sdnq", "weights_dtype": "uint4", "modules_dtype_dict": {"int4": [WEIGHT]}} | settings
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"quantization_config": how}))
+    return ((codes - 8) * scale).reshape(rows, width)
+
+
+def weight_shape(folder):
+    return load_file(folder / FILE)[WEIGHT].shape
+
+
+def test_a_folder_of_sdnq_is_read_by_its_settings(folder):
+    wanted = as_sdnq(folder)
+    assert Weights(folder / "transformer").headers[WEIGHT][1:] == (wanted.shape, "BF16", 2 * wanted.numel())
+    assert torch.equal(weight_of(folder).bfloat16(), wanted.bfloat16())
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"use_hadamard": True}, "SDNQ with use_hadamard.*glm-image quantize"),
+        ({"modules_dtype_dict": {"uint3": [WEIGHT]}}, "SDNQ's 'uint3'"),
+        ({"modules_dtype_dict": {"uint4": [WEIGHT]}}, "no zero_point"),
+        ({"modules_dtype_dict": {"int7": [WEIGHT]}}, "does not hold the int7 numbers"),
+    ],
+)
+def test_what_sdnq_can_do_beyond_is_refused_by_name(folder, settings, says):
+    as_sdnq(folder, **settings)
+    with pytest.raises(CheckpointError, match=says):
+        GlmImage.from_pretrained(folder, device="cpu")
+
+
+def as_torchao(folder, zero=0):
+    """The decoder's layer as diffusers saves torchao's int8."""
+    weight = load_file(folder / FILE)[WEIGHT].float()
+    codes, scale = int8(weight, 1)
+    parts = {"qdata": codes, "scale": scale, "zero_point": torch.full_like(codes[:, :1], zero)}
+    change(folder, **{WEIGHT: None}, **{f"{LAYER}._weight_{name}": part for name, part in parts.items()})
+    config = folder / "transformer" / "config.json"
+    settings = {"quantization_config": {"quant_method": "torchao"}}
+    config.write_text(json.dumps(json.loads(config.read_text()) | settings))
+    return weight
+
+
+def test_int8_of_torchao_stays_as_it_is(folder):
+    weight = as_torchao(folder)
+    assert Weights(folder / "transformer").forms == {LAYER: "w8"}
+    assert (weight_of(folder) - weight).abs().max() <= weight.abs().max() / 127 / 2 * 1.01
+
+
+def test_torchao_with_zero_points_is_refused(folder):
+    as_torchao(folder, zero=3)
+    with pytest.raises(CheckpointError, match="torchao with zero points"):
+        GlmImage.from_pretrained(folder, device="cpu")

@@ -1,0 +1,52 @@
+"""Where a tensor of a model lies in weight files: one entry as it is, or several that make it together."""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+FLOATS = {"BF16": 2, "F16": 2, "F32": 4, "F8_E4M3": 1, "F8_E5M2": 1}  # names of dtypes -> bytes of a number
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor as a file has it: its shard, its key there, shape, dtype's name and bytes."""
+
+    shard: Path
+    key: str
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor as the model has it: an entry, or what `widen` makes of the entry and of `others`, its scales."""
+
+    entry: Entry
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+    others: tuple[Entry, ...] = ()
+    widen: Callable[..., torch.Tensor] | None = None
+
+    def read(self, file) -> torch.Tensor:
+        """From the open shard of the entry; what lies in another shard is read from there."""
+        tensor = file.get_tensor(self.entry.key)
+        return self.widen(tensor, *(self._other(entry, file) for entry in self.others)) if self.widen else tensor
+
+    def _other(self, entry: Entry, file) -> torch.Tensor:
+        here = entry.shard == self.entry.shard
+        with contextlib.nullcontext(file) if here else safe_open(entry.shard, "pt") as its:
+            return its.get_tensor(entry.key)
+
+
+@dataclass
+class Layout:
+    """`tensors` by the model's keys, and `forms`: layer -> "w8" or "w4" for those that lie in such a form."""
+
+    tensors: dict[str, Stored] = field(default_factory=dict)
+    forms: dict[str, str] = field(default_factory=dict)
