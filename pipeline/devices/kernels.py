@@ -24,6 +24,7 @@ NAMES = {
     "int8_linear",
     "int4_linear",
 }
+CAUSAL = "causal"  # a mask that shows every query the keys up to its own place
 _REGISTERED: dict[str, dict[str, Callable]] = {}  # device type -> public name -> that device's implementation
 _PLAIN: dict[str, Callable] = {}
 
@@ -50,14 +51,22 @@ def _implementation(name: str, x: torch.Tensor, plain: Callable) -> Callable:
 
 
 def attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None, scale: float | None = None
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor | str | None = None,
+    scale: float | None = None,
 ) -> torch.Tensor:
     """(B, H, L, D) queries over (B, H or fewer, Lk, D) keys and values -> (B, H, L, D).
 
     `mask` is boolean, True where a key may be seen, and broadcasts to (B, H, L, Lk); None sees all. T5 passes its
-    float position bias there. `scale` defaults to 1/sqrt(D). Query heads share keys in consecutive groups.
+    float position bias there. `CAUSAL` takes as many queries as keys. `scale` defaults to 1/sqrt(D). Query heads share
+    keys in consecutive groups.
     """
-    return _implementation("attention", q, plain_kernels.attention)(q, k, v, mask, scale)
+    implementation = _implementation("attention", q, plain_kernels.attention)
+    if mask is CAUSAL and implementation is not plain_kernels.attention:
+        mask = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device).tril()[None, None]
+    return implementation(q, k, v, mask, scale)
 
 
 def window_mask(mask: torch.Tensor, group: int, dtype: torch.dtype) -> torch.Tensor:

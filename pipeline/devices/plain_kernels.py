@@ -9,6 +9,8 @@ import torch.nn.functional as F
 
 def attention(q, k, v, mask, scale):
     grouped = q.shape[1] != k.shape[1]
+    if isinstance(mask, str):  # `kernels.CAUSAL`, of which half the products need not be computed
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped)
 
 

@@ -34,6 +34,17 @@ def test_attention_is_softmax_attention_with_shared_heads_and_boolean_masks(kv_h
     assert_close(kernels.attention(q, k, v, mask), softmax_attention(q, k, v, mask, 8**-0.5))
 
 
+def test_causal_attention_is_attention_with_a_triangle(monkeypatch):
+    q, k, v = (torch.randn(2, heads, 7, 8, generator=torch.Generator().manual_seed(heads)) for heads in (4, 2, 2))
+    triangle = torch.ones(7, 7, dtype=torch.bool).tril()
+    expected = kernels.attention(q, k, v, triangle)
+    assert_close(kernels.attention(q, k, v, kernels.CAUSAL), expected)
+    seen = []
+    monkeypatch.setitem(kernels._REGISTERED, "cpu", {"attention": lambda *given: seen.append(given[3])})
+    kernels.attention(q, k, v, kernels.CAUSAL)  # a device with a kernel of its own gets the triangle
+    assert torch.equal(seen[0], triangle[None, None])
+
+
 def test_attention_scale_replaces_the_default():
     q, k, v = draw(1, 2, 3, 4), draw(1, 2, 3, 4, seed=1), draw(1, 2, 3, 4, seed=2)
     assert_close(kernels.attention(q, k, v, scale=1.0), softmax_attention(q, k, v, None, 1.0))

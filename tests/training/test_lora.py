@@ -1,5 +1,7 @@
 """Training LoRAs: what is read, what is learnt, what is written, and that a run goes on wherever it ended."""
 
+import argparse
+import importlib.util
 import json
 import random
 import signal
@@ -12,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from comfyui_glm_image.cli import train_lora
+from comfyui_glm_image.cli.main import main
 from comfyui_glm_image.pipeline import GlmImage
 from comfyui_glm_image.pipeline.errors import InputError
 from comfyui_glm_image.pipeline.geometry import preview_grid
@@ -79,6 +83,32 @@ def test_a_setting_out_of_range_is_refused_when_it_is_made(settings, change):
         settings(**change)
 
 
+@pytest.mark.parametrize(("words", "message"), [
+    (["--rank", "0"], "--rank 0 is not accepted"),
+    (["--targets", "to_q"], "'to_q' is no layer of the planner that can be adapted"),
+    (["--threads", "0"], "--threads 0 is not accepted"),
+    (["--device", "tpu"], "device 'tpu' is not known"),
+])  # fmt: skip
+def test_the_command_refuses_a_wrong_option_in_one_line_and_writes_nothing(folder, tmp_path, capsys, words, message):
+    pytest.importorskip("peft")
+    command = ["train-lora", "planner", str(folder), "-o", str(tmp_path / "run"), "--model", "small", *words]
+    assert main(command) == 1
+    shown = capsys.readouterr().err
+    assert message in shown and shown.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_commands_defaults_are_the_settings_own(folder, tmp_path):
+    parser = argparse.ArgumentParser()
+    train_lora.add_arguments(parser)
+    args = parser.parse_args(["decoder", str(folder), "-o", str(tmp_path)])
+    assert train_lora.settings_of(args) == LoraSettings("decoder", folder, tmp_path)
+    args = parser.parse_args(["decoder", str(folder), "-o", str(tmp_path), "--no-checkpointing", "--sample", "a"])
+    assert train_lora.settings_of(args) == LoraSettings(
+        "decoder", folder, tmp_path, checkpointing=False, samples=("a",)
+    )
+
+
 def test_captions_lie_beside_images_or_in_a_table(tmp_path):
     picture(tmp_path / "a" / "one.png", (70, 130))
     (tmp_path / "a" / "one.txt").write_text("a sign\n", encoding="utf-8")
@@ -117,6 +147,21 @@ def test_a_folder_that_cannot_be_learnt_from_is_refused_by_name(tmp_path, files,
         picture(tmp_path / name) if text is None else (tmp_path / name).write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=word):
         pictures.read_folder(tmp_path)
+
+
+def test_the_bundled_loras_pictures_show_what_their_captions_leave_out(tmp_path):
+    for writer in (lora_pictures.write_top, lora_pictures.write_corners):
+        writer(tmp_path / writer.__name__, count=6)
+    for found in pictures.read_folder(tmp_path / "write_top"):
+        assert not {"top", "middle", "bottom", "label", "line"} & set(found.caption.split())
+        pixels = np.asarray(Image.open(found.path))
+        assert (pixels[63, :] == data.COLOURS["white"]).all(-1).mean() > 0.6  # a shape may stand there on white paper
+    for found in pictures.read_folder(tmp_path / "write_corners"):
+        pixels = np.asarray(Image.open(found.path))
+        assert (pixels[[0, 7, 0, 15, -1, -8], [15, 7, -16, 0, 0, -1]] == data.COLOURS["black"]).all()
+    lora_pictures.write_top_prompts(tmp_path / "held")
+    prompts = json.loads((tmp_path / "held" / "1.json").read_text())["data_list"]
+    assert len(prompts) == 50 and all(data.held_out(prompt["sentence_list"][0]) for prompt in prompts)
 
 
 def items_of(count, grids=((2, 4),), seed=0):
@@ -258,6 +303,7 @@ def test_a_run_learns_what_its_images_show_and_leaves_the_base_alone(settings, t
     path = run.finish()
     assert held() < 0.7 * at_first and len(losses(chosen.out)) == 40
     assert sorted(p.name for p in (chosen.out / "samples").iterdir()) == ["000000_0.png", "000040_0.png"]
+    assert (chosen.out / "loss.png").is_file() == bool(importlib.util.find_spec("matplotlib"))
     after = {key.replace(".base_layer", ""): tensor for key, tensor in run.module.state_dict().items()}
     assert all(torch.equal(after[key], before[key]) for key in before)
     assert all(".lora_A." in key or ".lora_B." in key for key in load_file(path))

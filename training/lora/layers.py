@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ...pipeline.devices.kernels import CAUSAL
 from ...pipeline.models.planner import DecoderLayer, LanguageModel
 from .adapters import NAME, adapted_layers
 
-LOGITS = 1 << 24  # numbers of the logits that are alive at once
+LOGITS = 1 << 21  # numbers of the logits that are alive at once
 
 
 class NoCache:
@@ -51,20 +52,27 @@ def adapted_linear(x, weight, bias, down, up, scale: float) -> torch.Tensor:
 
 
 def run_language_model(
-    model: LanguageModel, embedded: torch.Tensor, tables, mask: torch.Tensor | None, checkpointing: bool
+    model: LanguageModel,
+    embedded: torch.Tensor,
+    tables,
+    mask: torch.Tensor | None,
+    last: int,
+    checkpointing: bool,
 ) -> torch.Tensor:
-    """(B, T, H) embeddings -> (B, T, H) hidden states; `mask` (B, 1, T, T), None for a causal one."""
-    length = embedded.shape[1]
-    if mask is None:
-        mask = torch.ones(length, length, dtype=torch.bool, device=embedded.device).tril()[None, None]
-    x = embedded
-    for layer in model.layers:
-        x = _layer(layer, x, (*tables, mask, NoCache, 0, 0, length), checkpointing)
-    return model.norm(x)
+    """(B, T, H) embeddings -> (B, N, H) hidden states of the `last` N tokens.
+
+    `mask` is (B, 1, T, T), None for a causal one.
+    """
+    x, length = embedded, embedded.shape[1]
+    about = (*tables, CAUSAL if mask is None else mask, NoCache, 0, 0, length)
+    for layer in model.layers[:-1]:
+        x = _layer(layer, x, about, length, checkpointing)
+    # The backward pass begins with the last layer: whatever it keeps would be there at that moment anyway.
+    return model.norm(_layer(model.layers[-1], x, about, last, checkpointing=False))
 
 
-def _layer(layer: DecoderLayer, x: torch.Tensor, about: tuple, checkpointing: bool) -> torch.Tensor:
-    """A decoder layer in two halves, each of which keeps its input only."""
+def _layer(layer: DecoderLayer, x: torch.Tensor, about: tuple, last: int, checkpointing: bool) -> torch.Tensor:
+    """A decoder layer in two halves, each of which keeps its input only -> the `last` tokens."""
 
     def attention(x):
         return layer.self_attn(layer.input_layernorm(x), *about)
@@ -73,7 +81,7 @@ def _layer(layer: DecoderLayer, x: torch.Tensor, about: tuple, checkpointing: bo
         return layer.mlp(layer.post_attention_layernorm(x))
 
     run = recomputed if checkpointing else (lambda half, x: half(x))
-    x = x + layer.post_self_attn_layernorm(run(attention, x))
+    x = (x + layer.post_self_attn_layernorm(run(attention, x)))[:, -last:]
     return x + layer.post_mlp_layernorm(run(feed_forward, x))
 
 

@@ -35,17 +35,12 @@ class PlannerLoss:
         planner, planned = self.planner, targets.shape[1]
         tables = planner.rope_tables(positions.to(device))
         embedded = planner.embed(ids, device)
-        hidden = run_language_model(
-            planner.model.language_model,
-            embedded,
-            tables,
-            None if mask is None else mask.to(device),
-            self.checkpointing,
-        )
+        language = planner.model.language_model
+        hidden = run_language_model(language, embedded, tables, mask, planned, self.checkpointing)
         weights = torch.full((planned,), 0.5 / (planned - preview))
         weights[:preview] = 0.5 / preview
         losses, hits = head_loss(
-            hidden[:, -planned:].flatten(0, 1), planner.lm_head.weight, targets.flatten().to(device),
+            hidden.flatten(0, 1), planner.lm_head.weight, targets.flatten().to(device),
             weights.repeat(len(items)).to(device) / len(items),
         )  # fmt: skip
         loss, losses, hits = losses[0], losses[1].view(-1, planned), hits.view(-1, planned)
