@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CPU_TORCH := torch==2.13.0
 
-.PHONY: demo device-check test test-lowest lint test-js test-comfyui test-npu test-engines comfyui clean
+.PHONY: demo device-check test test-lowest test-highest lint test-js test-comfyui test-npu test-engines comfyui clean
 
 # Tests compute little at a time: threads that wait for each other take several times what they save.
 test test-comfyui: export OMP_NUM_THREADS := 1
@@ -17,9 +17,10 @@ demo: $(VENV)/base
 test: $(VENV)/test lint test-js
 	$(BIN)/python -m pytest -q -rs --ignore tests/comfyui --ignore tests/npu --ignore tests/engines
 
-# The lowest Python and the lowest versions that pyproject.toml states, in an environment of their own.
-test-lowest:
-	$(PYTHON) tests/versions/run.py
+# The lowest Python and the lowest versions that pyproject.toml states, or the newest of all, in environments of their
+# own. PART=part takes the tests that CI runs of them.
+test-lowest test-highest:
+	$(PYTHON) tests/versions/run.py $(@:test-%=%) $(PART)
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .
@@ -50,9 +51,9 @@ device-check:
 	mkdir -p build && ln -sfn .. build/comfyui_glm_image
 	PYTHONPATH=build $(PYTHON) -m comfyui_glm_image device-check $(ARGS)
 
-# torch is only installed where there is none, in the build that pip's index has. PyPI's for x86-64 Linux brings CUDA
-# (4.8 GB), for aarch64, macOS and Windows it is a CPU build. A CPU build suffices for demo and tests: set PIP_INDEX_URL
-# to PyTorch's index of CPU builds for this one step, or put a torch into .venv first.
+# torch is only installed where there is none, in the build that pip's index has. PyPI's for Linux asks for CUDA, on x86-64
+# (4.8 GB) and on aarch64 alike; for macOS and Windows it is a CPU build. A CPU build suffices for demo and tests: set
+# PIP_INDEX_URL to PyTorch's index of CPU builds for this one step, or put a torch into .venv first.
 $(VENV)/base: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install -q $(CPU_TORCH)
@@ -64,4 +65,4 @@ $(VENV)/test: $(VENV)/base
 	touch $@
 
 clean:
-	rm -rf .venv .venv-npu .venv-lowest .comfyui .engines build out
+	rm -rf .venv .venv-npu .venv-lowest .venv-highest .comfyui .engines build out

@@ -29,7 +29,16 @@ LOCAL_ONLY = (
     "guidance_batching",
     "compile",
 )
-LOCAL_PLANNING = ("device", "dtype", "planner_device", "decoder_device", "planner_int8", "plan_rows")
+LOCAL_PLANNING = (
+    "device",
+    "dtype",
+    "planner_device",
+    "decoder_device",
+    "planner_int8",
+    "planner_weights",
+    "decoder_weights",
+    "plan_rows",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -230,7 +230,6 @@ class GLMImageSavePlan(io.ComfyNode):
 
     @classmethod
     def execute(cls, plan, filename_prefix) -> io.NodeOutput:
-        check_prefix(filename_prefix)
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
             filename_prefix, folder_paths.get_output_directory()
         )

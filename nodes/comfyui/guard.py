@@ -6,7 +6,8 @@ values of widgets, and shapes of images, masks and latents, which other nodes ma
 Links to inputs that a node does not have reach it as well, from graphs written by hand or for another version.
 
 A node may list `checks`, functions of its inputs by their names that raise for what would be refused later anyway. They
-run when a graph is queued, with values that are known by then, and the page marks the node before anything is computed.
+run when a graph is queued, with values that are known by then, and the page marks the node before anything is computed;
+with values that come by links they run when the node does.
 """
 
 import functools
@@ -94,13 +95,23 @@ def check_names(node: type[io.ComfyNode], given: Iterable[str]) -> None:
         raise InputError(f"there is no input {shown(unknown)}; remove it, or use one of {', '.join(known)}")
 
 
+def run_checks(node: type[io.ComfyNode], known: dict[str, object]) -> None:
+    """Run those of the node's `checks` whose values are all known."""
+    for one in getattr(node, "checks", ()):
+        names = _read_by(one)
+        if all(known.get(name) is not None for name in names):
+            one(**{name: known[name] for name in names})
+
+
 def _checked(execute):
     """`execute` after a check of its arguments, synchronous or not as it was."""
 
     def checked(cls, values) -> dict[str, object]:
         check_names(cls, values)
         check(cls, values)
-        return check_complete(cls, values)
+        there = check_complete(cls, values)
+        run_checks(cls, there)
+        return there
 
     if inspect.iscoroutinefunction(execute):
 
@@ -119,16 +130,12 @@ def _checked(execute):
 def _validator(node: type[io.ComfyNode]):
     """What ComfyUI calls when a graph is queued. It reads the names of the inputs it passes from the signature."""
     kinds = (io.Combo.Input, io.Float.Input)
-    checks = {one: _read_by(one) for one in getattr(node, "checks", ())}
-    wanted = {name for names in checks.values() for name in names}
+    wanted = {name for one in getattr(node, "checks", ()) for name in _read_by(one)}
     names = [w.id for w in node.define_schema().inputs if isinstance(w, kinds) or w.id in wanted]
 
     def validate_inputs(cls, **values):
         check(cls, values)  # raised, and not returned: ComfyUI would repeat a returned sentence for every name
-        for one, read in checks.items():
-            given = {name: values.get(name) for name in read}
-            if None not in given.values():  # what comes by a link is not known yet
-                one(**given)
+        run_checks(cls, values)  # what comes by a link is None here
         return True
 
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD

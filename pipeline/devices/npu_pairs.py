@@ -1,7 +1,7 @@
 """Which torch_npu goes with which torch, told from installed files alone: importing a wrong pair can end the process.
 
 The newer torch_npu of each torch and a CUDA build of torch register the same allocator setting, and the second to do so
-aborts at `import torch`. torch on PyPI is a CUDA build for x86-64 and, by its size, for aarch64 since 2.11.0.
+aborts at `import torch`. PyPI's torch is a CUDA build for x86-64 and, by what it requires, for aarch64 since 2.11.0.
 """
 
 import importlib.metadata

@@ -21,7 +21,7 @@ from ..models.planner import Planner
 from ..plan import Plan
 from ..planning.controls import GridControl
 from ..planning.references import vit_pixels
-from ..text import MAX_TEXT
+from ..text import MAX_TEXT, utf8
 from .boxes import box_weights, inside_boxes
 from .regions import Layout
 
@@ -160,7 +160,7 @@ def _glyph_spans(texts: list[str]) -> list[range]:
     """Where each string's tokens lie in what the glyph encoder returns: a pad for even counts, bytes, an end."""
     spans, start = [], 0
     for text in texts or [""]:
-        length = (len(texts) + 1) % 2 + min(len(text.encode()), MAX_TEXT - 1) + 1
+        length = (len(texts) + 1) % 2 + min(len(utf8(text)), MAX_TEXT - 1) + 1
         spans.append(range(start, start + length))
         start += length
     return spans

@@ -99,6 +99,13 @@ def test_settings_without_effect_are_named(serve, tmp_path, capsys):
     assert "about $0.015, the limit is $0.100" in said
 
 
+@pytest.mark.parametrize("option", ["--planner-weights=w8", "--decoder-weights=w4", "--plan-rows=2", "--device=cpu"])
+def test_what_a_server_decides_on_when_it_plans_is_named(option, tmp_path, capsys):
+    words = ["plan", "a", "--model", "small", "--width", "64", "--height", "64", "-o", str(tmp_path / "a.safetensors")]
+    assert cli.main([*words, "--server", "http://127.0.0.1:9", option]) == 1
+    assert f"the server decides on {option.split('=')[0]}: ignored" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("fault", "more", "message"),
     [

@@ -118,6 +118,20 @@ def test_a_link_to_an_input_that_a_node_does_not_have_is_named(server, graph, at
     assert "there is no input 'reference_0'; remove it, or use one of" in error.text and error.node == at
 
 
+def test_what_is_checked_of_widgets_is_checked_of_links(server, graph):
+    linked = graph | {"number": node("PrimitiveInt", value=0)}
+    error = refusal(server, change(linked, plan_width=["number", 0]))
+    assert "width 0 is out of range" in error.text and error.node == "plan"
+
+
+@pytest.mark.parametrize("prefix", ["../../plan", "/etc/plan", "../\ud800"])
+def test_a_plan_is_not_saved_outside_the_output_folder(server, graph, prefix):
+    planned = {name: graph[name] for name in ("load", "plan")}  # other outputs would be drawn all the same
+    saving = planned | {"plans": node("GLMImageSavePlan", plan=["plan", 0], filename_prefix=prefix)}
+    error = refusal(server, saving)
+    assert "leaves the output folder" in error.text and error.node == "plans"
+
+
 @pytest.mark.parametrize("prompt", ["a\ud83d", "x" * 100_000, "a\x00\x1b[31m <|image|>"])
 def test_no_prompt_ends_the_worker(server, graph, prompt):
     refusal(server, change(graph, plan_prompt=prompt))

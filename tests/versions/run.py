@@ -1,8 +1,10 @@
-"""`make test-lowest`: tests with the lowest versions of every dependency, on the lowest Python that is stated.
+"""`make test-lowest`, `make test-highest`: tests with the lowest or the newest version of every dependency.
 
-Makes .venv-lowest from what pyproject.toml says, tells what was installed, and runs pytest, whose arguments may follow:
-`python tests/versions/run.py tests/planning -x`. Where the Python is missing, or disk or network does not suffice, one
-line says so and nothing fails. Standard library only.
+The lowest run on the lowest Python that pyproject.toml states, the newest on the newest Python here; each in an
+environment of its own, .venv-lowest or .venv-highest. Tells what was installed and runs pytest, whose arguments may
+follow: `python tests/versions/run.py lowest tests/planning -x`. `part` in their place is what CI runs: the suites that
+call the libraries in most ways, without training, comparisons and whole images. Where the Python is missing, or disk or
+network does not suffice, one line says so and nothing fails. Standard library only.
 """
 
 import json
@@ -23,6 +25,12 @@ SUITES = (
     "tests/robustness", "tests/test_errors.py", "tests/test_files.py", "tests/test_geometry.py",
     "tests/test_glm_image.py", "tests/test_images.py", "tests/test_package.py", "tests/test_plan.py",
     "tests/test_text.py",
+)  # fmt: skip
+PART = (
+    "tests/cli/test_options.py", "tests/denoising", "tests/devices", "tests/diagnostics", "tests/layout",
+    "tests/loading", "tests/planning", "tests/remote/test_addresses.py", "tests/robustness",
+    "tests/test_errors.py", "tests/test_files.py", "tests/test_images.py", "tests/test_package.py",
+    "tests/test_plan.py", "tests/test_text.py",
 )  # fmt: skip
 REQUIRES = "import importlib.metadata, json; print(json.dumps(importlib.metadata.requires('torch')))"
 VERSIONS = "import importlib.metadata as m, json, sys; print(json.dumps({n: m.version(n) for n in sys.argv[1:]}))"
@@ -51,6 +59,17 @@ def lowest_python(project: str) -> str:
         if asked.returncode == 0:
             return str(python)
     raise Skipped(f"the lowest versions need Python {version}, which is not installed")
+
+
+def highest_python(project: str) -> str:
+    """The newest interpreter of PATH and of pyenv that has wheels of torch by experience: below 3.14."""
+    pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
+    for minor in range(13, 9, -1):
+        name = f"python3.{minor}"
+        for python in filter(None, [shutil.which(name), *sorted(pyenv.glob(f"versions/3.{minor}.*/bin/{name}"))]):
+            if subprocess.run([python, "-c", "import venv, ensurepip"], capture_output=True).returncode == 0:
+                return str(python)
+    raise Skipped("the newest versions need a Python from 3.10 to 3.13, which is not installed")
 
 
 def install(python: str, folder: Path, wanted: list[str]) -> Path:
@@ -122,27 +141,31 @@ def untrue(stated: dict[str, str], found: dict[str, str]) -> list[str]:
     return [f"{name} {found[name]}" for name in stated if parts(found[name]) != parts(stated[name])]
 
 
-def environment() -> Path:
-    """The interpreter to run tests with; its versions are printed, and compared with what is stated."""
+def environment(edge: str) -> Path:
+    """The interpreter to run tests with; its versions are printed, and the lowest compared with what is stated."""
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     stated = requirements(project)
-    wanted = [f"{name}=={version}" for name, version in stated.items()]
-    python = install(lowest_python(project), ROOT / ".venv-lowest", wanted)
+    choose = lowest_python if edge == "lowest" else highest_python
+    wanted = [f"{name}=={version}" for name, version in stated.items()] if edge == "lowest" else list(stated)
+    python = install(choose(project), ROOT / f".venv-{edge}", wanted)
     found = said_by(python, VERSIONS, *stated)
     version = subprocess.run([python, "-V"], capture_output=True, text=True, check=True).stdout.strip()
-    print(f"the lowest versions: {version}, " + ", ".join(f"{name} {found[name]}" for name in stated), flush=True)
-    if other := untrue(stated, found):
+    print(f"the {edge} versions: {version}, " + ", ".join(f"{name} {found[name]}" for name in stated), flush=True)
+    if edge == "lowest" and (other := untrue(stated, found)):
         raise SystemExit(f"not the versions that pyproject.toml states: {', '.join(other)}")
     return python
 
 
 def main() -> int:
+    edge, *chosen = sys.argv[1:] or [""]
+    if edge not in ("lowest", "highest"):
+        raise SystemExit("say which: lowest or highest")
     try:
-        python = environment()
+        python = environment(edge)
     except Skipped as reason:
         print(f"skipped: {reason}")
         return 0
-    command = [python, "-m", "pytest", "-q", "-rs", *(sys.argv[1:] or SUITES)]
+    command = [python, "-m", "pytest", "-q", "-rs", *(PART if chosen == ["part"] else chosen or SUITES)]
     return subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode
 
 
