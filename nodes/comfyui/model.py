@@ -10,7 +10,7 @@ patches.
 import math
 import sys
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import comfy.conds
@@ -72,18 +72,20 @@ class ComfyDit(Dit):
         options = {} if transformer_options is None else transformer_options
         check_patches(options, self.config.num_layers)
         check_blocks(self.transformer_blocks, self.config.num_layers)
-
-        def run(x, timestep, now, transformer_options, target_size, **conditions):
-            cached = transformer_options.get(RUN) if now is context else None
-            prepared = self._prepared(cached or Run(), x, now, transformer_options, conditions)
-            return self._velocity(x, timestep, target_size, prepared)
-
+        run = partial(self._run, context)
         wrappers = comfy.patcher_extension.get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)
         if not wrappers:
             return run(x, timestep, context, options, **conditions)
         executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(run, self, wrappers)
         # A copy: EasyCache adds to what it is given, which is the sampler's own latent wherever no dtype is changed.
         return executor.execute(x.clone(), timestep, context, options, **conditions)
+
+    @torch.compiler.disable(recursive=False)  # else compiled once more for glyphs of another length
+    def _run(self, given, x, timestep, context, transformer_options, target_size, **conditions):
+        """What wrappers wrap; `given` is the context before them."""
+        cached = transformer_options.get(RUN) if context is given else None
+        prepared = self._prepared(cached or Run(), x, context, transformer_options, conditions)
+        return self._velocity(x, timestep, target_size, prepared)
 
     def _velocity(self, x, timestep, target_size, context: Context) -> torch.Tensor:
         modulations = self.modulations(timestep, target_size, torch.zeros_like(target_size), x.dtype)

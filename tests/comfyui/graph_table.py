@@ -3,12 +3,15 @@
     python tests/comfyui/graph_table.py [--packs FOLDER] [--only TEXT] [--out FILE.json]
 
 Takes every node of ComfyUI (and of the packs in FOLDER) that goes between loader and VAE by its sockets and runs it
-with its defaults, or with the settings in `CHOSEN`; then graphs that need more than one node. *Torch Compile* has
-tests of its own. ComfyUI is the one of the tests: COMFYUI_DIR chooses another.
+with its defaults, or with the settings in `CHOSEN`; then graphs that need more than one node. After *Torch Compile*
+two more images are made, of other seeds and prompts, and what torch compiles again for them is counted.
+
+ComfyUI is the one of the tests: COMFYUI_DIR chooses another.
 """
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
@@ -26,6 +29,8 @@ from comfyui_glm_image.tools import comfyui
 
 MODEL, STEPS, SIDE = "small (bundled)", 8, 128
 EQUAL = 1e-5  # largest difference over largest value, below which two latents are the same
+COMPILED = "TorchCompileModel, then another seed and a longer prompt"
+RECOMPILED = "Recompiling function"  # a line of torch's log
 WARNED = "misses on flow models", "images will be noise", "has no effect on GLM-Image"
 # Settings with which a node does something to an image of this size; a node's defaults often do nothing to it.
 CHOSEN: dict[str, dict] = {
@@ -63,7 +68,7 @@ SKIPPED = (
     "LoraModelLoader", "HypernetworkLoader", "QwenImageDiffsynth", "USOStyle", "LatentApplyOperation", "ModelMerge",
     "ChromaRadiance", "SplitSigmas", "Extend", "SD_4X", "CLIP", "InstructPix", "KSampler", "SamplerCustom", "Layout",
     "PerpNeg", "SamplerLCMUpscale", "Kontext", "Audio", "Latent Noise Injection", "Preview", "Save", "Timer",
-    "TorchCompile",
+    "TorchCompile",  # below
 )  # fmt: skip
 # Nodes that leave the latent as it is for a reason; every other "same" is a node that does nothing without a word.
 SAME = {
@@ -318,6 +323,8 @@ def of_several_nodes() -> Iterator[Case]:
     )
     merged = graph | {"merge": node("ModelMergeSimple", model1=["load", 1], model2=["load", 1], ratio=0.5)}
     yield Case(whole, "a model merged with itself", change(merged, sample_model=["merge", 0]), "same")
+    compiled = graph | {"compile": node("TorchCompileModel", model=["load", 1], backend="inductor")}
+    yield Case(whole, COMPILED, change(compiled, sample_model=["compile", 0]), "same")
     foreign = graph | {"other": node("OtherConditioning", width=48)}
     yield Case(whole, "another model's conditioning", change(foreign, sample_positive=["other", 0]), "refused")
     small = change(graph | {"latent": node("EmptyLatentImage", width=SIDE, height=SIDE, batch_size=1)})
@@ -351,6 +358,14 @@ def run(server: Server, case: Case, wanted: torch.Tensor) -> tuple[str, str]:
     return ("same" if off < EQUAL else "changes"), skipped or ("" if off < EQUAL else f"by {off:.2g}")
 
 
+def recompiled(server: Server, graph: dict) -> int:
+    """What torch compiles again for two more images of a graph that has run."""
+    start = len(server.log)
+    server.run(change(graph, sample_seed=6))
+    server.run(change(graph, sample_seed=7, plan_prompt='a green card that says "SEVERAL" in black and "WORDS" in red'))
+    return server.log[start:].count(RECOMPILED)
+
+
 def rows(server: Server, only: str) -> Iterator[tuple[Case, str, str]]:
     info = server.get("/object_info")
     base = latent_of(server, server.run(plain()))
@@ -365,6 +380,9 @@ def rows(server: Server, only: str) -> Iterator[tuple[Case, str, str]]:
                 halves["half"] = latent_of(server, server.run(again(plain(), ["start", 0])))
             wanted = halves["half"]
         verdict, about = run(server, case, wanted)
+        if case.name == COMPILED and verdict == "same":
+            times = recompiled(server, case.graph)
+            verdict, about = "RECOMPILED" if times else verdict, f"{times} recompilations"
         print(f"{case.group:28} {case.name:40} {verdict:8} {about[:90]} ({time.monotonic() - began:.1f} s)", flush=True)
         yield case, verdict, about
 
@@ -398,6 +416,8 @@ def meaning(row: dict) -> str:
         return SAME.get(row["name"], "DOES NOTHING")
     if row["wanted"] and row["verdict"] != row["wanted"]:
         return f"DIFFERS: {row['verdict']}, and should be {row['wanted']}"
+    if row["name"] == COMPILED and row["verdict"] == "same":
+        return f"works: the same latent, {row['about']}"
     words = {"changes": "works", "same": "works: the same latent", "warned": "runs, with a warning at the node"}
     return words.get(row["verdict"], row["verdict"])
 
@@ -417,6 +437,7 @@ def main() -> int:
         for pack in sorted(options.packs.iterdir()) if options.packs else ():
             if pack.is_dir():
                 (base / "custom_nodes" / pack.name).symlink_to(pack, target_is_directory=True)
+        os.environ["TORCH_LOGS"] = "recompiles"  # for the server's log
         server = Server(comfyui.install(), base)
         try:
             found = [
