@@ -11,7 +11,7 @@ from comfyui_glm_image.tests.comfyui.server import PromptError
 from comfyui_glm_image.tools import locales
 from comfyui_glm_image.tools.comfyui import ROOT
 from comfyui_glm_image.tools.workflows import builder, catalog, space
-from comfyui_glm_image.training import lora
+from comfyui_glm_image.training import negative_lora
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -134,8 +134,8 @@ def test_the_examples_are_what_their_script_builds(server, object_info):
 @pytest.mark.skipif(not SMALL.is_file(), reason="checkpoints/small is not there")
 def test_the_example_lora_belongs_to_the_small_checkpoint():
     weights = load_file(SMALL.parent / "transformer" / "diffusion_pytorch_model.safetensors")
-    shipped = load_file(lora.FILE)
-    for key, wanted in lora.negative(weights).items():
+    shipped = load_file(negative_lora.FILE)
+    for key, wanted in negative_lora.negative(weights).items():
         assert torch.equal(shipped[key], wanted.half()), "run python -m comfyui_glm_image.training.negative_lora"
 
 
