@@ -346,7 +346,7 @@ def describe(placement: Placement, needs: MemoryNeeds, budget: Budget | None = N
             weights += f" {str(placement.stored[name]).removeprefix('torch.')}"
         if name in placement.forms:
             weights += f" {placement.forms[name]}"
-        lines.append(f"  {title(name):13} {placement.devices[name]!s:7} {dtype:9} {weights} weights, {work} work")
+        lines.append(f"  {title(name):14} {placement.devices[name]!s:7} {dtype:9} {weights} weights, {work} work")
     if placement.streamed:
         low, high = streaming_minutes(placement, needs)
         minutes = f"about {low:.0f} to {high:.0f} minutes an image"
