@@ -291,6 +291,19 @@ def test_two_drawn_boxes_come_back_from_the_saved_picture(driven):
     assert driven["reloaded"] == driven["drawn"]
 
 
+@pytest.mark.parametrize("mode", ["classic", "vue"])
+def test_comfyuis_own_undo_takes_one_step_at_a_time(server, mode):
+    if reason := browser_missing():
+        pytest.skip(reason)
+    command = ["node", str(HERE / "undo_browser.mjs"), server.url, mode]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    seen = json.loads(done.stdout)
+    steps = [[], [""], ["OPEN"], ["OPEN", ""], ["OPEN", "LATE"]]  # a box drawn, its text typed, and the same again
+    assert seen["errors"] == [] and seen["drawn"] == steps[-1]
+    assert seen["undone"] == steps[-2::-1] and seen["redone"] == steps[1:]
+
+
 def test_a_connected_picture_lies_under_the_boxes(driven):
     assert "/view?filename=" in driven["background"]
 
