@@ -95,6 +95,7 @@ def test_a_workflow_has_notes_in_both_languages(path):
     notes = {node["title"]: node["widgets_values"][0] for node in builder.load(path)["nodes"] if "Note" in node["type"]}
     assert notes.keys() == {catalog.ENGLISH, catalog.CHINESE}
     assert re.search("[\u4e00-\u9fff]{4}", notes[catalog.CHINESE]) and notes[catalog.ENGLISH].isascii()
+    assert "`" not in "".join(notes.values())  # unreadable with Nodes 2.0
 
 
 def test_names_count_the_templates_and_say_what_one_needs():

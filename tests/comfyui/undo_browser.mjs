@@ -62,8 +62,10 @@ await page.waitForTimeout(500)
 async function steps(key, count) {
   const seen = []
   for (let i = 0; i < count; i++) {
+    const before = JSON.stringify(await texts())
     await page.keyboard.press(key)
-    await page.waitForTimeout(900)
+    for (let waited = 0; waited < 50 && JSON.stringify(await texts()) === before; waited++) await page.waitForTimeout(200)
+    await page.waitForTimeout(1500) // the page loads all of the graph again, and hears no key meanwhile
     seen.push(await texts())
   }
   return seen
