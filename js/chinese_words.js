@@ -41,7 +41,7 @@ export const VALUES = {
   "a ControlNet": "ControlNet",
   "GLIGEN boxes": "GLIGEN 框",
   "a smaller image or fewer at once": "较小的图像或一次更少",
-  "fp8 weights": "fp8 权重",
+  "w8 weights": "w8 权重",
   "another device for a component": "为某个组件换设备",
   "everything stays loaded": "全部保持加载"
 }
@@ -141,6 +141,8 @@ export const MESSAGES = {
   "sketch_level {} follows the sketch; connect vae and sketch, or use 1": "sketch_level {0} 要跟随草图；请连接 vae 和 sketch，或设为 1",
   "nothing to rank by; connect a layout or write the texts that should be read": "没有排名依据；请连接布局，或写出应读到的文字",
   "plan {} is not in the input or output folder; choose one from the list": "规划 {0} 不在输入或输出文件夹中；请从列表中选择",
+  "{} does not run on {}, which has no operator for it; choose w8 for 8 bits": "{0} 不能在 {1} 上运行，它没有相应的算子；请选择 w8（8 位）",
+  "{} holds weights rounded otherwise; choose auto, or give whole weights": "{0} 中的权重已按其他方式舍入；请选择 auto，或提供完整权重",
   "the plan uses a codebook of {} tokens, this planner one of {}; use the planner of the checkpoint it was made with": "规划使用 {0} 个 token 的码本，此规划器是 {1} 个；请用生成它的模型的规划器",
   "this is a {} model; connect the model of Load GLM-Image": "这是 {0} 模型；请连接“加载 GLM-Image”的模型",
   "the model's sampling has no shift that GLM-Image Sigmas could follow; remove that node": "模型的采样没有“GLM-Image Sigmas”可遵循的 shift；请移除该节点",

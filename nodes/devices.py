@@ -7,7 +7,7 @@ from .comfyui import model_folders
 from .comfyui.loading import Devices
 from .comfyui.memory import choose_all, describe
 from .comfyui.page import show
-from .inputs import LOADERS, MAX_COUNT, device_input, dtype_input, model_input, size_inputs
+from .inputs import LOADERS, MAX_COUNT, device_input, model_input, rounded_dtype_input, size_inputs
 
 
 class GLMImageDevices(io.ComfyNode):
@@ -26,8 +26,8 @@ class GLMImageDevices(io.ComfyNode):
                 device_input("vae_device", "the VAE computes"),
                 *size_inputs(),
                 io.Int.Input("count", default=1, min=1, max=MAX_COUNT, tooltip="Images at once."),
-                dtype_input("decoder_dtype", "the decoder's weights, as in Load GLM-Image"),
-                dtype_input("planner_dtype", "the planner's weights, as in Load GLM-Image"),
+                rounded_dtype_input("decoder_dtype", "the decoder's weights, as in Load GLM-Image"),
+                rounded_dtype_input("planner_dtype", "the planner's weights, as in Load GLM-Image"),
             ],
             outputs=[
                 sockets.Devices.Output(display_name="devices"),

@@ -5,6 +5,7 @@ from comfy_api.latest import io
 
 from ..pipeline.devices.device import available_devices
 from ..pipeline.geometry import MAX_SIDE, TOKEN
+from ..pipeline.models.weight_forms import FORMS
 from ..pipeline.planning.make_plan import MAX_COUNT
 from .comfyui import model_folders
 from .comfyui.loading import DTYPES
@@ -43,13 +44,21 @@ def weights_input(kind: str) -> io.Combo.Input:
     )
 
 
-def dtype_input(name: str = "dtype", what: str = "the weights") -> io.Combo.Input:
+def dtype_input(name: str = "dtype", what: str = "the weights", forms: tuple[str, ...] = ()) -> io.Combo.Input:
+    """`forms`: of 8 and 4 bits, to which weights may be rounded."""
+    rounded = " w8 and w4 round them to 8 and 4 bits while they load, for cards that cannot hold them." if forms else ""
     return io.Combo.Input(
         name,
-        options=["auto", *DTYPES],
+        options=["auto", *DTYPES, *forms],
         default="auto",
-        tooltip=f"Type of {what}. auto: the best the device computes in; fp8 halves the memory and costs quality.",
+        tooltip=f"Type of {what}. auto: the best the device computes in; fp8 halves the memory and costs quality."
+        + rounded,
     )
+
+
+def rounded_dtype_input(name: str = "dtype", what: str = "the weights") -> io.Combo.Input:
+    """Of planner or decoder."""
+    return dtype_input(name, what, FORMS)
 
 
 def vae_dtype_input() -> io.Combo.Input:

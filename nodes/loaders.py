@@ -15,7 +15,15 @@ from .comfyui.loading import Devices
 from .comfyui.model import open_decoder
 from .comfyui.planner import GlyphEncoderPart, PlannerPart
 from .comfyui.vae import open_vae
-from .inputs import LOADERS, device_input, dtype_input, model_input, vae_dtype_input, weights_input
+from .inputs import (
+    LOADERS,
+    device_input,
+    dtype_input,
+    model_input,
+    rounded_dtype_input,
+    vae_dtype_input,
+    weights_input,
+)
 
 
 def is_there(model: str) -> None:
@@ -35,8 +43,8 @@ class GLMImageLoader(io.ComfyNode):
             description="Opens a GLM-Image checkpoint. Weights are read when first used.",
             inputs=[
                 model_input(),
-                dtype_input("decoder_dtype", "the decoder's weights"),
-                dtype_input("planner_dtype", "the planner's weights"),
+                rounded_dtype_input("decoder_dtype", "the decoder's weights"),
+                rounded_dtype_input("planner_dtype", "the planner's weights"),
                 device_input(),
                 sockets.Devices.Input(
                     "devices",
@@ -122,6 +130,7 @@ class GLMImagePlannerLoader(ComponentLoader):
     display_name = "Load GLM-Image Planner"
     description = "Opens the language model that plans an image as tokens."
     component, files = "vision_language_encoder", None
+    dtype_input = staticmethod(rounded_dtype_input)
     output = sockets.Planner.Output(display_name="planner")
 
     @classmethod
@@ -134,6 +143,7 @@ class GLMImageDecoderLoader(ComponentLoader):
     display_name = "Load GLM-Image Decoder"
     description = "Opens the diffusion decoder as a MODEL for any sampler, LoRA or model patch."
     component, files = "transformer", "diffusion_models"
+    dtype_input = staticmethod(rounded_dtype_input)
     output = io.Model.Output(display_name="model")
 
     @classmethod

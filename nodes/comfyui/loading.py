@@ -14,9 +14,10 @@ import comfy.ops
 import torch
 from comfy.patcher_extension import CallbacksMP
 
+from ...pipeline.devices import quantised_products
 from ...pipeline.devices.capabilities import resolve_dtype
 from ...pipeline.devices.device import resolve_device
-from ...pipeline.errors import CheckpointError
+from ...pipeline.errors import CheckpointError, InputError
 from ...pipeline.loading.weights import (
     Weights,
     build_empty,
@@ -24,9 +25,10 @@ from ...pipeline.loading.weights import (
     compare,
     finite_flag,
     not_finite,
+    parts_of,
 )
 from ...pipeline.models import weight_forms
-from .ops import computing_in
+from .ops import computing_in, let_codes_wait
 
 DTYPES = {
     "bf16": torch.bfloat16,
@@ -74,8 +76,20 @@ def choose_device(choice: str, own: Callable = comfy.model_management.get_torch_
 
 
 def choose_dtypes(choice: str, weights: Weights, device: torch.device) -> Dtypes:
-    """The dtypes of weights from these files, as `dtypes_for` chooses them."""
+    """The dtypes of weights from these files, as `dtypes_for` chooses them; rounded ones leave them to `auto`."""
+    choice = "auto" if choice in weight_forms.FORMS else choice
     return dtypes_for(choice, weights.dtype, weights.nbytes // weights.dtype.itemsize, device)
+
+
+def check_form(choice: str, weights: Weights, device: torch.device) -> str | None:
+    """The form that a choice of the `dtype` widget rounds weights to; one that cannot be is an error."""
+    if choice not in weight_forms.FORMS:
+        return None
+    lying = set(weights.forms.values())
+    if lying and ("w4" in lying) != (choice == "w4"):
+        raise InputError(f"{weights.folder} holds weights rounded otherwise; choose auto, or give whole weights")
+    quantised_products.check_form(choice, device)
+    return choice
 
 
 def dtypes_for(choice: str, stored: torch.dtype, numbers: int, device: torch.device) -> Dtypes:
@@ -86,7 +100,11 @@ def dtypes_for(choice: str, stored: torch.dtype, numbers: int, device: torch.dev
     auto = resolve_dtype("auto", device, stored=stored)
     if choice != "auto":
         storage = DTYPES[choice]
+        if storage.itemsize == 1 and device.type == "npu":
+            raise InputError(f"{choice} does not run on {device}, which has no operator for it; choose w8 for 8 bits")
         return Dtypes(storage, resolve_dtype(storage, device) if storage.itemsize > 1 else auto)
+    if stored.itemsize == 1 and device.type == "npu":
+        return Dtypes(auto, auto)
     if stored.itemsize == 1 or (stored.itemsize < auto.itemsize and numbers * auto.itemsize > SMALL):
         return Dtypes(stored, auto)
     return Dtypes(auto, auto)
@@ -111,15 +129,23 @@ def weights_at(path: Path) -> Weights:
     return Weights(path) if path.is_dir() else WeightFile(path)
 
 
-def fill(module: torch.nn.Module, weights: Weights, dtypes: Dtypes, plain: Callable) -> torch.nn.Module:
+def fill(
+    module: torch.nn.Module, weights: Weights, dtypes: Dtypes, plain: Callable, form: str | None = None
+) -> torch.nn.Module:
     """Give a module of the meta device its weights, all of them and no other; names and shapes are compared first.
 
-    `plain()` builds the same module of torch's layers: ComfyUI's may have no weights before they are loaded.
+    `plain()` builds the same module of torch's layers: ComfyUI's may have no weights before they are loaded. `form`
+    rounds whole weights now; those of a file that is rounded stay mapped.
     """
-    compare(weight_forms.adopt(build_empty(plain, weights), weights.forms), weights)
-    weight_forms.adopt(module, weights.forms)
-    state = {key: stored(tensor, dtypes) for key, tensor in weights.tensors()}
+    known = weight_forms.adopt(build_empty(plain, weights), weights.forms)
+    compare(known, weights)
+    rounded = weight_forms.forms_of(known, form)
+    weight_forms.adopt(module, weights.forms | rounded)
+    state = {}
+    for key, tensor in weights.tensors():
+        state |= {name: stored(part, dtypes) for name, part in parts_of(key, tensor, rounded).items()}
     module.load_state_dict(state, strict=True, assign=True)
+    let_codes_wait(module)
     module.filled_from = weights.folder
     if hasattr(comfy.model_management, "archive_model_dtypes"):  # newer than 0.3.75, which notes dtypes as built
         comfy.model_management.archive_model_dtypes(module)
@@ -180,7 +206,7 @@ def _refuse_patched_codes(model, patched: set[str]) -> None:
 def open_part(build: Callable, config, path: Path, dtype: str, device: str):
     """A component's folder or file -> (patcher around its module, its dtypes); no weight is read yet."""
     weights, load_device = weights_at(path), choose_device(device)
-    dtypes = choose_dtypes(dtype, weights, load_device)
+    dtypes, form = choose_dtypes(dtype, weights, load_device), check_form(dtype, weights, load_device)
     check_layers(config, weights)
     module = build_empty(lambda: build(config, operations=dtypes.operations, dtype=dtypes.storage), weights)
-    return manage(fill(module, weights, dtypes, lambda: build(config)), load_device), dtypes
+    return manage(fill(module, weights, dtypes, lambda: build(config), form), load_device), dtypes

@@ -19,6 +19,7 @@ from ...pipeline.loading import placement
 from ...pipeline.loading.checkpoint import COMPONENTS, DECODER, GLYPH, PLANNER, VAE, title
 from ...pipeline.loading.memory_needs import CheckpointSizes, MemoryNeeds, memory_needs
 from ...pipeline.loading.placement import Offload, Placement, gib
+from ...pipeline.models.weight_forms import FORMS
 from . import model_folders
 from .loading import Devices, Dtypes, choose_device, dtypes_for
 from .page import LONGEST
@@ -37,15 +38,18 @@ def choose_all(
         DECODER: choose_device(where.decoder),
         VAE: choose_device(where.vae, comfy.model_management.vae_device),
     }
-    dtypes = choose_all_dtypes(sizes, devices, {PLANNER: planner_dtype, DECODER: decoder_dtype, GLYPH: "auto"})
+    wishes = {PLANNER: planner_dtype, DECODER: decoder_dtype, GLYPH: "auto"}
+    forms = {name: wish for name, wish in wishes.items() if wish in FORMS and not sizes.codes.get(name)}
+    dtypes = choose_all_dtypes(sizes, devices, wishes)
     wanted = Placement(
         devices,
         {name: dtype.compute for name, dtype in dtypes.items()},
         parked=True,
         stored={name: dtype.storage for name, dtype in dtypes.items() if dtype.storage != dtype.compute},
+        forms=forms,
     )
-    needs = memory_needs(sizes, wanted.dtypes, height, width, count, wanted.stored)
-    converted = [name for name in COMPONENTS if dtypes[name].storage != sizes.files[name]]
+    needs = memory_needs(sizes, wanted.dtypes, height, width, count, wanted.stored, forms)
+    converted = [name for name in COMPONENTS if dtypes[name].storage != sizes.files[name] or name in forms]
     needs = replace(needs, opening=sum(needs.weights[name] for name in converted), on_host={})
     return as_comfyui_loads(wanted, needs), needs
 
@@ -55,7 +59,8 @@ def choose_all_dtypes(
 ) -> dict[str, Dtypes]:
     """What each loader stores and computes in, of which the VAE's has no choice in Load GLM-Image."""
     numbers = {name: sum(sizes.numbers[name].values()) for name in wishes}
-    found = {name: dtypes_for(wish, sizes.files[name], numbers[name], devices[name]) for name, wish in wishes.items()}
+    plain = {name: "auto" if wish in FORMS else wish for name, wish in wishes.items()}
+    found = {name: dtypes_for(wish, sizes.files[name], numbers[name], devices[name]) for name, wish in plain.items()}
     vae = resolve_dtype("auto", devices[VAE], VAE, sizes.files[VAE])
     return found | {VAE: Dtypes(vae, vae)}
 
@@ -117,13 +122,12 @@ def remedy(chosen: Placement, needs: MemoryNeeds, missing: dict[torch.device, in
         ways.append("a smaller image or fewer at once")
     halved = [needs.weights[name] // 2 for name in (PLANNER, DECODER) if may_shrink(chosen, name)]
     if halved and 2 * sum(halved) >= lack:
-        ways.append("fp8 weights")
+        ways.append("w8 weights")
     if len(available_devices()) > 1:
         ways.append("another device for a component")
     return f"Try {', '.join(ways)}" if ways else "This machine has too little memory for it"
 
 
 def may_shrink(chosen: Placement, name: str) -> bool:
-    """Whether a component could have 8-bit weights and has none; NPUs cannot cast them."""
-    stored = chosen.stored.get(name, chosen.dtypes[name])
-    return stored.itemsize > 1 and chosen.devices[name].type != "npu"
+    """Whether a component could have 8-bit weights and has none."""
+    return chosen.stored.get(name, chosen.dtypes[name]).itemsize > 1 and name not in chosen.forms

@@ -32,7 +32,7 @@ from ...pipeline.models.config import DitConfig, SchedulerConfig, VaeConfig
 from ...pipeline.models.transformer import Dit
 from ...pipeline.models.transformer_context import Context, ReferenceCache
 from .latent_preview import rgb_factors
-from .loading import Dtypes, choose_device, choose_dtypes, fill, manage, weights_at
+from .loading import Dtypes, check_form, choose_device, choose_dtypes, fill, manage, weights_at
 from .ops import computing_in
 from .page import warn
 from .patches import check_blocks, check_options, check_patches, patches_of
@@ -290,13 +290,13 @@ def open_decoder(folder: Path, weights: Path, dtype: str = "auto", device: str =
         folder / "vae",
     )
     stored, load_device = weights_at(weights), choose_device(device)
-    dtypes = choose_dtypes(dtype, stored, load_device)
+    dtypes, form = choose_dtypes(dtype, stored, load_device), check_form(dtype, stored, load_device)
     config.set_compute(dtypes)
     config.custom_operations = operations
     check_layers(dit, stored)
     with settings_of(stored):
         model = GlmImageModel(config, device="meta")
-    fill(model.diffusion_model, stored, dtypes, lambda: Dit(model.dit_config))
+    fill(model.diffusion_model, stored, dtypes, lambda: Dit(model.dit_config), form)
     model.device = load_device
     patcher = manage(model, load_device)
     patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, WRAPPER, sample_at_size)

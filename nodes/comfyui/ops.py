@@ -4,6 +4,7 @@ import comfy.ops
 import torch
 
 from ...pipeline.devices import kernels
+from ...pipeline.models.weight_forms import W4Linear, W8Linear
 
 
 def computing_in(dtype: torch.dtype, operations=comfy.ops.manual_cast):
@@ -23,3 +24,35 @@ def computing_in(dtype: torch.dtype, operations=comfy.ops.manual_cast):
                 return kernels.rms_norm(x, self.weight, self.eps)
 
     return Operations
+
+
+class Waiting:
+    """A layer of codes that may wait in host memory, as ComfyUI's own layers may: what it holds visits the input's
+    device at every use. ComfyUI finds such layers by the attributes.
+    """
+
+    comfy_cast_weights = False
+    weight_function, bias_function = (), ()
+
+    def forward(self, x):
+        if self.weight.device == x.device:
+            return super().forward(x)
+        visiting = {name: held.to(x.device, non_blocking=True) for name, held in self.named_parameters()}
+        return torch.func.functional_call(self, visiting, (x,))
+
+
+class WaitingW8(Waiting, W8Linear):
+    pass
+
+
+class WaitingW4(Waiting, W4Linear):
+    pass
+
+
+WAITING = {W8Linear: WaitingW8, W4Linear: WaitingW4}
+
+
+def let_codes_wait(module: torch.nn.Module) -> None:
+    """Let every layer of codes wait in host memory where a device cannot hold all layers."""
+    for layer in module.modules():
+        layer.__class__ = WAITING.get(type(layer), type(layer))

@@ -231,7 +231,7 @@ def load_module(
     weight_forms.adopt(module, rounded)
     done, total, state, finite = 0, weights.nbytes, {}, {}
     for key, tensor in weights.tensors():
-        for name, part in _parts(key, tensor, rounded).items():
+        for name, part in parts_of(key, tensor, rounded).items():
             where = "cpu" if on_host and name.startswith(on_host) else device
             state[name] = part.to(device=where, dtype=dtype) if part.is_floating_point() else part.to(where)
             finite[name] = finite_flag(state[name])
@@ -243,7 +243,7 @@ def load_module(
     return module.eval().requires_grad_(False)
 
 
-def _parts(key: str, tensor: torch.Tensor, rounded: dict[str, str]) -> dict[str, torch.Tensor]:
+def parts_of(key: str, tensor: torch.Tensor, rounded: dict[str, str]) -> dict[str, torch.Tensor]:
     """A tensor of a file as the module has it: itself, or what a layer that is rounded keeps of its weight.
 
     Rounding happens in host memory, so that every device gets the codes that `glm-image quantize` writes.

@@ -201,9 +201,23 @@ def test_an_npu_too_small_for_the_release_is_told_before_anything_is_loaded(star
     lines = text_of(server.run({"devices": devices(RELEASE, 1024, 1024)})).splitlines()
     assert lines[0] == "GLM-Image, 1 image of 1024x1024 px: DOES NOT FIT"
     assert "npu:0 lacks " in lines[1]
-    assert lines[2] == "Try another device for a component"  # 8-bit weights are nothing for an NPU
+    assert lines[2] == "Try another device for a component"  # half of the weights would not do
     assert "stream from host memory" in lines[3]
     assert server.log.count("Requested to load") == loaded
+
+
+def test_an_npu_draws_with_8_bits_of_which_some_wait_in_host_memory(start, graph):
+    small = {"load_planner_dtype": "w8", "load_decoder_dtype": "w8"}
+    drawn = [start(memory).run(change(graph, **small)) for memory in (65536, SHORT_OF_MEMORY_MB)]
+    servers = [start(memory) for memory in (65536, SHORT_OF_MEMORY_MB)]
+    plans = [plan_of(server, outputs) for server, outputs in zip(servers, drawn)]
+    assert torch.equal(plans[0].prior_token_ids_d32, plans[1].prior_token_ids_d32)
+    assert difference(*(latent_of(server, outputs) for server, outputs in zip(servers, drawn))) < TOLERANCE
+
+
+def test_fp8_is_refused_on_an_npu_with_the_form_to_use(start, graph):
+    with pytest.raises(PromptError, match="fp8_e4m3fn does not run on npu:0.*choose w8"):
+        start(65536).run(change(graph, load_decoder_dtype="fp8_e4m3fn"))
 
 
 @pytest.mark.parametrize("kind", ["VAE", "Planner", "Decoder", "GlyphEncoder"])

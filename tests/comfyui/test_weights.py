@@ -2,9 +2,13 @@
 
 import pytest
 import torch
-from comfyui_glm_image.tests.comfyui.graphs import saving_latent, text_to_image, with_file
+from comfyui_glm_image.pipeline import GlmImage
+from comfyui_glm_image.pipeline.loading.checkpoint import DECODER, resolve
+from comfyui_glm_image.pipeline.loading.placement import PlacementRequest, choose
+from comfyui_glm_image.pipeline.loading.quantize import Quantization, quantize
+from comfyui_glm_image.tests.comfyui.graphs import change, saving_latent, text_to_image, with_file
 from comfyui_glm_image.tests.comfyui.server import PromptError
-from comfyui_glm_image.tests.comfyui.test_sampling import latent_of
+from comfyui_glm_image.tests.comfyui.test_sampling import latent_of, plan_of
 from safetensors.torch import load_file, save_file
 
 
@@ -21,6 +25,33 @@ def test_small_weights_from_one_file_draw_a_similar_picture(server, random_model
     found = latent_of(server, server.run(with_file(graph, f"{name}.safetensors")))
     assert torch.isfinite(found).all()
     assert 1e-5 < (found - exact).abs().mean() / exact.abs().mean() < {"bfloat16": 0.05}.get(name, 0.6)
+
+
+@pytest.mark.parametrize(("form", "most"), [("w8", 0.05), ("w4", 0.6)])
+def test_the_decoder_is_rounded_to_8_and_4_bits_at_its_loader(server, random_model, form, most):
+    graph = saving_latent(text_to_image(random_model, sample_steps=4), plan=False)
+    exact = latent_of(server, server.run(graph))
+    found = latent_of(server, server.run(change(graph, load_decoder_dtype=form)))
+    assert torch.isfinite(found).all()
+    assert 1e-6 < (found - exact).abs().mean() / exact.abs().mean() < most
+
+
+def test_the_planner_is_rounded_as_the_pipeline_rounds_it(server, random_model, random_folder):
+    exact = {"load_planner_dtype": "w8", "load_decoder_dtype": "fp32"}
+    plan = plan_of(server, server.run(saving_latent(text_to_image(random_model, **exact))))
+    placement = choose(random_folder, PlacementRequest("cpu", "fp32", planner_weights="w8"))
+    pipeline = GlmImage.from_pretrained(random_folder, placement=placement)
+    wanted = pipeline.plan("a red sign that says 'OPEN'", 64, 96, seed=3, temperature=0.9, top_p=0.75)
+    assert torch.equal(plan.prior_token_ids_d32, wanted.prior_token_ids_d32)
+
+
+def test_weights_that_are_rounded_otherwise_are_refused_at_the_loader(server, random_folder, tmp_path):
+    folder = quantize(Quantization(resolve(random_folder), tmp_path / "w8", {DECODER: "w8"}))
+    server.add_model("rounded", folder)
+    graph = saving_latent(text_to_image("rounded/model_index.json", sample_steps=2), plan=False)
+    assert torch.isfinite(latent_of(server, server.run(graph))).all()
+    with pytest.raises(PromptError, match="rounded otherwise; choose auto"):
+        server.run(change(graph, load_decoder_dtype="w4"))
 
 
 def test_a_file_of_another_model_is_named(server, random_model, references):

@@ -8,7 +8,7 @@ test("an estimate of the devices is Chinese line by line", () => {
   const english = [
     "small (bundled), 4 images of 192x96 px: fits, but is slow",
     "cuda:0 lacks 2.0 GiB",
-    "Try a smaller image or fewer at once, fp8 weights",
+    "Try a smaller image or fewer at once, w8 weights",
     "placement: planner and decoder take turns",
     "  glyph encoder  cpu     float32   5 MiB weights, 15 MiB work",
     "  peak on cpu: 0.1 GiB of 20.0 GiB that may be used",
@@ -16,7 +16,7 @@ test("an estimate of the devices is Chinese line by line", () => {
   assert.deepEqual(translated(english.join("\n")).split("\n"), [
     "small（自带），4 张图像，192x96 像素：可以运行，但较慢",
     "cuda:0 缺少 2.0 GiB",
-    "请尝试：较小的图像或一次更少或fp8 权重",
+    "请尝试：较小的图像或一次更少或w8 权重",
     "放置方式：规划器与解码器轮流加载",
     "  字形编码器  cpu     float32   5 MiB 权重，15 MiB 运算",
     "  cpu 峰值：0.1 GiB，可用 20.0 GiB",
