@@ -19,8 +19,11 @@ test: $(VENV)/test lint test-js
 
 # The lowest Python and the lowest versions that pyproject.toml states, or the newest of all, in environments of their
 # own. PART=part takes the tests that CI runs of them.
-test-lowest test-highest:
-	$(PYTHON) tests/versions/run.py $(@:test-%=%) $(PART)
+test-lowest:
+	$(PYTHON) tests/versions/run.py lowest $(PART)
+
+test-highest:
+	$(PYTHON) tests/versions/run.py highest $(PART)
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .
