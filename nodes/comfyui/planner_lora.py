@@ -8,10 +8,8 @@ import torch
 from comfy.weight_adapter import WeightAdapterBase
 
 from ...pipeline.loading.planner_lora import PlannerLoras, by_layer
-from ...pipeline.models.lora import Loras, beside_codes, change_weight, changed_bias
+from ...pipeline.models.lora import Loras, beside_codes, change_weight, changed_bias, constant
 from ...pipeline.models.weight_forms import CodedLinear
-
-BESIDE = ("lora_up", "lora_down", "lora_gain")
 
 
 class LayerPatch(WeightAdapterBase):
@@ -35,12 +33,11 @@ def with_loras(patcher, loras: PlannerLoras):
         layer = clone.model.get_submodule(name)
         bias = changed_bias(clone.get_model_object(f"{name}.bias"), changes)
         if bias is not None:
-            clone.add_object_patch(f"{name}.bias", bias.to(offload))
+            clone.add_object_patch(f"{name}.bias", constant(bias, offload))
         if not isinstance(layer, CodedLinear):
             weights[f"{name}.weight"] = LayerPatch(changes)
             continue
-        for attribute, value in zip(BESIDE, beside_codes(layer, changes)):
-            if value is not None:
-                clone.add_object_patch(f"{name}.{attribute}", value.to(offload))
+        for attribute, value in beside_codes(layer, changes).items():
+            clone.add_object_patch(f"{name}.{attribute}", constant(value, offload))
     clone.add_patches(weights)
     return clone

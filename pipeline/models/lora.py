@@ -41,7 +41,7 @@ class LayerLora:
 
     def lengthened(self, part: torch.Tensor, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
         """Some rows of W, float32 -> DoRA's form of them, and the factor (rows, 1) that gave them their lengths."""
-        new = torch.addmm(part, self.up[rows], self.down, alpha=self.scale)
+        new = part + self.scale * (self.up[rows] @ self.down)
         lengths = torch.linalg.vector_norm(new, dim=1, keepdim=True).clamp_min(torch.finfo(new.dtype).tiny)
         factor = self.magnitude[rows, None] / lengths
         return new * factor, factor
@@ -57,11 +57,12 @@ def apply_loras(module: nn.Module, changes: Mapping[str, Loras]) -> nn.Module:
         layer = module.get_submodule(name)
         bias = changed_bias(layer.bias, loras)
         if isinstance(layer, CodedLinear):
-            layer.lora_up, layer.lora_down, layer.lora_gain = beside_codes(layer, loras)
+            for attribute, value in beside_codes(layer, loras).items():
+                setattr(layer, attribute, constant(value, value.device))
         else:
             change_weight(layer.weight, loras)
         if bias is not None:
-            layer.bias = bias.to(layer.weight.device)
+            layer.bias = constant(bias, layer.weight.device)
     for part in module.modules():
         if getattr(part, "fused", None) is not None:
             part.fused = None
@@ -76,17 +77,16 @@ def change_weight(weight: torch.Tensor, loras: Loras) -> torch.Tensor:
         new = part.clone()
         for lora, strength in loras:
             if lora.magnitude is None:
-                new.addmm_(lora.up[rows], lora.down, alpha=strength * lora.scale)
+                new += strength * lora.scale * (lora.up[rows] @ lora.down)
             else:
                 new += strength * (lora.lengthened(part, rows)[0] - part)
         weight[rows] = new.to(weight.dtype)
     return weight
 
 
-def beside_codes(layer: CodedLinear, loras: Loras) -> tuple[nn.Parameter, nn.Parameter, nn.Parameter | None]:
-    """What a layer of codes computes beside them: `lora_up` (o, R), `lora_down` (R, i), `lora_gain` (o,) if DoRA.
-
-    R is the sum of all ranks; the result is in the dtype of the layer's scales.
+def beside_codes(layer: CodedLinear, loras: Loras) -> dict[str, torch.Tensor]:
+    """The attributes by which a layer of codes computes LoRA beside them: `lora_up` (o, R), `lora_down` (R, i) and, for
+    DoRA, `lora_gain` (o,), on the layer's device and in the dtype of its scales. R is the sum of all ranks.
     """
     ups, gain = [], None
     for lora, strength in (moved := _moved(loras, layer.weight.device)):
@@ -96,12 +96,13 @@ def beside_codes(layer: CodedLinear, loras: Loras) -> tuple[nn.Parameter, nn.Par
         factor = torch.cat([lora.lengthened(layer.numbers(rows), rows)[1] for rows in _chunks(*layer.shape)])
         gain = (1.0 if gain is None else gain) + strength * (factor - 1)
         ups.append(strength * lora.scale * factor * lora.up)
-    found = torch.cat(ups, dim=1), torch.cat([lora.down for lora, _ in moved]), None if gain is None else gain.view(-1)
-    dtype = layer.weight_scale.dtype
-    return tuple(None if each is None else nn.Parameter(each.to(dtype), requires_grad=False) for each in found)
+    found = {"lora_up": torch.cat(ups, dim=1), "lora_down": torch.cat([lora.down for lora, _ in moved])}
+    if gain is not None:
+        found["lora_gain"] = gain.view(-1)
+    return {name: value.to(layer.weight_scale.dtype) for name, value in found.items()}
 
 
-def changed_bias(bias: torch.Tensor | None, loras: Loras) -> nn.Parameter | None:
+def changed_bias(bias: torch.Tensor | None, loras: Loras) -> torch.Tensor | None:
     """A layer's bias (o,), or None, with what adapters add to it or put in its place; None if they do neither."""
     changing = [each for each in loras if each[0].added_bias is not None or each[0].bias is not None]
     if not changing:
@@ -114,8 +115,12 @@ def changed_bias(bias: torch.Tensor | None, loras: Loras) -> nn.Parameter | None
             new += strength * lora.scale * lora.added_bias
         if lora.bias is not None:
             new += strength * (lora.bias - old)
-    dtype = changing[0][0].up.dtype if bias is None else bias.dtype
-    return nn.Parameter(new.to(dtype), requires_grad=False)
+    return new.to(changing[0][0].up.dtype if bias is None else bias.dtype)
+
+
+def constant(tensor: torch.Tensor, device: torch.device) -> nn.Parameter:
+    """As a module takes it, on a device."""
+    return nn.Parameter(tensor.detach().to(device), requires_grad=False)
 
 
 def _moved(loras: Loras, device: torch.device) -> list[tuple[LayerLora, float]]:

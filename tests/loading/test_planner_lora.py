@@ -14,7 +14,7 @@ from comfyui_glm_image.pipeline.loading.planner_lora import by_layer, read_plann
 from comfyui_glm_image.pipeline.loading.weights import load_module
 from comfyui_glm_image.pipeline.models import lora as loras
 from comfyui_glm_image.pipeline.models.config import GenerationConfig, VisionLanguageConfig
-from comfyui_glm_image.pipeline.models.lora import LayerLora, apply_loras, beside_codes, change_weight
+from comfyui_glm_image.pipeline.models.lora import LayerLora, apply_loras, change_weight
 from comfyui_glm_image.pipeline.models.planner import Planner
 from comfyui_glm_image.pipeline.models.weight_forms import CodedLinear, W8Linear, round_layers
 from comfyui_glm_image.pipeline.planning.generate import decode
@@ -205,7 +205,7 @@ def test_a_change_smaller_than_a_step_of_8_bits_is_kept():
     lora = LayerLora(torch.full((8, 1), 1e-5), torch.ones(1, 64))
     x = torch.ones(1, 64)
     before = small(x)
-    small.lora_up, small.lora_down, small.lora_gain = beside_codes(small, [(lora, 1.0)])
+    apply_loras(layer, {"lm_head": [(lora, 1.0)]})
     assert small.lora_gain is None
     assert_close(small(x) - before, torch.full((1, 8), 64e-5), atol=2e-6, rtol=0)
 

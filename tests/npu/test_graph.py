@@ -9,6 +9,7 @@ from comfyui_glm_image.pipeline.devices import kernels
 from comfyui_glm_image.pipeline.devices.device import resolve_device
 from comfyui_glm_image.pipeline.diagnostics.tiny_models import planner_config, prompt_batch
 from comfyui_glm_image.pipeline.models.config import GenerationConfig
+from comfyui_glm_image.pipeline.models.lora import LayerLora, apply_loras
 from comfyui_glm_image.pipeline.models.planner import Planner
 from comfyui_glm_image.pipeline.models.weight_forms import round_layers
 from comfyui_glm_image.pipeline.planning.controls import GridControl
@@ -184,3 +185,24 @@ def test_a_capture_that_fails_plans_on_without_a_graph(planner, prefix, npu, mon
     assert graphs.reason.startswith("capture failed")
     assert "planning goes on without a graph" in caplog.text
     assert torch.equal(tokens, plan(planner, prefix, [0]))
+
+
+@pytest.mark.parametrize("form", [None, "w8"])
+def test_loras_are_captured_with_the_layers_that_they_change(planner, npu, form):
+    """In float32, where a CPU and the stand-in round alike: a plain one, and DoRA with a bias."""
+    home = copy.deepcopy(planner).float().cpu()
+    if form:
+        round_layers(home, form)
+    changes = {}
+    for name in ("self_attn.v_proj", "self_attn.o_proj", "mlp.gate_up_proj"):
+        weight = planner.get_submodule(f"model.language_model.layers.0.{name}").weight
+        up, down, bias = (torch.randn(shape) for shape in ((len(weight), 3), (3, weight.shape[1]), (len(weight),)))
+        pairs = [(LayerLora(up, down), 0.5), (LayerLora(up, down, 0.2, bias.abs(), bias), 1.0)]
+        changes[f"model.language_model.layers.0.{name}"] = pairs
+    away, here = (apply_loras(copy.deepcopy(home).to(place), changes) for place in (npu, "cpu"))
+    assert away.fuse() == here.fuse() == (form is None)
+    graphs = GraphRunner(away, npu)
+    captured = plan(away, prefill(away, prompt_batch(), npu), [0, 1], graphs=graphs)
+    assert graphs.reason is None and graphs.replays == 6
+    assert torch.equal(captured, plan(here, prefill(here, prompt_batch(), "cpu"), [0, 1]))
+    assert not torch.equal(captured, plan(home, prefill(home, prompt_batch(), "cpu"), [0, 1]))
