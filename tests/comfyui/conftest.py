@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from comfyui_glm_image.pipeline.glm_image import GlmImage
+from comfyui_glm_image.pipeline.loading.checkpoint import PLANNER, resolve
+from comfyui_glm_image.pipeline.loading.quantize import Quantization, quantize
 from comfyui_glm_image.tests.comfyui.server import Server
 from comfyui_glm_image.tools import browser, comfyui
 
@@ -52,6 +54,13 @@ def random_folder(references):
 def random_model(server, random_folder):
     """The name under which the server offers that checkpoint."""
     return server.add_model("random", random_folder)
+
+
+@pytest.fixture(scope="session")
+def eight_bits(random_folder, tmp_path_factory):
+    """The random checkpoint with a planner of 8 bits."""
+    out = tmp_path_factory.mktemp("w8") / "random-w8"
+    return quantize(Quantization(resolve(random_folder), out, {PLANNER: "w8"}))
 
 
 @pytest.fixture(scope="session")

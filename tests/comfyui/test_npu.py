@@ -9,12 +9,13 @@ import importlib.util
 import numpy as np
 import pytest
 import torch
-from comfyui_glm_image.pipeline.glm_image import to_pil
+from comfyui_glm_image.pipeline.glm_image import GlmImage, to_pil
 from comfyui_glm_image.tests.comfyui.conftest import with_other_pack
 from comfyui_glm_image.tests.comfyui.graphs import change, custom_sampler, node, saving_latent, text_to_image
 from comfyui_glm_image.tests.comfyui.server import PromptError, Server
 from comfyui_glm_image.tests.comfyui.test_devices import PARTS, RELEASE, devices, text_of, with_devices
 from comfyui_glm_image.tests.comfyui.test_layout import decoding
+from comfyui_glm_image.tests.comfyui.test_planner_lora import graph_with, save_loras
 from comfyui_glm_image.tests.comfyui.test_sampling import TOLERANCE, difference, drawn, latent_of, plan_of
 from comfyui_glm_image.tools.comfyui import ROOT
 from PIL import Image
@@ -92,6 +93,28 @@ def test_an_npu_too_small_for_the_planner_loads_a_part_and_makes_room_for_the_de
     planner, decoder = server.log.index("Requested to load ManagedPlanner"), server.log.index("to load GlmImageModel")
     assert "loaded partially" in server.log[planner:decoder]
     assert "Unloaded partially" in server.log[decoder:]
+
+
+@pytest.mark.parametrize("memory_mb, bits", [(65536, 8), (SHORT_OF_MEMORY_MB, 32)])
+def test_loras_of_the_planner_come_to_an_npu_and_leave_it(start, random_folder, eight_bits, memory_mb, bits):
+    """Biases and what stands beside codes are attributes, which travel with their layers; then the planner is plain."""
+    server, folder = start(memory_mb), random_folder if bits == 32 else eight_bits
+    home, pairs = server.base / "models" / "loras", [("bias", 1.0), ("dora", -0.5)]
+    save_loras(home, random_folder)
+    graph = graph_with(server.add_model(f"random-{bits}", folder), *pairs)
+    outputs = server.run(change(graph, load_planner_dtype="fp32"))
+    plain = server.run(
+        change({name: graph[name] for name in ("load", "plan", "keep")}, load_planner_dtype="fp32", plan_seed=4)
+    )
+    model = GlmImage.from_pretrained(folder, device="cpu")
+
+    def wanted(seed: int = 3) -> torch.Tensor:
+        return model.plan("a red sign that says 'OPEN'", 64, 96, seed=seed).preview_token_ids
+
+    assert torch.equal(plan_of(server, outputs, "keep").preview_token_ids, wanted())
+    assert torch.equal(plan_of(server, plain, "keep").preview_token_ids, wanted(4))
+    model.use_planner_loras(*((home / f"{kind}.safetensors", strength) for kind, strength in pairs))
+    assert torch.equal(plan_of(server, outputs, "kept").preview_token_ids, wanted())
 
 
 def test_an_npu_draws_in_bfloat16_by_default(start):

@@ -5,8 +5,6 @@ import json
 import pytest
 import torch
 from comfyui_glm_image.pipeline.glm_image import GlmImage
-from comfyui_glm_image.pipeline.loading.checkpoint import PLANNER, resolve
-from comfyui_glm_image.pipeline.loading.quantize import Quantization, quantize
 from comfyui_glm_image.tests.comfyui.graphs import change, node, text_to_image
 from comfyui_glm_image.tests.comfyui.server import PromptError
 from comfyui_glm_image.tests.comfyui.test_sampling import plan_of
@@ -37,27 +35,21 @@ def adapter(folder, kind: str, seed: int) -> dict[str, torch.Tensor]:
     return state
 
 
+def save_loras(home, folder) -> None:
+    """One file of each kind for the planner in `folder`, and one for a decoder."""
+    home.mkdir(parents=True, exist_ok=True)
+    settings = {"lora_adapter_metadata": json.dumps({"r": 3, "lora_alpha": 4})}
+    for seed, kind in enumerate(KINDS):
+        save_file(adapter(folder, kind, seed), home / f"{kind}.safetensors", settings)
+    save_file({"transformer.transformer_blocks.0.attn1.to_q.lora_A.weight": torch.ones(2, 8)}, home / "dec.safetensors")
+
+
 @pytest.fixture(scope="module")
 def loras(server, random_folder):
-    """The server's folder of LoRA files, one of each kind."""
+    """The server's folder of LoRA files."""
     folder = server.base / "models" / "loras"
-    folder.mkdir(parents=True, exist_ok=True)
-    settings = json.dumps({"r": 3, "lora_alpha": 4})
-    for seed, kind in enumerate(KINDS):
-        save_file(
-            adapter(random_folder, kind, seed), folder / f"{kind}.safetensors", {"lora_adapter_metadata": settings}
-        )
-    save_file(
-        {"transformer.transformer_blocks.0.attn1.to_q.lora_A.weight": torch.ones(2, 8)}, folder / "dec.safetensors"
-    )
+    save_loras(folder, random_folder)
     return folder
-
-
-@pytest.fixture(scope="module")
-def eight_bits(random_folder, tmp_path_factory):
-    """The random checkpoint with a planner of 8 bits."""
-    out = tmp_path_factory.mktemp("w8") / "random-w8"
-    return quantize(Quantization(resolve(random_folder), out, {PLANNER: "w8"}))
 
 
 def preview(model: GlmImage, *loras) -> list[int]:
