@@ -71,7 +71,7 @@ def apply_loras(module: nn.Module, changes: Mapping[str, Loras]) -> nn.Module:
 
 def change_weight(weight: torch.Tensor, loras: Loras) -> torch.Tensor:
     """Change a matrix (o, i) of any float dtype in place, computing in float32, and return it."""
-    loras = _moved(loras, weight.device)
+    loras = _with_matrices(loras, weight.device)
     for rows in _chunks(*weight.shape):
         part = weight[rows].float()
         new = part.clone()
@@ -88,8 +88,10 @@ def beside_codes(layer: CodedLinear, loras: Loras) -> dict[str, torch.Tensor]:
     """The attributes by which a layer of codes computes LoRA beside them: `lora_up` (o, R), `lora_down` (R, i) and, for
     DoRA, `lora_gain` (o,), on the layer's device and in the dtype of its scales. R is the sum of all ranks.
     """
-    ups, gain = [], None
-    for lora, strength in (moved := _moved(loras, layer.weight.device)):
+    ups, gain, moved = [], None, _with_matrices(loras, layer.weight.device)
+    if not moved:
+        return {}
+    for lora, strength in moved:
         if lora.magnitude is None:
             ups.append(strength * lora.scale * lora.up)
             continue
@@ -110,7 +112,8 @@ def changed_bias(bias: torch.Tensor | None, loras: Loras) -> torch.Tensor | None
     out = len(changing[0][0].up)
     old = torch.zeros(out) if bias is None else bias.float()
     new = old.clone()
-    for lora, strength in _moved(changing, old.device):
+    for lora, strength in changing:
+        lora = lora.to(old.device)
         if lora.added_bias is not None:
             new += strength * lora.scale * lora.added_bias
         if lora.bias is not None:
@@ -123,8 +126,9 @@ def constant(tensor: torch.Tensor, device: torch.device) -> nn.Parameter:
     return nn.Parameter(tensor.detach().to(device), requires_grad=False)
 
 
-def _moved(loras: Loras, device: torch.device) -> list[tuple[LayerLora, float]]:
-    return [(lora.to(device), strength) for lora, strength in loras]
+def _with_matrices(loras: Loras, device: torch.device) -> list[tuple[LayerLora, float]]:
+    """Those that change more than a bias, on a device."""
+    return [(lora.to(device), strength) for lora, strength in loras if len(lora.down)]
 
 
 def _chunks(out: int, width: int) -> Iterator[slice]:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from comfyui_glm_image.pipeline import GlmImage, Plan
+from comfyui_glm_image.pipeline.devices.layer_offload import offload_layers
 from comfyui_glm_image.pipeline.errors import GlmImageError, InputError
 from comfyui_glm_image.pipeline.geometry import preview_grid
 from comfyui_glm_image.pipeline.loading.checkpoint import BUNDLED
@@ -182,7 +183,7 @@ def test_a_strength_is_how_far_a_layer_goes_from_what_it_was_to_what_the_file_ma
 
 
 @pytest.mark.parametrize("form", ["w8", "w4"])
-@pytest.mark.parametrize("kind", ["every", "dora", "bias"])
+@pytest.mark.parametrize("kind", ["every", "dora", "bias", "all biases"])
 def test_layers_of_8_and_4_bits_change_as_much_as_the_numbers_that_they_stand_for(base, adapters, form, kind):
     pairs = [(read_planner_lora(adapters / kind, base.config), 0.8)]
     coded = round_layers(copy.deepcopy(base.ours), form)
@@ -194,6 +195,8 @@ def test_layers_of_8_and_4_bits_change_as_much_as_the_numbers_that_they_stand_fo
     apply_loras(whole, by_layer(pairs))
     tokens = planned(apply_loras(coded, by_layer(pairs)), base.batch)
     assert torch.equal(tokens, planned(whole, base.batch))
+    streamed = offload_layers(coded, torch.device("cpu"))
+    assert torch.equal(tokens, planned(streamed, base.batch))
     assert all(torch.equal(layer.weight, before[name]) for name, layer in codes.items())
 
 
