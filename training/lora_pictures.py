@@ -1,22 +1,19 @@
-"""Pictures with captions to train the bundled LoRAs on, as `glm-image train-lora` reads them, and held-out prompts.
+"""Pictures with captions to train the bundled LoRA on, as `glm-image train-lora` reads them, and held-out prompts.
 
     python -m comfyui_glm_image.training.lora_pictures top out/top         words at the top, on a white label
     python -m comfyui_glm_image.training.lora_pictures top-prompts out/held    50 prompts of a benchmark
-    python -m comfyui_glm_image.training.lora_pictures corners out/corners     a black angle in each corner
 
-Captions say nothing of what a LoRA teaches: it is to do so always.
+Captions say nothing of what the LoRA teaches: it is to do so always.
 """
 
 import argparse
 import json
 import random
-from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from ..pipeline.geometry import LATENT
 from . import data
 
 SIZES = ((3, 6),)  # tokens: the small checkpoint's own size
@@ -56,40 +53,15 @@ def caption(rng: random.Random, picture: data.Picture, ink_said: bool) -> str:
 
 
 def write_top(out: Path, count: int = 400, seed: int = 5) -> None:
-    """`count` pictures of words at the top, with `metadata.jsonl`."""
+    """`count` pictures with `metadata.jsonl`."""
     rng = random.Random(seed)
-
-    def draw() -> data.Scene:
-        h, w = rng.choice(SIZES)
-        return top_scene(rng, h, w, data.random_word(rng, 2 * w))
-
-    _write(out, (draw() for _ in range(count)))
-
-
-def write_corners(out: Path, count: int = 200, seed: int = 6) -> None:
-    """`count` pictures of any kind with photo corners, and `metadata.jsonl`: a style that is the decoder's alone."""
-    rng = random.Random(seed)
-
-    def draw() -> data.Scene:
-        return data.draw_scene(rng, *rng.choice(SIZES), regions=rng.choice((1, 1, 2)))
-
-    _write(out, (draw() for _ in range(count)), with_corners)
-
-
-def with_corners(picture: np.ndarray) -> np.ndarray:
-    """(H, W, 3) pixels with a black angle in each corner, one latent wide and two long: no token changes by it."""
-    cornered = picture.copy()
-    for seen in (cornered, cornered[::-1], cornered[:, ::-1], cornered[::-1, ::-1]):
-        seen[:LATENT, : 2 * LATENT] = seen[: 2 * LATENT, :LATENT] = data.COLOURS["black"]
-    return cornered
-
-
-def _write(out: Path, scenes: Iterable[data.Scene], style: Callable = lambda picture: picture) -> None:
     rows = []
     out.mkdir(parents=True, exist_ok=True)
-    for number, scene in enumerate(scenes):
+    for number in range(count):
+        h, w = rng.choice(SIZES)
+        scene = top_scene(rng, h, w, data.random_word(rng, 2 * w))
         name = f"{number:04d}.png"
-        Image.fromarray(style(data.render(scene.codes[None], scene.chars[None])[0])).save(out / name)
+        Image.fromarray(data.render(scene.codes[None], scene.chars[None])[0]).save(out / name)
         rows.append(json.dumps({"file_name": name, "text": scene.prompt}))
     (out / "metadata.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
 
@@ -107,7 +79,7 @@ def write_top_prompts(out: Path, seed: int = 11) -> None:
     (out / "1.json").write_text(json.dumps({"data_list": entries}, indent=1) + "\n", encoding="utf-8")
 
 
-WRITERS = {"top": write_top, "top-prompts": write_top_prompts, "corners": write_corners}
+WRITERS = {"top": write_top, "top-prompts": write_top_prompts}
 
 
 def main() -> None:
