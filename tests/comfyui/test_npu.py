@@ -224,7 +224,7 @@ def test_an_npu_too_small_for_the_release_is_told_before_anything_is_loaded(star
     lines = text_of(server.run({"devices": devices(RELEASE, 1024, 1024)})).splitlines()
     assert lines[0] == "GLM-Image, 1 image of 1024x1024 px: DOES NOT FIT"
     assert "npu:0 lacks " in lines[1]
-    assert lines[2] == "Try another device for a component"  # half of the weights would not do
+    assert lines[2] == "Try w8 weights, another device for a component"
     assert "stream from host memory" in lines[3]
     assert server.log.count("Requested to load") == loaded
 
