@@ -77,7 +77,8 @@ class ComfyDit(Dit):
         if not wrappers:
             return run(x, timestep, context, options, **conditions)
         executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(run, self, wrappers)
-        # A copy: EasyCache adds to what it is given, which is the sampler's own latent wherever no dtype is changed.
+        # A copy: EasyCache adds to what it is given, which is the sampler's own latent wherever no dtype is changed
+        # (findings/easycache_in_place.sh).
         return executor.execute(x.clone(), timestep, context, options, **conditions)
 
     @torch.compiler.disable(recursive=False)  # else compiled once more for glyphs of another length
