@@ -7,6 +7,8 @@ from pathlib import Path
 
 from .progress import Bars
 
+MAX_THREADS = 1024
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Train a LoRA on images with captions. The same command goes on with a run that was stopped."
@@ -70,8 +72,8 @@ def settings_of(args: argparse.Namespace):
     from ..pipeline.errors import InputError
     from ..training.lora.settings import LoraSettings
 
-    if args.threads is not None and args.threads < 1:
-        raise InputError(f"--threads {args.threads} is not accepted; use 1 or more")
+    if args.threads is not None and not 1 <= args.threads <= MAX_THREADS:
+        raise InputError(f"--threads {args.threads} is not accepted; use 1 to {MAX_THREADS}")
     given = {field.name: getattr(args, field.name) for field in fields(LoraSettings)}
     needed = {field.name for field in fields(LoraSettings) if field.default is MISSING}
     given = {name: value for name, value in given.items() if value is not None or name in needed}

@@ -87,6 +87,7 @@ def test_a_setting_out_of_range_is_refused_when_it_is_made(settings, change):
     (["--rank", "0"], "--rank 0 is not accepted"),
     (["--targets", "to_q"], "'to_q' is no layer of the planner that can be adapted"),
     (["--threads", "0"], "--threads 0 is not accepted"),
+    (["--threads", str(2**64)], "use 1 to 1024"),
     (["--device", "tpu"], "device 'tpu' is not known"),
 ])  # fmt: skip
 def test_the_command_refuses_a_wrong_option_in_one_line_and_writes_nothing(folder, tmp_path, capsys, words, message):
