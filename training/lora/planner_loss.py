@@ -35,6 +35,7 @@ class PlannerLoss:
         planner, planned = self.planner, targets.shape[1]
         tables = planner.rope_tables(positions.to(device))
         embedded = planner.embed(ids, device)
+        mask = None if mask is None else mask.to(device)
         language = planner.model.language_model
         hidden = run_language_model(language, embedded, tables, mask, planned, self.checkpointing)
         weights = torch.full((planned,), 0.5 / (planned - preview))
