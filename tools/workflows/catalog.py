@@ -276,6 +276,18 @@ EXAMPLES = (
         runs=False,
         new=True,
     ),
+    Example(
+        "21 A LoRA on the planner 规划器 LoRA",
+        examples.planner_lora,
+        "A LoRA on the planner, in the form of PEFT. It changes where things stand, not how they are drawn. This one "
+        "comes with the pack: where the prompt names no place, the small checkpoint puts words at the top, on a white "
+        "label. The same seeds are planned without and with it. Choose your own file in models/loras; glm-image "
+        "train-lora planner makes one.",
+        "规划器上的 LoRA，PEFT 格式。它改变内容摆放的位置，而不是画法。这个示例随节点包提供：提示词没有指定位置时，"
+        "小模型把文字放在顶部的白色标签上。相同的种子分别在不用和使用它时规划一次。自己的文件请放在 models/loras "
+        "中选择；glm-image train-lora planner 可以训练一个。",
+        new=True,
+    ),
 )
 
 

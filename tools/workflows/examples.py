@@ -9,6 +9,7 @@ RELEASE = "GLM-Image/model_index.json"
 WIDTH, HEIGHT, STEPS = 192, 96, 30  # what the small checkpoint was trained for
 PROMPT = 'a red sign that says "OPEN" in white'
 REPORT = "Who drew what, and what had no effect · 谁画了什么，哪些设置无效"
+PLANNER_LORA = "glm_image_small_planner_top.safetensors"
 YOURS = "or Load Image"
 
 
@@ -119,6 +120,16 @@ def lora(g: Graph) -> None:
     text = conditioning(g, parts[2], made[0])
     styled = g.add("GLMImageLoRA", 0, model=parts[1], lora="glm_image_small_negative.safetensors", strength=1.0)
     save(g, picture(g, decode(g, styled[0], made[0], text)[0], parts[3])[0])
+
+
+def planner_lora(g: Graph) -> None:
+    """The same prompt and seeds without and with it."""
+    parts, words = load(g), 'a blue poster that says "HELLO" in yellow'
+    tuned = g.add("GLMImagePlannerLoRA", 0, planner=parts[0], lora=PLANNER_LORA, strength=1.0)
+    for planner, title in ((parts[0], "Without · 不用 LoRA"), (tuned[0], "With · 使用 LoRA")):
+        made = plan(g, planner, words, seed=2)
+        text = conditioning(g, parts[2], made[0])
+        save(g, picture(g, decode(g, parts[1], made[0], text)[0], parts[3])[0], title=title)
 
 
 def upscale_mixed(g: Graph) -> None:

@@ -36,6 +36,7 @@ SHOWS_TEXTS = (
     "GLMImageConditioning",
     "GLMImageDevices",
     "GLMImageLoRA",
+    "GLMImagePlannerLoRA",
     "GLMImageRemote",
     "GLMImageRemotePlan",
     "GLMImagePlanFromImage",
