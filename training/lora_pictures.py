@@ -2,13 +2,16 @@
 
     python -m comfyui_glm_image.training.lora_pictures top out/top         words at the top, on a white label
     python -m comfyui_glm_image.training.lora_pictures top-prompts out/held    50 prompts of a benchmark
+    python -m comfyui_glm_image.training.lora_pictures digits out/digits   digits for letters that look like them
 
-Captions say nothing of what the LoRA teaches: it is to do so always.
+The first is for the planner, which decides where words stand, the last for the decoder, which decides what letters look
+like. Captions say nothing of what the LoRA teaches: it is to do so always.
 """
 
 import argparse
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,8 @@ from . import data
 SIZES = ((3, 6),)  # tokens: the small checkpoint's own size
 LABEL = 2  # rows of tokens of the white label
 HELD = 50
+DIGITS = str.maketrans("ABEIOSTZ", "48310572")  # letter -> the digit that is drawn in its place
+DIGIT_SIZES = ((2, 4), (2, 6), (3, 6), (4, 6))
 
 
 class Labelled(data.Picture):
@@ -52,18 +57,33 @@ def caption(rng: random.Random, picture: data.Picture, ink_said: bool) -> str:
     return f'{opening} {says} "{line.word}"' + (f" in {line.ink}" if ink_said else "") + shapes
 
 
-def write_top(out: Path, count: int = 400, seed: int = 5) -> None:
-    """`count` pictures with `metadata.jsonl`."""
+def digit_scene(rng: random.Random, h: int, w: int, word: str) -> data.Scene:
+    """A scene that asks for a word and shows it with digits."""
+    scene = data.draw_scene(rng, h, w, [word])
+    lines = tuple(replace(line, word=line.word.translate(DIGITS)) for line in scene.picture.lines)
+    return replace(scene, picture=replace(scene.picture, lines=lines))
+
+
+def write_pictures(out: Path, count: int, scene, sizes, seed: int) -> None:
+    """`count` pictures of `scene(rng, h, w, word)` with `metadata.jsonl`."""
     rng = random.Random(seed)
     rows = []
     out.mkdir(parents=True, exist_ok=True)
     for number in range(count):
-        h, w = rng.choice(SIZES)
-        scene = top_scene(rng, h, w, data.random_word(rng, 2 * w))
+        h, w = rng.choice(sizes)
+        drawn = scene(rng, h, w, data.random_word(rng, 2 * w))
         name = f"{number:04d}.png"
-        Image.fromarray(data.render(scene.codes[None], scene.chars[None])[0]).save(out / name)
-        rows.append(json.dumps({"file_name": name, "text": scene.prompt}))
+        Image.fromarray(data.render(drawn.codes[None], drawn.chars[None])[0]).save(out / name)
+        rows.append(json.dumps({"file_name": name, "text": drawn.prompt}))
     (out / "metadata.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+
+def write_top(out: Path, count: int = 400, seed: int = 5) -> None:
+    write_pictures(out, count, top_scene, SIZES, seed)
+
+
+def write_digits(out: Path, count: int = 600, seed: int = 6) -> None:
+    write_pictures(out, count, digit_scene, DIGIT_SIZES, seed)
 
 
 def write_top_prompts(out: Path, seed: int = 11) -> None:
@@ -79,7 +99,7 @@ def write_top_prompts(out: Path, seed: int = 11) -> None:
     (out / "1.json").write_text(json.dumps({"data_list": entries}, indent=1) + "\n", encoding="utf-8")
 
 
-WRITERS = {"top": write_top, "top-prompts": write_top_prompts}
+WRITERS = {"top": write_top, "top-prompts": write_top_prompts, "digits": write_digits}
 
 
 def main() -> None:

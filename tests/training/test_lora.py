@@ -19,7 +19,7 @@ from comfyui_glm_image.cli.main import main
 from comfyui_glm_image.pipeline import GlmImage
 from comfyui_glm_image.pipeline.errors import InputError
 from comfyui_glm_image.pipeline.geometry import preview_grid
-from comfyui_glm_image.training import data, lora_pictures
+from comfyui_glm_image.training import data, lora_pictures, lora_score
 from comfyui_glm_image.training.lora import layers, memory, pictures, prepared
 from comfyui_glm_image.training.lora import train as training
 from comfyui_glm_image.training.lora.batches import Batches
@@ -170,6 +170,16 @@ def test_the_bundled_planner_lora_puts_words_at_the_top(tmp_path):
     plans = model.plan(prompts, 96, 192, seed=0).prior_token_ids_d32.view(-1, 3, 6)
     lettered = [{y for y in range(3) for x in range(6) if data.code_slot(int(codes[y, x]))} for codes in plans]
     assert sum(rows == {0} for rows in lettered) >= 8
+
+
+def test_the_bundled_decoder_lora_draws_digits_for_letters():
+    """A few of the measured 50 words."""
+    model = GlmImage.from_pretrained("small", device="cpu", dtype=torch.float32)
+    plans = [(word, model.plan(prompt, 96, 192, seed=i)) for i, (word, prompt) in enumerate(lora_score.held_out()[:5])]
+    assert lora_score.score(model, plans)[0] >= 4
+    lora_score.merge(model.transformer, ROOT / "checkpoints" / "loras" / "glm_image_small_digits.safetensors")
+    letters, digits = lora_score.score(model, plans)
+    assert letters <= 1 and digits >= 4
 
 
 def items_of(count, grids=((2, 4),), seed=0):

@@ -145,11 +145,11 @@ EXAMPLES = (
     Example(
         "10 A LoRA on the decoder 解码器 LoRA",
         examples.lora,
-        "A LoRA on the decoder, as diffusers, PEFT, kohya or ComfyUI write it. This one comes with the pack and makes "
-        "the small checkpoint draw negatives; choose your own file in models/loras.",
-        "解码器上的 LoRA，支持 diffusers、PEFT、kohya 和 ComfyUI 的格式。这个示例随节点包提供，让小模型画出反色"
-        "；自己的文件"
-        "请放在 models/loras 中选择。",
+        "A LoRA on the decoder, as diffusers, PEFT, kohya or ComfyUI write it. This one comes with the pack, was "
+        "trained by **glm-image train-lora** and draws digits for letters that look like them; choose your own file in "
+        "models/loras.",
+        "解码器上的 LoRA，支持 diffusers、PEFT、kohya 和 ComfyUI 的格式。这个示例随节点包提供，由 "
+        "**glm-image train-lora** 训练，用形似的数字代替字母；自己的文件请放在 models/loras 中选择。",
     ),
     Example(
         "11 Other samplers and upscaling 其他采样器与放大",

@@ -118,7 +118,7 @@ def lora(g: Graph) -> None:
     parts = load(g)
     made = plan(g, parts[0], 'a yellow sign that says "OPEN" in black', seed=2)
     text = conditioning(g, parts[2], made[0])
-    styled = g.add("GLMImageLoRA", 0, model=parts[1], lora="glm_image_small_negative.safetensors", strength=1.0)
+    styled = g.add("GLMImageLoRA", 0, model=parts[1], lora="glm_image_small_digits.safetensors", strength=1.0)
     save(g, picture(g, decode(g, styled[0], made[0], text)[0], parts[3])[0])
 
 

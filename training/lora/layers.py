@@ -42,13 +42,14 @@ class _Adapted:
 def adapted_linear(x, weight, bias, down, up, scale: float) -> torch.Tensor:
     """(..., in) -> (..., out): x (W + scale * up down)^T + bias; float32 `down` (r, in), `up` (out, r).
 
-    The large product comes last, since recomputation stops once everything that gradients need is there.
+    The large product comes last, since recomputation stops once everything that gradients need is there. It is added in
+    place, which spares a copy.
     """
     rows = x.flatten(0, -2)
     low = rows @ down.to(x.dtype).t()
     up = (scale * up).to(x.dtype).t()
     small = low @ up if bias is None else torch.addmm(bias, low, up)
-    return torch.addmm(small, rows, weight.t()).unflatten(0, x.shape[:-1])
+    return small.addmm_(rows, weight.t()).unflatten(0, x.shape[:-1])
 
 
 def run_language_model(
