@@ -178,7 +178,9 @@ def test_parts_on_two_cards_draw_what_the_cpu_draws(two_cards, graph, pipeline, 
     outputs = two_cards.run(chosen)
     assert text_of(outputs, "where") == " ".join(where)
     for part, device in zip(("planner", "decoder", "glyph encoder", "VAE"), where):
-        assert f"  {part:13} {device}" in text_of(outputs)
+        assert any(
+            line.split()[: part.count(" ") + 2] == [*part.split(), device] for line in text_of(outputs).splitlines()
+        )
     assert "without a graph" not in two_cards.log[start:]
     wanted = pipeline.plan("a red sign that says 'OPEN'", 64, 96, seed=3, temperature=0.9, top_p=0.75)
     assert torch.equal(plan_of(two_cards, outputs).prior_token_ids_d32, wanted.prior_token_ids_d32)
