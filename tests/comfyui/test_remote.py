@@ -227,9 +227,9 @@ def test_the_cost_is_shown_at_the_node_before_the_batch_is_sent(comfyui, engines
     assert "zai takes no steps, guidance, seed: ignored" in report and "cost about $0.030" in report
 
 
-def template(old: str) -> dict:
-    """The workflow that had this file name in version 0.1.0."""
-    (name,) = (example.name for example in EXAMPLES if example.old == old)
+def template(key: str) -> dict:
+    """An example workflow, by what `tools/workflows` calls it."""
+    (name,) = (example.name for example in EXAMPLES if example.key == key)
     return load(FOLDER / f"{name}.json")
 
 
