@@ -4,36 +4,16 @@
 // CHROMIUM.
 
 import { mkdirSync, readFileSync } from "node:fs"
-import { createRequire } from "node:module"
+import { newPage, set, setMode, visit } from "./page.mjs"
 
 const [url, mode, pictures, file] = process.argv.slice(2)
-const { chromium } = createRequire(import.meta.url)(process.env.PLAYWRIGHT_CORE ?? "playwright-core")
 mkdirSync(pictures, { recursive: true })
-const browser = await chromium.launch({
-  executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
-  args: ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"],
-})
-const page = await browser.newPage({ viewport: { width: 1900, height: 1050 } })
-page.setDefaultNavigationTimeout(120_000)
-const errors = []
-page.on("pageerror", (error) => errors.push(error.message))
-
-const ready = () => {
-  const types = window.LiteGraph?.registered_node_types
-  return window.app?.extensionManager && types?.GLMImageDevices && types?.SaveImage && window.app.canvas
-}
-async function open() {
-  await page.goto(url, { waitUntil: "domcontentloaded" })
-  await page.waitForFunction(ready, null, { timeout: 120_000 })
-  await page.waitForTimeout(1500)
-}
-const set = (name, value) => page.evaluate(([name, value]) => app.extensionManager.setting.set(name, value), [name, value])
-
-await open()
-await set("Comfy.VueNodes.Enabled", mode === "vue")
-await set("Comfy.Locale", "zh")
+const { browser, page, errors } = await newPage(1900, 1050)
+await visit(page, url, "GLMImageDevices", "SaveImage")
+await setMode(page, mode)
+await set(page, "Comfy.Locale", "zh")
 await page.waitForTimeout(500)
-await open() // as the next visit finds it
+await visit(page, url, "GLMImageDevices", "SaveImage") // as the next visit finds it
 await page.evaluate((text) => app.loadGraphData(JSON.parse(text)), readFileSync(file, "utf8"))
 await page.waitForTimeout(1500)
 
@@ -101,7 +81,7 @@ await page.evaluate(() => {
 const third = await run()
 await picture("error")
 const dialog = await shown()
-await set("Comfy.Locale", "en")
+await set(page, "Comfy.Locale", "en")
 await page.waitForTimeout(500)
 console.log(JSON.stringify({ status, nodes: seen, refused, third, failed, dialog, errors }))
 await browser.close()

@@ -2,29 +2,15 @@
 // Draws two boxes, types, undoes and redoes, queues, loads the saved PNG back, and times forty boxes. Prints one line of
 // JSON. Needs playwright-core (in node_modules, or its folder in PLAYWRIGHT_CORE) and CHROMIUM (/usr/bin/chromium).
 
-import { createRequire } from "node:module"
+import { newPage, setMode, visit } from "./page.mjs"
 
 const [url, mode, pictures] = process.argv.slice(2)
-const { chromium } = createRequire(import.meta.url)(process.env.PLAYWRIGHT_CORE ?? "playwright-core")
-const browser = await chromium.launch({
-  executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
-  args: ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"],
-})
-const page = await browser.newPage({ viewport: { width: 1300, height: 1150 } })
-const errors = []
-page.on("pageerror", (error) => errors.push(error.message))
+const { browser, page, errors } = await newPage(1300, 1150)
 page.on("console", (message) => {
   if (message.type() === "error" && /\/extensions\/.*layout_/.test(message.location().url)) errors.push(message.text())
 })
-
-const ready = () => {
-  const types = window.LiteGraph?.registered_node_types
-  return window.app?.extensionManager && types?.GLMImageTextLayout && types?.SaveImage && window.app.canvas
-}
-await page.goto(url, { waitUntil: "domcontentloaded", timeout: 120_000 })
-await page.waitForFunction(ready, null, { timeout: 120000 })
-await page.waitForTimeout(1500)
-await page.evaluate((vue) => app.extensionManager.setting.set("Comfy.VueNodes.Enabled", vue), mode === "vue")
+await visit(page, url, "GLMImageTextLayout", "SaveImage")
+await setMode(page, mode)
 await page.evaluate(() => {
   app.graph.clear()
   const node = LiteGraph.createNode("GLMImageTextLayout")

@@ -3,31 +3,13 @@
 // again. Prints one line of JSON. Needs playwright-core (its folder in PLAYWRIGHT_CORE) and CHROMIUM.
 
 import { mkdirSync } from "node:fs"
-import { createRequire } from "node:module"
+import { newPage, setMode, visit } from "./page.mjs"
 
 const [url, mode, pictures, prompt] = process.argv.slice(2)
-const { chromium } = createRequire(import.meta.url)(process.env.PLAYWRIGHT_CORE ?? "playwright-core")
 mkdirSync(pictures, { recursive: true })
-const browser = await chromium.launch({
-  executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
-  args: ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"],
-})
-const page = await browser.newPage({ viewport: { width: 1500, height: 1000 } })
-page.setDefaultNavigationTimeout(120_000)
-const errors = []
-page.on("pageerror", (error) => errors.push(error.message))
-
-const ready = () => {
-  const types = window.LiteGraph?.registered_node_types
-  return window.app?.extensionManager && types?.GLMImageDevices && types?.SaveImage && window.app.canvas
-}
-async function open() {
-  await page.goto(url, { waitUntil: "domcontentloaded" })
-  await page.waitForFunction(ready, null, { timeout: 120_000 })
-  await page.waitForTimeout(1500)
-}
-await open()
-await page.evaluate((vue) => app.extensionManager.setting.set("Comfy.VueNodes.Enabled", vue), mode === "vue")
+const { browser, page, errors } = await newPage(1500, 1000)
+await visit(page, url, "GLMImageDevices", "SaveImage")
+await setMode(page, mode)
 await page.evaluate((prompt) => {
   app.graph.clear()
   app.loadApiJson(JSON.parse(prompt), "messages")
@@ -70,7 +52,7 @@ const fields = await page.evaluate(() => [...document.querySelectorAll("textarea
 const sent = await page.evaluate(async () => JSON.stringify((await app.graphToPrompt()).output))
 await show("after")
 const saved = await page.evaluate(() => JSON.stringify(app.graph.serialize()))
-await open()
+await visit(page, url, "GLMImageDevices", "SaveImage")
 await page.evaluate((saved) => app.loadGraphData(JSON.parse(saved)), saved)
 await page.waitForTimeout(1500)
 const reloaded = await said()

@@ -1,25 +1,12 @@
 // Sizes and colours on a running ComfyUI's page: node sizes_browser.mjs URL "classic"|"vue"
 // Prints one line of JSON. Needs playwright-core (its folder in PLAYWRIGHT_CORE) and CHROMIUM.
 
-import { createRequire } from "node:module"
+import { newPage, setMode, visit } from "./page.mjs"
 
 const [url, mode] = process.argv.slice(2)
-const { chromium } = createRequire(import.meta.url)(process.env.PLAYWRIGHT_CORE ?? "playwright-core")
-const browser = await chromium.launch({
-  executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
-  args: ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"],
-})
-const page = await browser.newPage({ viewport: { width: 1300, height: 900 } })
-const errors = []
-page.on("pageerror", (error) => errors.push(error.message))
-const ready = () => {
-  const types = window.LiteGraph?.registered_node_types
-  return window.app?.extensionManager && types?.GLMImageLoader && types?.Reroute && window.app.canvas
-}
-await page.goto(url, { waitUntil: "domcontentloaded", timeout: 120_000 })
-await page.waitForFunction(ready, null, { timeout: 120_000 })
-await page.waitForTimeout(1500)
-await page.evaluate((vue) => app.extensionManager.setting.set("Comfy.VueNodes.Enabled", vue), mode === "vue")
+const { browser, page, errors } = await newPage(1300, 900)
+await visit(page, url, "GLMImageLoader", "Reroute")
+await setMode(page, mode)
 
 const seen = await page.evaluate(async () => {
   const settled = () => new Promise((done) => setTimeout(done, 100))
