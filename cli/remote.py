@@ -11,8 +11,7 @@ from ..pipeline.remote.limits import AUTO, MAX_USD
 from . import arguments
 from .output import numbered
 
-LOCAL_ONLY = (
-    "revision",
+PLACEMENT = (
     "device",
     "dtype",
     "planner_device",
@@ -20,6 +19,10 @@ LOCAL_ONLY = (
     "planner_int8",
     "planner_weights",
     "decoder_weights",
+)
+LOCAL_ONLY = (
+    "revision",
+    *PLACEMENT,
     "plan_seed",
     "plan_rows",
     "temperature",
@@ -29,16 +32,7 @@ LOCAL_ONLY = (
     "guidance_batching",
     "compile",
 )
-LOCAL_PLANNING = (
-    "device",
-    "dtype",
-    "planner_device",
-    "decoder_device",
-    "planner_int8",
-    "planner_weights",
-    "decoder_weights",
-    "plan_rows",
-)
+LOCAL_PLANNING = (*PLACEMENT, "plan_rows")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -86,15 +86,21 @@ def write_digits(out: Path, count: int = 600, seed: int = 6) -> None:
     write_pictures(out, count, digit_scene, DIGIT_SIZES, seed)
 
 
-def write_top_prompts(out: Path, seed: int = 11) -> None:
-    """`1.json` of held-out prompts in the layout of `glm-image eval --data`."""
+def held_prompts(scene, seed: int = 11) -> list[tuple[str, str]]:
+    """Words that training never drew, each with the prompt of a `scene(rng, h, w, word)`."""
     rng, (h, w) = random.Random(seed), SIZES[0]
     words = [word for word in data.HELD_OUT if 2 <= len(word) <= data.MAX_WORD]
-    entries = []
-    for number, word in enumerate(rng.sample(words, HELD)):
-        prompt = top_scene(rng, h, w, word).prompt
-        size = {"height": h * data.TOKEN, "width": w * data.TOKEN}
-        entries.append({"index": number, "prompt": prompt, "sentence_list": [word], **size})
+    return [(word, scene(rng, h, w, word).prompt) for word in rng.sample(words, HELD)]
+
+
+def write_top_prompts(out: Path, seed: int = 11) -> None:
+    """`1.json` of held-out prompts in the layout of `glm-image eval --data`."""
+    h, w = SIZES[0]
+    size = {"height": h * data.TOKEN, "width": w * data.TOKEN}
+    entries = [
+        {"index": number, "prompt": prompt, "sentence_list": [word], **size}
+        for number, (word, prompt) in enumerate(held_prompts(top_scene, seed))
+    ]
     out.mkdir(parents=True, exist_ok=True)
     (out / "1.json").write_text(json.dumps({"data_list": entries}, indent=1) + "\n", encoding="utf-8")
 

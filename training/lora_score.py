@@ -6,7 +6,6 @@ Letters are read where the plan puts them, each as the character whose drawing i
 """
 
 import argparse
-import random
 from pathlib import Path
 
 import numpy as np
@@ -16,20 +15,21 @@ from safetensors.torch import load_file
 from ..pipeline import GlmImage, Plan
 from ..pipeline.images import to_pil
 from ..pipeline.loading.checkpoint import BUNDLED
+from ..pipeline.models.lora import LayerLora, apply_loras
 from . import data
-from .lora_pictures import DIGITS, HELD, SIZES, digit_scene
+from .lora_pictures import DIGITS, HELD, digit_scene, held_prompts
 
 STEPS = 20
 
 
 def merge(decoder: torch.nn.Module, file: Path) -> None:
     """Add a LoRA whose alpha is its rank, as `train-lora` writes it, to a decoder's weights."""
-    tensors = load_file(file)
+    tensors, changes = load_file(file), {}
     for key, down in tensors.items():
         if key.endswith(".lora_A.weight"):
-            up = tensors[key.replace(".lora_A.", ".lora_B.")]
-            layer = decoder.get_submodule(key.removesuffix(".lora_A.weight").removeprefix("transformer."))
-            layer.weight.data += (up.float() @ down.float()).to(layer.weight.dtype)
+            layer = key.removesuffix(".lora_A.weight").removeprefix("transformer.")
+            changes[layer] = [(LayerLora(tensors[key.replace(".lora_A.", ".lora_B.")], down), 1.0)]
+    apply_loras(decoder, changes)
 
 
 def read_words(pixels: np.ndarray, codes: np.ndarray) -> list[str]:
@@ -52,13 +52,6 @@ def read_words(pixels: np.ndarray, codes: np.ndarray) -> list[str]:
     return words
 
 
-def held_out() -> list[tuple[str, str]]:
-    """(word, prompt) pairs."""
-    rng, (h, w) = random.Random(11), SIZES[0]
-    words = [word for word in data.HELD_OUT if 2 <= len(word) <= data.MAX_WORD]
-    return [(word, digit_scene(rng, h, w, word).prompt) for word in rng.sample(words, HELD)]
-
-
 def score(model: GlmImage, plans: list[tuple[str, Plan]]) -> tuple[int, int]:
     """How many words are spelt in letters, and how many as `DIGITS` has them."""
     letters = digits = 0
@@ -76,7 +69,7 @@ def main() -> None:
     parser.add_argument("lora", type=Path)
     args = parser.parse_args()
     model = GlmImage.from_pretrained(BUNDLED, device="cpu", dtype="fp32")
-    plans = [(word, model.plan(prompt, 96, 192, seed=i)) for i, (word, prompt) in enumerate(held_out())]
+    plans = [(word, model.plan(prompt, 96, 192, seed=i)) for i, (word, prompt) in enumerate(held_prompts(digit_scene))]
     print("without: {} of {n} in letters, {} with digits".format(*score(model, plans), n=HELD), flush=True)
     merge(model.transformer, args.lora)
     print("with it: {} of {n} in letters, {} with digits".format(*score(model, plans), n=HELD))

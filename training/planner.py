@@ -22,6 +22,7 @@ from ..pipeline.planning.prefill import prefill
 from ..pipeline.planning.prompt import PromptBatch, PromptEncoder, collate
 from . import bundle, data, edits, models
 from .common import Recipe, Stage, optimisers, read_component, read_meta
+from .lora.layers import NoCache
 
 SAMPLING = GenerationConfig(temperature=0.9, top_p=1.0, top_k=0)
 WITHOUT_PREVIEW = 0.25  # share of the time: steps without the preview grid cost a fifth and teach what prompts mean
@@ -50,14 +51,6 @@ class PlannerModel(nn.Module):
         self.column = nn.Linear(width, SIDE)
         for part in (self.planner.model.visual, self.planner.model.vqmodel):
             part.requires_grad_(False)
-
-
-class NoCache:
-    """Stands in for the key-value cache where the whole sequence runs at once and gradients are wanted."""
-
-    @staticmethod
-    def update(_layer: int, keys, values, _position, _read):
-        return keys, values
 
 
 @cache

@@ -76,8 +76,7 @@ def choose_device(choice: str, own: Callable = comfy.model_management.get_torch_
 
 
 def choose_dtypes(choice: str, weights: Weights, device: torch.device) -> Dtypes:
-    """The dtypes of weights from these files, as `dtypes_for` chooses them; rounded ones leave them to `auto`."""
-    choice = "auto" if choice in weight_forms.FORMS else choice
+    """The dtypes of weights from these files, as `dtypes_for` chooses them."""
     return dtypes_for(choice, weights.dtype, weights.nbytes // weights.dtype.itemsize, device)
 
 
@@ -95,10 +94,11 @@ def check_form(choice: str, weights: Weights, device: torch.device) -> str | Non
 def dtypes_for(choice: str, stored: torch.dtype, numbers: int, device: torch.device) -> Dtypes:
     """`auto` computes in the device's best dtype and stores many numbers as their file does where that is smaller.
 
-    A named dtype is used for both; an 8-bit one only stores. One that the device lacks is an error.
+    A named dtype is used for both; an 8-bit one only stores. One that the device lacks is an error. A form to round to
+    (w8, w4) leaves dtypes to `auto`.
     """
     auto = resolve_dtype("auto", device, stored=stored)
-    if choice != "auto":
+    if choice != "auto" and choice not in weight_forms.FORMS:
         storage = DTYPES[choice]
         if storage.itemsize == 1 and device.type == "npu":
             raise InputError(f"{choice} does not run on {device}, which has no operator for it; choose w8 for 8 bits")

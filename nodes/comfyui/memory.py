@@ -59,8 +59,7 @@ def choose_all_dtypes(
 ) -> dict[str, Dtypes]:
     """What each loader stores and computes in, of which the VAE's has no choice in Load GLM-Image."""
     numbers = {name: sum(sizes.numbers[name].values()) for name in wishes}
-    plain = {name: "auto" if wish in FORMS else wish for name, wish in wishes.items()}
-    found = {name: dtypes_for(wish, sizes.files[name], numbers[name], devices[name]) for name, wish in plain.items()}
+    found = {name: dtypes_for(wish, sizes.files[name], numbers[name], devices[name]) for name, wish in wishes.items()}
     vae = resolve_dtype("auto", devices[VAE], VAE, sizes.files[VAE])
     return found | {VAE: Dtypes(vae, vae)}
 

@@ -20,8 +20,7 @@ from ..devices.quantised_products import GROUP
 from ..errors import CheckpointError
 from ..text import shown
 from . import sdnq
-from .sdnq import ADVICE
-from .stored import FLOATS, Entry, Layout, Stored
+from .stored import FLOATS, Entry, Layout, Stored, refuse
 
 MARK = "comfy_quant"  # a layer's key whose bytes are JSON about its weight, as ComfyUI writes it
 INT8, INT4 = "int8_tensorwise", "glm_image_int4"  # `format` of the forms of 8 bits (ComfyUI's) and 4 bits (ours)
@@ -126,9 +125,9 @@ def _notes_of_torchao(source: Path, entries: dict[str, Entry], codes: list[str])
         zeros = entries.pop(f"{layer}._weight_zero_point", None)
         scale = entries.pop(f"{layer}._weight_scale", None)
         if data.dtype != "I8" or len(data.shape) != 2 or scale is None or math.prod(scale.shape) != data.shape[0]:
-            _refuse(source, "torchao, other than int8 with one scale a row")
+            refuse(source, "torchao, other than int8 with one scale a row")
         if zeros is not None and _any(zeros):
-            _refuse(source, "torchao with zero points")
+            refuse(source, "torchao with zero points")
         entries[f"{layer}.weight"], entries[f"{layer}.weight_scale"] = data, scale
         notes[layer] = {"format": INT8}
     return notes
@@ -143,19 +142,15 @@ def _refuse_others(source: Path, entries: Mapping[str, Entry], notes: Mapping[st
     """Raise for files that show a sign of a format that no note explains."""
     method = settings.get("quant_method") if isinstance(settings, dict) else None
     if settings:
-        _refuse(source, METHODS.get(method, f"an unknown format ({shown(method)})"))
+        refuse(source, METHODS.get(method, f"an unknown format ({shown(method)})"))
     for end, name in SIGNS:
         for key in entries:
             if key.endswith(end) and key[: -len(end)] not in notes:
-                _refuse(source, name)
+                refuse(source, name)
     for key, entry in entries.items():
         layer, _, own = key.rpartition(".")
         if layer not in notes and (entry.dtype in CODES or own in ("weight_scale", "scale_weight")):
-            _refuse(source, f"an unknown format ({shown(key)} holds {entry.dtype} numbers)")
-
-
-def _refuse(source: Path, name: str) -> None:
-    raise CheckpointError(f"{source} holds weights in {name}, a format that is not read; {ADVICE}")
+            refuse(source, f"an unknown format ({shown(key)} holds {entry.dtype} numbers)")
 
 
 def _place(source: Path, layout: Layout, entries: dict[str, Entry], layer: str, note: Mapping) -> None:
@@ -175,7 +170,7 @@ def _place(source: Path, layout: Layout, entries: dict[str, Entry], layer: str, 
         layout.tensors[f"{layer}.weight"] = Stored(weight, weight.shape, "BF16", size, (scale,), _scaled)
     else:
         rotated = " with rotation (convrot)" if note.get("convrot") else ""
-        _refuse(source, f"ComfyUI's {shown(form)}{rotated}")
+        refuse(source, f"ComfyUI's {shown(form)}{rotated}")
 
 
 def _place_int8(source: Path, layout: Layout, entries: dict[str, Entry], layer: str, weight: Entry) -> None:

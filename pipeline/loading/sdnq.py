@@ -15,9 +15,8 @@ import torch
 
 from ..errors import CheckpointError
 from ..text import shown
-from .stored import FLOATS, Entry, Stored
+from .stored import FLOATS, Entry, Stored, refuse
 
-ADVICE = "round the checkpoint's own bf16 weights instead: 'glm-image quantize MODEL -o OUT --planner w8 --decoder w8'"
 SCALE = ".scale"
 OTHERS = ("zero_point", "svd_up", "svd_down")
 SWITCHES = (  # settings whose files hold more than is read here
@@ -39,7 +38,7 @@ def take(source: Path, entries: dict[str, Entry], settings: Mapping) -> dict[str
     """
     switched = [name for name in SWITCHES if settings.get(name)]
     if switched:
-        raise CheckpointError(f"{source} holds weights in SDNQ with {switched[0]}, which is not read; {ADVICE}")
+        refuse(source, f"SDNQ with {switched[0]}")
     found = {}
     for layer in [key.removesuffix(SCALE) for key in entries if key.endswith(SCALE)]:
         key = f"{layer}.weight"
@@ -60,7 +59,7 @@ def _matrix(source: Path, layer: str, entries: dict[str, Entry], codes: str) -> 
     others = {name: entries.pop(f"{layer}.{name}", None) for name in OTHERS}
     match = CODES.fullmatch(codes)
     if not match:
-        raise CheckpointError(f"{source} holds weights in SDNQ's {shown(codes)}, which is not read; {ADVICE}")
+        refuse(source, f"SDNQ's {shown(codes)}")
     bits = int(match["bits"] or match["width"])
     rows, numbers = scale.shape[0] if scale.shape else 0, weight.nbytes * 8 // bits
     whole = ("U8", "I8") if bits == 8 else ("U8",)

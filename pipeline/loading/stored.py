@@ -8,6 +8,9 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from ..errors import CheckpointError
+
+ADVICE = "round the checkpoint's own bf16 weights instead: 'glm-image quantize MODEL -o OUT --planner w8 --decoder w8'"
 FLOATS = {"BF16": 2, "F16": 2, "F32": 4, "F8_E4M3": 1, "F8_E5M2": 1}  # names of dtypes -> bytes of a number
 
 
@@ -50,3 +53,8 @@ class Layout:
 
     tensors: dict[str, Stored] = field(default_factory=dict)
     forms: dict[str, str] = field(default_factory=dict)
+
+
+def refuse(source: Path, name: str) -> None:
+    """Raise `CheckpointError` for weights in a format that is not read."""
+    raise CheckpointError(f"{source} holds weights in {name}, a format that is not read; {ADVICE}")
