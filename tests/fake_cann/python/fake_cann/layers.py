@@ -19,6 +19,11 @@ def addmm(bias, x, y, beta, alpha, out, *_):
     put(out, beta * wide(bias) + alpha * (wide(x) @ wide(y)))
 
 
+@kernel("InplaceAddmm")
+def addmm_in_place(bias, x, y, beta, alpha, *_):
+    addmm(bias, x, y, beta, alpha, bias)
+
+
 @kernel("WeightQuantBatchMatmulV2")
 def weight_quant(x, weight, scale, offset, quant_scale, quant_offset, bias, group, out, *_):
     for refused in (offset, quant_scale, quant_offset, bias):
