@@ -47,6 +47,18 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_weight_files(parser: argparse.ArgumentParser) -> None:
+    about = "one .safetensors or .gguf file whose weights replace the checkpoint's own"
+    parser.add_argument("--planner-file", type=Path, metavar="FILE", help=f"{about}, for the planner")
+    parser.add_argument("--decoder-file", type=Path, metavar="FILE", help="the same for the decoder")
+
+
+def weight_files_as_text(args: argparse.Namespace) -> dict[str, str]:
+    """Those that were given, for notes of what an image was generated with."""
+    names = ("planner_file", "decoder_file")
+    return {name: str(path) for name in names if (path := getattr(args, name, None)) is not None}
+
+
 def add_planner_lora(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--planner-lora",
@@ -221,10 +233,12 @@ def _known_sizes(args: argparse.Namespace):
 def open_model(args: argparse.Namespace, bar, local_only: bool = False):
     """The `GlmImage` of these arguments; `bar` shows loading."""
     from ..pipeline.glm_image import GlmImage
-    from ..pipeline.loading.checkpoint import resolve
+    from ..pipeline.loading.checkpoint import resolve, weight_files
+    from ..pipeline.loading.memory_needs import CheckpointSizes
     from ..pipeline.loading.placement import Offload, PlacementRequest, choose
 
-    checkpoint = resolve(args.model, args.revision, local_only)
+    files = weight_files(getattr(args, "planner_file", None), getattr(args, "decoder_file", None))
+    checkpoint = resolve(args.model, args.revision, local_only, files=files)
     checkpoint.check()
     request = PlacementRequest(
         args.device,
@@ -238,7 +252,8 @@ def open_model(args: argparse.Namespace, bar, local_only: bool = False):
         planner_weights=_planner_weights(args),
         decoder_weights=args.decoder_weights or "auto",
     )
-    placement = choose(checkpoint.folder, request, report=lambda text: print(text, file=sys.stderr))
+    sizes = CheckpointSizes.of(checkpoint.folder, checkpoint.files)
+    placement = choose(sizes, request, report=lambda text: print(text, file=sys.stderr))
     model = GlmImage(checkpoint, placement, bool(getattr(args, "compile", None)))
     model.components.on_load = bar
     model.use_planner_loras(*(getattr(args, "planner_lora", None) or ()))

@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--benchmark", default="small", help=f"{', '.join((*BENCHMARKS, EDITS))} (default: small)")
     parser.add_argument("--data", type=Path, help="folder of the benchmark's files; small comes with the package")
     arguments.add_model(parser)
+    arguments.add_weight_files(parser)
     arguments.add_planner_lora(parser)
     parser.set_defaults(model="small")
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder of images and report; resumed")
@@ -117,9 +118,10 @@ def _sized(case: Case, args: argparse.Namespace) -> Case:
 def _settings(args: argparse.Namespace) -> dict:
     """What images depend on, besides the prompts."""
     names = ("model", "revision", "steps", "cfg", "seed", "ablation", "height", "width", "device", "dtype")
+    names += ("planner_weights", "decoder_weights")
     settings = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     loras = arguments.check_planner_loras(args)
-    return settings | ({"planner_lora": ", ".join(loras)} if loras else {})
+    return settings | arguments.weight_files_as_text(args) | ({"planner_lora": ", ".join(loras)} if loras else {})
 
 
 def _bar(what: str) -> Progress:

@@ -16,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("out.png"), help="PNG file (default out.png)")
     parser.add_argument("--plan", type=Path, metavar="FILE", help="generate from this saved plan instead of planning")
     arguments.add_model(parser)
+    arguments.add_weight_files(parser)
     arguments.add_planning(parser)
     arguments.add_denoising(parser)
     layout.add_arguments(parser)
@@ -82,6 +83,7 @@ def about(model, plan, args: argparse.Namespace, row: int) -> dict[str, str]:
         "steps": str(args.steps),
         "guidance_scale": str(args.cfg),
         **{name: str(value) for name, value in arguments.approximations(args).items() if value is not None},
+        **arguments.weight_files_as_text(args),
         "model": model.checkpoint.name,
         "revision": model.checkpoint.revision or "",
         "software": "comfyui-glm-image",

@@ -14,6 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", type=Path, default=Path("plan.safetensors"), help="file (default plan.safetensors)"
     )
     arguments.add_model(parser)
+    arguments.add_weight_files(parser)
     arguments.add_planning(parser)
     layout.add_arguments(parser, denoising=False)
     remote.add_planning(parser)

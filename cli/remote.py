@@ -19,6 +19,8 @@ PLACEMENT = (
     "planner_int8",
     "planner_weights",
     "decoder_weights",
+    "planner_file",
+    "decoder_file",
 )
 LOCAL_ONLY = (
     "revision",

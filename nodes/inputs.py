@@ -35,11 +35,12 @@ def model_input() -> io.Combo.Input:
     return models
 
 
-def weights_input(kind: str) -> io.Combo.Input:
+def weights_input(kind: str, optional: bool = False) -> io.Combo.Input:
     return io.Combo.Input(
         "weights",
         options=model_folders.weight_names(kind),
         default=model_folders.FROM_FOLDER,
+        optional=optional,
         tooltip=f"Weights of the checkpoint, or a single file in models/{kind} of the same architecture.",
     )
 

@@ -67,7 +67,7 @@ class GLMImageLoader(io.ComfyNode):
         where = devices or Devices.one(device)
         graph, file = GraphBuilder(), {"model": model, "weights": model_folders.FROM_FOLDER}
         components = [
-            graph.node("GLMImagePlannerLoader", model=model, dtype=planner_dtype, device=where.planner),
+            graph.node("GLMImagePlannerLoader", **file, dtype=planner_dtype, device=where.planner),
             graph.node("GLMImageDecoderLoader", **file, dtype=decoder_dtype, device=where.decoder),
             graph.node("GLMImageGlyphEncoderLoader", **file, dtype="auto", device=where.glyph_encoder),
             graph.node("GLMImageVAELoader", **file, dtype="auto", device=where.vae),
@@ -86,9 +86,10 @@ class ComponentLoader(io.ComfyNode):
     display_name: str
     description: str
     component: str
-    files: str | None
+    files: str
     output: io.Output
     dtype_input = staticmethod(dtype_input)
+    may_lack_weights = False  # whether graphs without that input exist
     checks = (is_there,)
 
     @classmethod
@@ -102,7 +103,7 @@ class ComponentLoader(io.ComfyNode):
                 model_input(),
                 cls.dtype_input(),
                 device_input(),
-                *([weights_input(cls.files)] if cls.files else []),
+                weights_input(cls.files, optional=cls.may_lack_weights),
             ],
             outputs=[cls.output],
         )
@@ -129,13 +130,14 @@ class GLMImagePlannerLoader(ComponentLoader):
     node_id = "GLMImagePlannerLoader"
     display_name = "Load GLM-Image Planner"
     description = "Opens the language model that plans an image as tokens."
-    component, files = "vision_language_encoder", None
+    component, files = "vision_language_encoder", "text_encoders"
+    may_lack_weights = True
     dtype_input = staticmethod(rounded_dtype_input)
     output = sockets.Planner.Output(display_name="planner")
 
     @classmethod
     def open(cls, folder, path, dtype, device):
-        return PlannerPart(folder, dtype, device)
+        return PlannerPart(folder, path, dtype, device)
 
 
 class GLMImageDecoderLoader(ComponentLoader):

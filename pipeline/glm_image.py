@@ -42,9 +42,9 @@ from .layout.layout_control import (
     hold_for,
     plan_controls_for,
 )
-from .loading.checkpoint import DECODER, GLYPH, PLANNER, VAE, Checkpoint, resolve
+from .loading.checkpoint import DECODER, GLYPH, PLANNER, VAE, Checkpoint, resolve, weight_files
 from .loading.components import Components
-from .loading.memory_needs import decoder_work
+from .loading.memory_needs import CheckpointSizes, decoder_work
 from .loading.placement import Placement, PlacementRequest, choose
 from .loading.planner_lora import check_strength, read_planner_lora, used_loras
 from .models.config import SchedulerConfig
@@ -91,17 +91,23 @@ class GlmImage:
         progress: Progress | None = None,
         compile: bool = False,
         planner_loras: Sequence[LoraFile] = (),
+        planner_file: str | os.PathLike | None = None,
+        decoder_file: str | os.PathLike | None = None,
     ) -> "GlmImage":
         """A folder, a hub id or `modelscope:owner/name` -> the model; no weight is read yet.
 
         Device and dtype default to the best present. `placement` decides for each component instead. `compile` runs
-        the decoder's blocks by torch.compile. `planner_loras` are those of `use_planner_loras`. Raises
+        the decoder's blocks by torch.compile. `planner_loras` are those of `use_planner_loras`. `planner_file`
+        and `decoder_file` are single files of weights, used instead of the checkpoint's own. Raises
         `CheckpointError` if a file is missing, truncated or of another model, `InputError` for a LoRA that does not
         fit, `DeviceError` if nothing can be compiled here.
         """
-        checkpoint = resolve(path_or_id, revision, local_only)
+        checkpoint = resolve(path_or_id, revision, local_only, files=weight_files(planner_file, decoder_file))
         checkpoint.check()
-        model = cls(checkpoint, placement or choose(checkpoint.folder, PlacementRequest(device, dtype)), compile)
+        if placement is None:
+            sizes = CheckpointSizes.of(checkpoint.folder, checkpoint.files)
+            placement = choose(sizes, PlacementRequest(device, dtype))
+        model = cls(checkpoint, placement, compile)
         model.components.on_load = progress
         model.use_planner_loras(*planner_loras)
         return model

@@ -18,6 +18,7 @@ from ...pipeline.devices import quantised_products
 from ...pipeline.devices.capabilities import resolve_dtype
 from ...pipeline.devices.device import resolve_device
 from ...pipeline.errors import CheckpointError, InputError
+from ...pipeline.loading.single_files import weights_at
 from ...pipeline.loading.weights import (
     Weights,
     build_empty,
@@ -108,25 +109,6 @@ def dtypes_for(choice: str, stored: torch.dtype, numbers: int, device: torch.dev
     if stored.itemsize == 1 or (stored.itemsize < auto.itemsize and numbers * auto.itemsize > SMALL):
         return Dtypes(stored, auto)
     return Dtypes(auto, auto)
-
-
-class WeightFile(Weights):
-    """One safetensors file instead of a component folder; a prefix that checkpoints of one file have is dropped."""
-
-    prefixes = ("model.diffusion_model.", "diffusion_model.")
-
-    @property
-    def shards(self) -> list[Path]:
-        return [self.folder]
-
-    def name(self, key: str) -> str:
-        for prefix in self.prefixes:
-            key = key.removeprefix(prefix)
-        return key
-
-
-def weights_at(path: Path) -> Weights:
-    return Weights(path) if path.is_dir() else WeightFile(path)
 
 
 def fill(

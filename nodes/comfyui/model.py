@@ -27,12 +27,13 @@ from ...pipeline.devices.capabilities import check_finite
 from ...pipeline.devices.device import assert_on, current
 from ...pipeline.errors import InputError
 from ...pipeline.geometry import LATENT, PATCH, TOKEN
+from ...pipeline.loading.single_files import weights_at
 from ...pipeline.loading.weights import check_layers, settings_of
 from ...pipeline.models.config import DitConfig, SchedulerConfig, VaeConfig
 from ...pipeline.models.transformer import Dit
 from ...pipeline.models.transformer_context import Context, ReferenceCache
 from .latent_preview import rgb_factors
-from .loading import Dtypes, check_form, choose_device, choose_dtypes, fill, manage, weights_at
+from .loading import Dtypes, check_form, choose_device, choose_dtypes, fill, manage
 from .ops import computing_in
 from .page import warn
 from .patches import check_blocks, check_options, check_patches, patches_of

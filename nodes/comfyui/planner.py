@@ -40,11 +40,10 @@ class PlannerPart:
     settings they were made with, `loras` among them. All parts of one planner share weights and plans.
     """
 
-    def __init__(self, folder: Path, dtype: str = "auto", device: str = "auto"):
+    def __init__(self, folder: Path, weights: Path, dtype: str = "auto", device: str = "auto"):
         self.folder = folder
-        home = folder / "vision_language_encoder"
-        self.config = VisionLanguageConfig.from_json(home / "config.json")
-        self.patcher, dtypes = open_part(ManagedPlanner, self.config, home, dtype, device)
+        self.config = VisionLanguageConfig.from_json(folder / "vision_language_encoder" / "config.json")
+        self.patcher, dtypes = open_part(ManagedPlanner, self.config, weights, dtype, device)
         self.plain_patcher = self.patcher
         self.module.compute_dtype = dtypes.compute
         self.loras: PlannerLoras = ()

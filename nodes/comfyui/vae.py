@@ -14,10 +14,11 @@ from ...pipeline.devices.capabilities import check_finite, resolve_dtype
 from ...pipeline.devices.device import current
 from ...pipeline.devices.memory import retry_smaller
 from ...pipeline.errors import InputError
+from ...pipeline.loading.single_files import weights_at
 from ...pipeline.loading.weights import build_empty, check_layers
 from ...pipeline.models.config import VaeConfig
 from ...pipeline.models.vae import LIVE, Vae, decode_nbytes
-from .loading import Dtypes, choose_device, fill, manage, weights_at
+from .loading import Dtypes, choose_device, fill, manage
 from .validation import check_numbers
 
 # ComfyUI's class builds an autoencoder of its own kind (32 norm groups, attention), whose place ours takes.

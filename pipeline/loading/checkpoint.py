@@ -3,14 +3,16 @@
 import hashlib
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from ..errors import CheckpointError
 from ..geometry import TrainedSizes
 from ..models.config import read_json
 from ..text import shown
+from .single_files import weights_at
 from .weights import Weights, read_header
 
 BUNDLED = Path(__file__).resolve().parents[2] / "checkpoints" / "small"  # comes with the package
@@ -28,6 +30,7 @@ PATTERNS = (  # what is read, here and by the reference libraries; no code, no w
 )
 
 
+NO_FILES: Mapping[str, Path] = MappingProxyType({})
 SETTINGS = ("vision_language_encoder/*.json", "processor/*.json", "processor/*.jinja")  # what a prompt's tokens take
 
 
@@ -41,12 +44,19 @@ def resolve(
     revision: str | None = None,
     local_only: bool = False,
     patterns: Sequence[str] = PATTERNS,
+    files: Mapping[str, Path] = NO_FILES,
 ) -> "Checkpoint":
     """A folder, a hub id (`owner/name`, optional `revision`) or `modelscope:owner/name` -> a checkpoint on disk.
 
     "small" is the bundled one. Downloads resume, show progress and fetch only the files of `patterns`, which are those
-    that the pipeline reads. A folder wins over an id of the same spelling.
+    that the pipeline reads. A folder wins over an id of the same spelling. `files` are single files that replace the
+    weights of components, which are not downloaded then.
     """
+    for path in files.values():
+        _ = weights_at(path).headers
+    if files:
+        patterns = [name for name in patterns if name.split("/")[0] not in files or "safetensors" not in name]
+        return replace(resolve(path_or_id, revision, local_only, patterns), files=files)
     name = os.fspath(path_or_id)
     path = named_folder(name)
     try:
@@ -62,6 +72,13 @@ def resolve(
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise CheckpointError(f"{shown(name)} does not exist; give a folder or a hub id such as {HUB_ID}")
     return _from_hub(name, revision, local_only, patterns)
+
+
+def weight_files(planner: str | os.PathLike | None, decoder: str | os.PathLike | None) -> dict[str, Path]:
+    """The `files` of a checkpoint whose planner or decoder has its weights in one file."""
+    return {
+        name: Path(path).expanduser() for name, path in ((PLANNER, planner), (DECODER, decoder)) if path is not None
+    }
 
 
 def named_folder(name: str) -> Path:
@@ -152,16 +169,19 @@ def _from_modelscope(name: str, revision: str | None, patterns: Sequence[str]) -
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder on disk with the name and revision it came under (for image metadata)."""
+    """A folder on disk with the name and revision it came under (for image metadata), and single files that replace the
+    weights of components in it.
+    """
 
     folder: Path
     name: str
     revision: str | None = None
+    files: Mapping[str, Path] = field(default_factory=dict, hash=False)
 
     def check(self) -> None:
         """Fail now if a component's folder, configuration or weight file is missing, truncated or a pickle."""
         for component in COMPONENTS:
-            _ = Weights(self.folder / component).headers
+            _ = self.weights(component).headers
             read_json(self.folder / component / "config.json")
 
     def weight_files(self) -> list[Path]:
@@ -175,3 +195,6 @@ class Checkpoint:
 
     def component(self, name: str) -> Path:
         return self.folder / name
+
+    def weights(self, name: str) -> Weights:
+        return weights_at(self.files[name]) if name in self.files else Weights(self.component(name))

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 
@@ -22,7 +23,7 @@ from .checkpoint import DECODER, GLYPH, PLANNER, VAE, Checkpoint, title
 from .memory_needs import ON_HOST
 from .placement import Placement
 from .planner_lora import PlannerLoras, by_layer
-from .weights import load_module
+from .weights import load_module, matching
 
 logger = logging.getLogger(__name__)
 MODULES = {  # folder -> (module, its configuration)
@@ -49,6 +50,8 @@ class Components:
         self.configs = {
             name: config.from_json(checkpoint.component(name) / "config.json") for name, (_, config) in MODULES.items()
         }
+        for name in checkpoint.files:  # chosen by hand, so that another component's is likelier than in a folder
+            matching(partial(MODULES[name][0], self.configs[name]), self.configs[name], checkpoint.weights(name))
 
     def __getitem__(self, name: str) -> torch.nn.Module:
         if name not in self.loaded:
@@ -87,11 +90,11 @@ class Components:
         def progress(done: int, total: int) -> None:
             self.on_load(done, total, stage="load", component=name)
 
-        folder, dtype = self.checkpoint.component(name), self.placement.dtypes[name]
+        weights, dtype = self.checkpoint.weights(name), self.placement.dtypes[name]
         on_host = ON_HOST.get(name, ()) if self.placement.devices[name].type != "cpu" else ()
         shown, form = progress if self.on_load else None, self.placement.forms.get(name)
         options = {"progress": shown, "form": form, "on_host": on_host}
-        return load_module(MODULES[name][0], self.configs[name], folder, device, dtype, **options)
+        return load_module(MODULES[name][0], self.configs[name], weights, device, dtype, **options)
 
     def release(self, *names: str) -> None:
         """Free modules, all without any name; what is not loaded is passed over."""

@@ -13,7 +13,7 @@ from ..models import planner, released, vae, weight_forms
 from ..models.config import DitConfig, VaeConfig, VisionLanguageConfig
 from ..models.kv_cache import BUCKET, cache_nbytes
 from ..models.vae import LIVE, STRIP
-from .checkpoint import COMPONENTS, DECODER, GLYPH, PLANNER, VAE
+from .checkpoint import COMPONENTS, DECODER, GLYPH, NO_FILES, PLANNER, VAE, Checkpoint
 from .weights import Weights
 
 PROMPT_TOKENS = 1024  # room for a long prompt; references add their own tokens
@@ -57,9 +57,10 @@ class CheckpointSizes:
     forms: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, folder: Path) -> "CheckpointSizes":
-        """A checkpoint's, from its JSON and weight headers alone."""
-        weights = {name: Weights(folder / name) for name in COMPONENTS}
+    def of(cls, folder: Path, files: Mapping[str, Path] = NO_FILES) -> "CheckpointSizes":
+        """A checkpoint's, from its JSON and weight headers alone; `files` as in `Checkpoint`."""
+        checkpoint = Checkpoint(folder, folder.name, files=files)
+        weights = {name: checkpoint.weights(name) for name in COMPONENTS}
         return cls(
             {name: _numbers(weights[name]) for name in COMPONENTS},
             VisionLanguageConfig.from_json(folder / PLANNER / "config.json"),

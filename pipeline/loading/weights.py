@@ -7,7 +7,7 @@ and brings shard after shard to its place. Only safetensors is read: a pickle ca
 import contextlib
 import json
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, is_dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,12 +30,21 @@ STORED = {
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }
+COMPONENT_KEYS = {  # a component -> how names of tensors begin that only it has
+    "planner": "model.language_model.",
+    "decoder": "transformer_blocks.",
+    "glyph encoder": "encoder.block.",
+    "VAE": "decoder.up_blocks.",
+}
 MAX_HEADER = 100 << 20  # bytes; what the format allows
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 class Weights:
-    """The safetensors shards of one component folder; reads headers only until `tensors` is iterated."""
+    """The safetensors shards of one component folder; reads headers only until `tensors` is iterated.
+
+    `single_files.py` has the same of one file.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -79,8 +88,15 @@ class Weights:
         found = {}
         for shard in self.shards:
             for key, (shape, dtype, nbytes) in read_header(shard).items():
-                found[self.name(key)] = Entry(shard, key, shape, dtype, nbytes)
+                name = self.name(key)
+                if name in found and found[name].shard == shard:
+                    raise CheckpointError(f"{shard} holds {name} twice, with a prefix and without; give another file")
+                found[name] = Entry(shard, key, shape, dtype, nbytes)
         return found
+
+    def open(self, shard: Path) -> contextlib.AbstractContextManager:
+        """Something whose `get_tensor(key)` reads a tensor by the file's key."""
+        return safe_open(shard, "pt")
 
     def name(self, key: str) -> str:
         """The model's name of a file's key."""
@@ -126,7 +142,7 @@ class Weights:
         """Every tensor in file order, mapped from disk, one shard open at a time."""
         for shard in self.shards:
             try:
-                with safe_open(shard, "pt") as file:
+                with self.open(shard) as file:
                     for key, tensor in self.layout.tensors.items():
                         if tensor.entry.shard == shard:
                             yield key, tensor.read(file)
@@ -204,10 +220,18 @@ def build_empty(build: Callable[[], torch.nn.Module], weights: Weights) -> torch
         return build()
 
 
+def matching(build: Callable[[], torch.nn.Module], config, weights: Weights) -> torch.nn.Module:
+    """`build()` on the meta device, which these weights fit; raises `CheckpointError` if they do not."""
+    check_layers(config, weights)
+    module = weight_forms.adopt(build_empty(build, weights), weights.forms)
+    compare(module, weights)
+    return module
+
+
 def load_module(
     build: Callable[..., torch.nn.Module],
     config,
-    folder: Path,
+    source: Path | Weights,
     device: torch.device | str,
     dtype: torch.dtype,
     operations=torch.nn,
@@ -215,18 +239,15 @@ def load_module(
     form: str | None = None,
     on_host: tuple[str, ...] = (),
 ) -> torch.nn.Module:
-    """`build(config, operations=, dtype=)` on the meta device, filled strictly from `folder`, in eval mode.
+    """`build(config, operations=, dtype=)` on the meta device, filled strictly from a folder or file, in eval mode.
 
     Names and shapes are compared with the shards' headers before the first byte of weights is read. Each tensor
     goes to `device` and `dtype` on its own, so the host never holds more than one shard's mapping. `form` rounds whole
     weights to 8 or 4 bits on the way ("w8", "w4"); layers that lie in such a form on disk are taken as they are. Keys
     that begin with one of `on_host` stay in host memory.
     """
-    weights = Weights(folder)
-    check_layers(config, weights)
-    module = build_empty(lambda: build(config, operations=operations, dtype=dtype), weights)
-    weight_forms.adopt(module, weights.forms)
-    compare(module, weights)
+    weights = source if isinstance(source, Weights) else Weights(source)
+    module = matching(lambda: build(config, operations=operations, dtype=dtype), config, weights)
     rounded = weight_forms.forms_of(module, form)
     weight_forms.adopt(module, rounded)
     done, total, state, finite = 0, weights.nbytes, {}, {}
@@ -294,6 +315,11 @@ def check_layers(config, weights: Weights) -> None:
             raise CheckpointError(f"{weights.folder}: config.json asks for {field.name} {value}, {held}")
 
 
+def component_of(keys: Iterable[str]) -> str | None:
+    """Which component has tensors of these names, for people."""
+    return next((name for name, start in COMPONENT_KEYS.items() if any(key.startswith(start) for key in keys)), None)
+
+
 def compare(module: torch.nn.Module, weights: Weights) -> None:
     """Raise `CheckpointError` naming file and key when a tensor is missing, unknown or of another shape.
 
@@ -303,6 +329,9 @@ def compare(module: torch.nn.Module, weights: Weights) -> None:
     headers = {aliases.get(key, key): entry for key, entry in weights.headers.items()}
     state = module.state_dict()
     wanted = {key: tuple(value.shape) for key, value in state.items()}
+    held, asked = component_of(headers), component_of(wanted)
+    if held and asked and held != asked:
+        raise CheckpointError(f"{weights.folder} holds the weights of a {held}, and those of a {asked} are wanted")
     missing = [key for key in wanted if key not in headers]
     if missing:
         raise CheckpointError(

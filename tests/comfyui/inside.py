@@ -84,10 +84,15 @@ def two_steps(model, texts: int = 6, seed: int = 0) -> torch.Tensor:
     return comfy.sample.sample(model, noise, 2, 1.5, "euler", "simple", positive, negative, latent, disable_pbar=True)
 
 
+def planner_part(folder: str):
+    home = Path(folder)
+    return pack("nodes.comfyui.planner").PlannerPart(home, home / "vision_language_encoder")
+
+
 def partly_loaded(folder: str) -> dict:
     """Plan with everything loaded, then with a third of the planner: the same tokens?"""
-    parts, planning = pack("nodes.comfyui.planner"), pack("nodes.comfyui.planning")
-    part = parts.PlannerPart(Path(folder))
+    planning = pack("nodes.comfyui.planning")
+    part = planner_part(folder)
     whole = planning.make_plan(part, "a red sign that says 'OPEN'", 64, 96, seed=3)
     size = part.patcher.model_size()
     part.patcher.detach()
@@ -100,7 +105,7 @@ def partly_loaded(folder: str) -> dict:
 
 def device_norms(folder: str) -> dict:
     """Plan with the device's own norm kernel, fully loaded and then with weights that are cast: how often it ran."""
-    kernels, part, calls = pack("pipeline.devices.kernels"), pack("nodes.comfyui.planner").PlannerPart(Path(folder)), []
+    kernels, part, calls = pack("pipeline.devices.kernels"), planner_part(folder), []
 
     def counted(x, weight, eps):
         calls.append(x.shape)
@@ -123,7 +128,7 @@ def late_weights(folder: str) -> dict:
     home, parts = Path(folder), pack("nodes.comfyui.planner")
     memory.aimdo_enabled = True
     modules = [
-        parts.PlannerPart(home).module,
+        planner_part(folder).module,
         parts.GlyphEncoderPart(home, home / "text_encoder").module,
         pack("nodes.comfyui.model").open_decoder(home, home / "transformer").model.diffusion_model,
         pack("nodes.comfyui.vae").open_vae(home, home / "vae").first_stage_model,
@@ -236,9 +241,9 @@ def lora(folder: str, *files: str) -> dict:
 
 def planner_lora(folder: str, *files: str) -> dict:
     """Plans without LoRA, with the first file, with both, and without again; and what is left then."""
-    parts, planning = pack("nodes.comfyui.planner"), pack("nodes.comfyui.planning")
+    planning = pack("nodes.comfyui.planning")
     read = pack("pipeline.loading.planner_lora").read_planner_lora
-    part = parts.PlannerPart(Path(folder))
+    part = planner_part(folder)
     one = part.with_lora(read(Path(files[0]), part.config), 1.0)
     both = one.with_lora(read(Path(files[1]), part.config), -0.5)
     before = {name: tensor.clone() for name, tensor in part.module.state_dict().items()}

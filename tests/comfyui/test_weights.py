@@ -1,12 +1,14 @@
 """Weights from single files, and in small dtypes."""
 
+import shutil
+
 import pytest
 import torch
 from comfyui_glm_image.pipeline import GlmImage
 from comfyui_glm_image.pipeline.loading.checkpoint import DECODER, resolve
 from comfyui_glm_image.pipeline.loading.placement import PlacementRequest, choose
 from comfyui_glm_image.pipeline.loading.quantize import Quantization, quantize
-from comfyui_glm_image.tests.comfyui.graphs import change, saving_latent, text_to_image, with_file
+from comfyui_glm_image.tests.comfyui.graphs import change, node, saving_latent, text_to_image, with_file
 from comfyui_glm_image.tests.comfyui.server import PromptError
 from comfyui_glm_image.tests.comfyui.test_sampling import latent_of, plan_of
 from safetensors.torch import load_file, save_file
@@ -43,6 +45,24 @@ def test_the_planner_is_rounded_as_the_pipeline_rounds_it(server, random_model, 
     pipeline = GlmImage.from_pretrained(random_folder, placement=placement)
     wanted = pipeline.plan("a red sign that says 'OPEN'", 64, 96, seed=3, temperature=0.9, top_p=0.75)
     assert torch.equal(plan.prior_token_ids_d32, wanted.prior_token_ids_d32)
+
+
+def test_the_planner_comes_from_one_file(server, random_model, random_folder):
+    """In models/text_encoders; and a graph of before, which has no such input, still runs (test_graphs.py)."""
+    folder = server.base / "models" / "text_encoders"
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(random_folder / "vision_language_encoder" / "model.safetensors", folder / "planner.safetensors")
+    shutil.copy(random_folder / "transformer" / "diffusion_pytorch_model.safetensors", folder / "decoder.safetensors")
+    graph = saving_latent(text_to_image(random_model))
+    wanted = plan_of(server, server.run(graph))
+    planner = node(
+        "GLMImagePlannerLoader", model=random_model, dtype="auto", device="auto", weights="planner.safetensors"
+    )
+    graph = change(graph | {"planner": planner}, plan_planner=["planner", 0])
+    found = plan_of(server, server.run(graph))
+    assert torch.equal(found.prior_token_ids_d32, wanted.prior_token_ids_d32)
+    with pytest.raises(PromptError, match="decoder.safetensors holds the weights of a decoder"):
+        server.run(change(graph, planner_weights="decoder.safetensors"))
 
 
 def test_weights_that_are_rounded_otherwise_are_refused_at_the_loader(server, random_folder, tmp_path):
