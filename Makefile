@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CPU_TORCH := torch==2.13.0
+# Processes that run tests beside each other; each of test-comfyui has a ComfyUI of its own, of 2 GB.
+WORKERS ?= 2
+PYTEST = $(BIN)/python -m pytest -q -rs -n $(WORKERS) --dist loadfile
 
 .PHONY: demo device-check test test-lowest test-highest lint test-js test-comfyui test-npu test-engines comfyui clean
 
@@ -15,7 +18,7 @@ demo: $(VENV)/base
 # Tests of a running ComfyUI and of torch_npu have targets of their own, which set those up.
 # What a test needs besides Python (node, tesseract, openssl, g++) makes it skip where it is missing, and say so.
 test: $(VENV)/test lint test-js
-	$(BIN)/python -m pytest -q -rs --ignore tests/comfyui --ignore tests/npu --ignore tests/engines
+	$(PYTEST) --ignore tests/comfyui --ignore tests/npu --ignore tests/engines
 
 # The lowest Python and the lowest versions that pyproject.toml states, or the newest of all, in environments of their
 # own. PART=part takes the tests that CI runs of them.
@@ -36,7 +39,7 @@ test-js:
 test-comfyui: $(VENV)/test
 	$(PYTHON) tools/comfyui.py setup
 	-$(PYTHON) tools/browser.py
-	$(BIN)/python -m pytest -q -rs tests/comfyui
+	$(PYTEST) tests/comfyui
 
 test-npu:
 	$(PYTHON) tests/npu/run.py
