@@ -60,15 +60,23 @@ def is_checkpoint(folder: Path) -> bool:
 
 
 def weight_names(kind: str) -> list[str]:
-    """`FROM_FOLDER` and the single files in one of ComfyUI's model folders."""
-    return [FROM_FOLDER, *(n for n in folder_paths.get_filename_list(kind) if n.endswith(".safetensors"))]
+    """`FROM_FOLDER` and the single files in one of ComfyUI's model folders, which itself lists no GGUF files."""
+    files = [name for name in folder_paths.get_filename_list(kind) if name.endswith(".safetensors")]
+    return [FROM_FOLDER, *files, *folder_paths.get_filename_list(gguf_kind(kind))]
+
+
+def gguf_kind(kind: str) -> str:
+    """The key of a list of the same folders that holds their GGUF files alone."""
+    key = f"{KEY}_{kind}_gguf"
+    folder_paths.folder_names_and_paths[key] = (folder_paths.folder_names_and_paths[kind][0], {".gguf"})
+    return key
 
 
 def weight_path(kind: str, name: str, component: Path) -> Path:
     """The component's own folder, or the single file that replaces its weights."""
     if name == FROM_FOLDER:
         return component
-    return Path(folder_paths.get_full_path_or_raise(kind, name))
+    return Path(folder_paths.get_full_path_or_raise(gguf_kind(kind) if name.endswith(".gguf") else kind, name))
 
 
 def state_of(path: Path) -> str:

@@ -4,8 +4,12 @@ Names are the hub's, with or without the prefixes that files of whole models hav
 config.json, comes from the checkpoint's folder.
 """
 
+import contextlib
+from functools import cached_property
 from pathlib import Path
 
+from .gguf_files import GgufFile, is_gguf, stored
+from .stored import Entry, Layout
 from .weights import Weights
 
 
@@ -24,6 +28,26 @@ class WeightFile(Weights):
         return key
 
 
+class GgufWeights(WeightFile):
+    """One GGUF file instead of a component folder."""
+
+    @cached_property
+    def file(self) -> GgufFile:
+        return GgufFile(self.folder)
+
+    def held(self, shard: Path) -> dict[str, Entry]:
+        return self.file.entries
+
+    @cached_property
+    def layout(self) -> Layout:
+        return Layout({key: stored(entry) for key, entry in self.entries.items()})
+
+    def open(self, shard: Path) -> contextlib.AbstractContextManager:
+        return contextlib.nullcontext(self.file)
+
+
 def weights_at(path: Path) -> Weights:
     """The weights of a component's folder, or of a single file."""
-    return Weights(path) if path.is_dir() else WeightFile(path)
+    if path.is_dir():
+        return Weights(path)
+    return GgufWeights(path) if is_gguf(path) else WeightFile(path)

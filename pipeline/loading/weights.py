@@ -87,12 +87,16 @@ class Weights:
         """What the files hold under which key, after checking that every shard is whole."""
         found = {}
         for shard in self.shards:
-            for key, (shape, dtype, nbytes) in read_header(shard).items():
+            for key, entry in self.held(shard).items():
                 name = self.name(key)
                 if name in found and found[name].shard == shard:
                     raise CheckpointError(f"{shard} holds {name} twice, with a prefix and without; give another file")
-                found[name] = Entry(shard, key, shape, dtype, nbytes)
+                found[name] = entry
         return found
+
+    def held(self, shard: Path) -> dict[str, Entry]:
+        """What a file holds, by its own keys."""
+        return {key: Entry(shard, key, *about) for key, about in read_header(shard).items()}
 
     def open(self, shard: Path) -> contextlib.AbstractContextManager:
         """Something whose `get_tensor(key)` reads a tensor by the file's key."""

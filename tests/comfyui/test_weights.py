@@ -65,6 +65,30 @@ def test_the_planner_comes_from_one_file(server, random_model, random_folder):
         server.run(change(graph, planner_weights="decoder.safetensors"))
 
 
+def test_a_gguf_file_is_offered_and_read_where_its_package_is(server, random_model, random_folder):
+    gguf = pytest.importorskip("gguf")
+    folder = server.base / "models" / "diffusion_models"
+    folder.mkdir(parents=True, exist_ok=True)
+    writer = gguf.GGUFWriter(folder / "whole.gguf", "glm_image")
+    for key, tensor in load_file(random_folder / "transformer" / "diffusion_pytorch_model.safetensors").items():
+        writer.add_tensor(key, tensor.float().numpy())
+    for write in (
+        writer.write_header_to_file,
+        writer.write_kv_data_to_file,
+        writer.write_tensors_to_file,
+        writer.close,
+    ):
+        write()
+    graph = saving_latent(text_to_image(random_model, sample_steps=4), plan=False)
+    exact = latent_of(server, server.run(graph))
+    try:
+        found = latent_of(server, server.run(with_file(graph, "whole.gguf")))
+    except PromptError as error:
+        assert error.node == "decoder" and "run 'pip install gguf'" in error.text  # ComfyUI's Python lacks it
+    else:
+        assert torch.allclose(found, exact, atol=1e-4)
+
+
 def test_weights_that_are_rounded_otherwise_are_refused_at_the_loader(server, random_folder, tmp_path):
     folder = quantize(Quantization(resolve(random_folder), tmp_path / "w8", {DECODER: "w8"}))
     server.add_model("rounded", folder)

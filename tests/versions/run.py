@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-EXTRAS = ("ocr", "plots")
+EXTRAS = ("ocr", "plots", "gguf")
 TESTERS = ("pytest",)  # of the extra `test`; the reference libraries there want newer versions than the lowest
 ROOM = 5 << 30  # bytes
 SUITES = (
