@@ -26,13 +26,13 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     a replacement would destroy.
     """
     path = Path(path)
-    with _errors_about(path):
+    with errors_about(path):
         target, mode = _target(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_left(target.parent)
         temporary, handle = _create(target.parent)
     try:
-        with _errors_about(path):
+        with errors_about(path):
             yield temporary
             if mode is not None:
                 os.chmod(temporary, mode)
@@ -45,7 +45,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 def check_writable(path: str | os.PathLike) -> None:
     """Raise `FileError` now if `replacing` could not write `path` later; its folder is made."""
     path = Path(path)
-    with _errors_about(path):
+    with errors_about(path):
         target, _ = _target(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary, handle = _create(target.parent)
@@ -60,7 +60,7 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 
 @contextlib.contextmanager
-def _errors_about(path: Path) -> Iterator[None]:
+def errors_about(path: Path) -> Iterator[None]:
     """A full disk does not say which file it was about."""
     try:
         yield

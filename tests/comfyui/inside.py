@@ -301,6 +301,30 @@ def samplers(folder: str) -> dict:
     return found | {"warned": list(pack("nodes.comfyui.samplers").MISSES)}
 
 
+def core_layers(folder: str, file: str) -> dict:
+    """A W8 file of the decoder in ComfyUI's own layers: whether its numbers are ours, and how far a product is off."""
+    import comfy.ops
+    import comfy.utils
+
+    form = "int8_tensorwise"
+    if form not in getattr(importlib.import_module("comfy.quant_ops"), "QUANT_ALGOS", {}):
+        return {"known": False}
+    config = pack("pipeline.models.config").DitConfig.from_json(Path(folder) / "transformer" / "config.json")
+    operations = comfy.ops.mixed_precision_ops({"mixed_ops": True}, torch.float32)
+    state = comfy.utils.load_torch_file(file)
+    dit = pack("pipeline.models.transformer").Dit(config, operations=operations, dtype=torch.float32)
+    dit.load_state_dict(dict(state), strict=True)
+    coded = {name: layer for name, layer in dit.named_modules() if getattr(layer, "quant_format", None) == form}
+    widened = {name: state[f"{name}.weight"].float() * state[f"{name}.weight_scale"] for name in coded}
+    equal = all(torch.equal(layer.weight.dequantize(), widened[name]) for name, layer in coded.items())
+    name, layer = next(iter(coded.items()))
+    x = torch.randn(5, layer.in_features, generator=torch.Generator().manual_seed(1))
+    wanted = torch.nn.functional.linear(x, widened[name], layer.bias)
+    error = ((layer(x) - wanted).abs().max() / wanted.abs().max()).item()
+    marks = sum(key.endswith(".comfy_quant") for key in state)
+    return {"known": True, "layers": len(coded), "marks": marks, "equal": equal, "error": error}
+
+
 class Held:
     """A model that ComfyUI has loaded, as its list shows it."""
 

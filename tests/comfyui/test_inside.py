@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from comfyui_glm_image.pipeline.devices.capabilities import multiplies_bfloat16
+from comfyui_glm_image.pipeline.loading.checkpoint import DECODER, resolve
+from comfyui_glm_image.pipeline.loading.quantize_files import FileQuantization, quantize_to_files
 from comfyui_glm_image.tools.comfyui import ROOT
 from safetensors.torch import save_file
 
@@ -120,3 +122,13 @@ def test_estimates_follow_what_comfyuis_options_let_it_do(placements):
 def test_a_part_never_waits_on_another_card(placements):
     waits = [placements[f"{state} waits on"] for state in ("NORMAL_VRAM", "NO_VRAM", "HIGH_VRAM")]
     assert waits == ["cpu", "cpu", "cuda:1"]
+
+
+def test_comfyuis_own_layers_read_a_w8_file(inside, install, random_folder, tmp_path):
+    """ComfyUI has no class for this model, so that its own loader does not open the file; its layers do."""
+    (file,) = quantize_to_files(FileQuantization(resolve(random_folder), tmp_path, {DECODER: "w8"}))
+    seen = inside("core_layers", random_folder, file)
+    if not seen["known"]:
+        pytest.skip(f"ComfyUI {install.version} knows no int8")
+    assert seen["equal"] and seen["layers"] == seen["marks"] > 10
+    assert seen["error"] < 0.03  # it rounds a product's inputs to 8 bits too

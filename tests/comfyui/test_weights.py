@@ -5,9 +5,10 @@ import shutil
 import pytest
 import torch
 from comfyui_glm_image.pipeline import GlmImage
-from comfyui_glm_image.pipeline.loading.checkpoint import DECODER, resolve
+from comfyui_glm_image.pipeline.loading.checkpoint import DECODER, PLANNER, resolve
 from comfyui_glm_image.pipeline.loading.placement import PlacementRequest, choose
 from comfyui_glm_image.pipeline.loading.quantize import Quantization, quantize
+from comfyui_glm_image.pipeline.loading.quantize_files import FileQuantization, quantize_to_files
 from comfyui_glm_image.tests.comfyui.graphs import change, node, saving_latent, text_to_image, with_file
 from comfyui_glm_image.tests.comfyui.server import PromptError
 from comfyui_glm_image.tests.comfyui.test_sampling import latent_of, plan_of
@@ -63,6 +64,20 @@ def test_the_planner_comes_from_one_file(server, random_model, random_folder):
     assert torch.equal(found.prior_token_ids_d32, wanted.prior_token_ids_d32)
     with pytest.raises(PromptError, match="decoder.safetensors holds the weights of a decoder"):
         server.run(change(graph, planner_weights="decoder.safetensors"))
+
+
+def test_single_files_of_quantize_are_read_as_they_are(server, random_model, random_folder):
+    """What `glm-image quantize --single-files` writes into ComfyUI's models, against rounding while loading."""
+    forms = {PLANNER: "w8", DECODER: "w4"}
+    planner, decoder = quantize_to_files(FileQuantization(resolve(random_folder), server.base / "models", forms))
+    graph = saving_latent(text_to_image(random_model, sample_steps=4))
+    rounded = server.run(change(graph, load_planner_dtype="w8", load_decoder_dtype="w4"))
+    graph = with_file(graph, decoder.name)
+    loader = node("GLMImagePlannerLoader", model=random_model, dtype="auto", device="auto", weights=planner.name)
+    read = server.run(change(graph | {"planner": loader}, plan_planner=["planner", 0]))
+    assert torch.equal(*(plan_of(server, run).prior_token_ids_d32 for run in (rounded, read)))
+    found, wanted = (latent_of(server, run) for run in (read, rounded))
+    assert torch.allclose(found, wanted, atol=1e-4)  # where mapped memory begins decides the order of sums
 
 
 def test_a_gguf_file_is_offered_and_read_where_its_package_is(server, random_model, random_folder):

@@ -12,11 +12,13 @@ from comfyui_glm_image.pipeline.loading import placement as P
 from comfyui_glm_image.pipeline.loading.checkpoint import BUNDLED as SMALL
 from comfyui_glm_image.pipeline.loading.checkpoint import resolve
 from comfyui_glm_image.pipeline.loading.quantize import Quantization, quantize
+from comfyui_glm_image.pipeline.loading.quantize_files import FileQuantization, quantize_to_files
 from comfyui_glm_image.pipeline.loading.weights import Weights
 from comfyui_glm_image.tests.loading.test_checkpoint import edit_weights, split_into_shards
 from safetensors.torch import load_file
 
 BOTH = {P.PLANNER: "w4", P.DECODER: "w8"}
+SHARD = "transformer/diffusion_pytorch_model.safetensors"
 ROUNDED = P.PlacementRequest("cpu", planner_weights="w4", decoder_weights="w8")
 
 
@@ -147,3 +149,75 @@ def test_damaged_numbers_are_named_and_no_folder_appears(source, tmp_path):
 def test_the_command_wants_something_to_round(tmp_path, capsys):
     assert main(["quantize", "small", "-o", str(tmp_path / "out"), "--planner", "bf16"]) == 1
     assert "nothing would be rounded" in capsys.readouterr().err
+
+
+def file_job(source, out, forms=BOTH):
+    return FileQuantization(resolve(str(source)), out, forms)
+
+
+NAMES = {"text_encoders/glm_image_planner_w4.safetensors", "diffusion_models/glm_image_decoder_w8.safetensors"}
+
+
+def test_single_files_hold_what_the_folder_holds(source, tmp_path):
+    folder = quantize(job(source, tmp_path / "out"))
+    models = tmp_path / "models"
+    models.mkdir()
+    (models / "other").touch()  # of ComfyUI's own
+    planner, decoder = quantize_to_files(file_job(source, models))
+    assert {path.as_posix() for path in contents(models)} == NAMES | {"other"}
+    wanted = {}
+    for shard in (folder / P.PLANNER).glob("*.safetensors"):
+        wanted |= load_file(shard)
+    for file, tensors in ((planner, wanted), (decoder, load_file(folder / SHARD))):
+        found = load_file(file)
+        assert found.keys() == tensors.keys()
+        assert all(
+            torch.equal(found[key], tensor) and found[key].dtype == tensor.dtype for key, tensor in tensors.items()
+        )
+    opened = GlmImage.from_pretrained(source, device="cpu", planner_file=planner, decoder_file=decoder)
+    assert opened.placement.forms == {} and P.CheckpointSizes.of(source, opened.checkpoint.files).forms == BOTH
+
+
+def test_an_interrupted_file_goes_on_with_the_next_shard(source, tmp_path):
+    only = {P.PLANNER: "w8"}
+    (whole,) = quantize_to_files(file_job(source, tmp_path / "whole", only), every := stopping(0))
+    first = len(load_file(source / P.PLANNER / "part-0.safetensors"))
+    for after in (3, first + 5):  # in the first shard, of which nothing is kept, and in the second
+        with pytest.raises(Stopped):
+            quantize_to_files(file_job(source, tmp_path / "out", only), stopping(after))
+        assert not list((tmp_path / "out").rglob("*.safetensors"))
+    (file,) = quantize_to_files(file_job(source, tmp_path / "out", only), rest := stopping(0))
+    assert file.read_bytes() == whole.read_bytes() and len(every.calls) - len(rest.calls) == first
+    assert list(contents(tmp_path / "out")) == [file.relative_to(tmp_path / "out")]
+
+
+def test_files_that_cannot_be_made_are_refused_before_anything_is_written(source, tmp_path, monkeypatch):
+    models, only = tmp_path / "models", {P.DECODER: "w8"}
+    with pytest.raises(Stopped):
+        quantize_to_files(file_job(source, models, only), stopping(5))
+    other = shutil.copytree(source, tmp_path / "other")
+    edit_weights(other / SHARD, **{"proj_out.bias": torch.ones(64)})
+    with pytest.raises(FileError, match="decoder_w8.safetensors.partial belongs to another checkpoint"):
+        file_job(other, models, only)
+    quantize_to_files(file_job(source, models, only))
+    before = contents(models)
+    with pytest.raises(FileError, match="decoder_w8.safetensors is there already"):
+        file_job(source, models, only)
+    (tmp_path / "file").touch()
+    with pytest.raises(FileError, match="is a file; give a folder"):
+        file_job(source, tmp_path / "file")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1000, 999, 1))
+    with pytest.raises(FileError, match="needs .* GiB, and 0.0 are free"):
+        file_job(source, models, {P.DECODER: "w4"})
+    assert contents(models) == before
+
+
+def test_the_command_writes_single_files_that_generate_reads(tmp_path, capsys):
+    assert main(["quantize", "small", "-o", str(tmp_path), "--planner", "w4", "--decoder", "w8", "--single-files"]) == 0
+    planner, decoder = (tmp_path / name for name in sorted(NAMES, reverse=True))
+    assert f"{planner}: " in capsys.readouterr().out
+    model = GlmImage.from_pretrained(SMALL, placement=P.choose(SMALL, ROUNDED))
+    opened = GlmImage.from_pretrained(SMALL, device="cpu", planner_file=planner, decoder_file=decoder)
+    for name in ("planner", "transformer"):
+        wanted, found = (getattr(m, name).state_dict() for m in (model, opened))
+        assert all(torch.equal(found[key].float(), tensor.float()) for key, tensor in wanted.items())
