@@ -99,7 +99,7 @@ def test_a_gguf_file_is_offered_and_read_where_its_package_is(server, random_mod
     try:
         found = latent_of(server, server.run(with_file(graph, "whole.gguf")))
     except PromptError as error:
-        assert error.node == "decoder" and "run 'pip install gguf'" in error.text  # ComfyUI's Python lacks it
+        assert error.node == "decoder" and "run 'pip install -U gguf'" in error.text  # ComfyUI's Python lacks it
     else:
         assert torch.allclose(found, exact, atol=1e-4)
 
