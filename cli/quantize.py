@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from . import arguments
 from .progress import Bars
 
 FORMS = ("bf16", "w8", "w4")
@@ -13,6 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="folder, hub id, modelscope:ID, or 'small', the bundled one")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="the folder to make")
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
+    arguments.add_weight_files(parser)
     parser.add_argument("--planner", choices=FORMS, default="w8", help="8 bits, 4 bits, or bf16: as it is (default w8)")
     parser.add_argument("--decoder", choices=FORMS, default="bf16", help="the same (default bf16)")
     parser.add_argument(
@@ -25,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from ..pipeline.errors import InputError
-    from ..pipeline.loading.checkpoint import DECODER, PLANNER, resolve
+    from ..pipeline.loading.checkpoint import DECODER, PLANNER, resolve, weight_files
     from ..pipeline.loading.quantize import Quantization, quantize
     from ..pipeline.loading.quantize_files import FileQuantization, quantize_to_files
 
@@ -33,7 +35,8 @@ def run(args: argparse.Namespace) -> int:
     if not forms:
         raise InputError("nothing would be rounded; give --planner or --decoder w8 or w4")
     kind, work = (FileQuantization, quantize_to_files) if args.single_files else (Quantization, quantize)
-    job = kind(resolve(args.model, args.revision), args.output, forms)
+    checkpoint = resolve(args.model, args.revision, files=weight_files(args.planner_file, args.decoder_file))
+    job = kind(checkpoint, args.output, forms)
     try:
         with Bars() as bars:
             made = work(job, bars)

@@ -34,6 +34,14 @@ MODULES = {  # folder -> (module, its configuration)
 }
 
 
+def check_files(checkpoint: Checkpoint) -> None:
+    """Raise for single files that do not fit: chosen by hand, another component's is likelier than in a folder."""
+    for name in checkpoint.files:
+        module, config = MODULES[name]
+        settings = config.from_json(checkpoint.component(name) / "config.json")
+        matching(partial(module, settings), settings, checkpoint.weights(name))
+
+
 class Components:
     """Modules of a checkpoint by their folder's name: `components[PLANNER]` loads the planner.
 
@@ -50,8 +58,7 @@ class Components:
         self.configs = {
             name: config.from_json(checkpoint.component(name) / "config.json") for name, (_, config) in MODULES.items()
         }
-        for name in checkpoint.files:  # chosen by hand, so that another component's is likelier than in a folder
-            matching(partial(MODULES[name][0], self.configs[name]), self.configs[name], checkpoint.weights(name))
+        check_files(checkpoint)
 
     def __getitem__(self, name: str) -> torch.nn.Module:
         if name not in self.loaded:

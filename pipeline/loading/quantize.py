@@ -17,20 +17,26 @@ from ..files import replacing, write_text
 from ..models.weight_forms import FORMS
 from ..progress import Progress
 from .checkpoint import DECODER, PATTERNS, PLANNER, Checkpoint, title
+from .components import check_files
 from .rounding import all_parts, header_of, nbytes, of_shard, parts, write
 from .weights import WEIGHT_NAMES, Weights
 
+NAMES = dict(zip((PLANNER, DECODER), WEIGHT_NAMES))  # of the one file of a component
 RUN = "quantize.json"  # in OUT.partial: what is being made there
 
 
 def check_forms(checkpoint: Checkpoint, forms: Mapping[str, str]) -> None:
     """Raise for forms that these weights cannot have, and for a checkpoint that is not whole."""
     checkpoint.check()
+    check_files(checkpoint)
+    for name in checkpoint.files.keys() - forms.keys():
+        raise InputError(f"a file is given for the {title(name)}, which is not rounded; leave it out")
     for name, form in forms.items():
         if name not in (PLANNER, DECODER) or form not in FORMS:
             raise InputError(f"{name} cannot become {form!r}; planner and decoder become {' or '.join(FORMS)}")
         if checkpoint.weights(name).forms:
-            raise InputError(f"the {title(name)} of {checkpoint.folder} is rounded already; give whole weights")
+            source = checkpoint.weights(name).folder
+            raise InputError(f"the {title(name)} in {source} is rounded already; give whole weights")
 
 
 def check_room(out: Path, wanted: int) -> None:
@@ -43,10 +49,9 @@ def check_room(out: Path, wanted: int) -> None:
 
 def description_of(checkpoint: Checkpoint, forms: Mapping[str, str]) -> str:
     """What a run is: the source's weight files with their sizes and times, and the forms."""
-    files = {
-        str(path.relative_to(checkpoint.folder)): [path.stat().st_size, path.stat().st_mtime_ns]
-        for path in checkpoint.weight_files()
-    }
+    paths = {str(path.relative_to(checkpoint.folder)): path for path in checkpoint.weight_files()}
+    paths |= {f"{name} from {path}": path for name, path in checkpoint.files.items()}
+    files = {name: [path.stat().st_size, path.stat().st_mtime_ns] for name, path in paths.items()}
     return json.dumps({"files": files, "forms": dict(forms)}, sort_keys=True)
 
 
@@ -83,9 +88,6 @@ class Quantization:
     def run(self) -> str:
         return description_of(self.checkpoint, self.forms)
 
-    def weights(self, component: str) -> Weights:
-        return Weights(self.checkpoint.component(component))
-
     def copied(self) -> list[Path]:
         """Files of the source that stay as they are, as paths inside it."""
         root = self.checkpoint.folder
@@ -95,7 +97,7 @@ class Quantization:
     def nbytes(self) -> int:
         """What will be written."""
         copied = sum((self.checkpoint.folder / path).stat().st_size for path in self.copied())
-        made = (part for name in self.forms for _, part in all_parts(self.weights(name), self.forms[name]))
+        made = (part for name in self.forms for _, part in all_parts(self.checkpoint.weights(name), self.forms[name]))
         return copied + sum(nbytes(part) for part in made)
 
 
@@ -110,7 +112,7 @@ def quantize(job: Quantization, progress: Progress | None = None) -> Path:
     for path in job.copied():
         _copy(job.checkpoint.folder / path, job.partial / path)
     for name, form in job.forms.items():
-        _round_component(job.weights(name), job.partial / name, form, name, progress)
+        _round_component(job.checkpoint.weights(name), job.partial / name, form, name, progress)
     if job.out.is_dir():
         job.out.rmdir()  # an empty one, of which Windows lets nothing take the place
     job.run_file.unlink()
@@ -130,9 +132,10 @@ def _round_component(weights: Weights, folder: Path, form: str, component: str, 
     done, total = 0, weights.nbytes
     for shard in weights.shards:
         tensors = of_shard(weights, shard)
-        if not (folder / shard.name).exists():
+        target = folder / (shard.name if weights.folder.is_dir() else NAMES[component])
+        if not target.exists():
             start, places = header_of([part for key, tensor in tensors.items() for part in parts(key, tensor, form)])
-            with replacing(folder / shard.name) as temporary, temporary.open("wb") as out, weights.open(shard) as file:
+            with replacing(target) as temporary, temporary.open("wb") as out, weights.open(shard) as file:
                 out.write(start)
                 for size in write(out, file, tensors, form, places):
                     done += size

@@ -82,7 +82,7 @@ def write(out: BinaryIO, file, tensors: dict[str, Stored], form: str, places: di
 def _read_parts(key: str, tensor: Stored, form: str, file) -> dict[str, torch.Tensor]:
     own, weight = _form_of(key, tensor, form), tensor.read(file)
     if own is None:
-        return {key: weight}
+        return {key: weight.to(STORED[tensor.dtype])}
     if not torch.isfinite(torch.stack(weight.aminmax())).all():
         raise CheckpointError(f"{tensor.entry.shard}: {key} holds NaN or infinite numbers; the file is damaged")
     layer = key.rpartition(".")[0]

@@ -10,7 +10,10 @@ from comfyui_glm_image.pipeline import GlmImage
 from comfyui_glm_image.pipeline.errors import CheckpointError
 from comfyui_glm_image.pipeline.loading import placement as P
 from comfyui_glm_image.pipeline.loading.checkpoint import BUNDLED as SMALL
+from comfyui_glm_image.pipeline.loading.checkpoint import resolve
+from comfyui_glm_image.pipeline.loading.quantize_files import FileQuantization, quantize_to_files
 from comfyui_glm_image.pipeline.loading.single_files import weights_at
+from comfyui_glm_image.pipeline.models.weight_forms import rounded
 from safetensors.torch import load_file
 
 gguf = pytest.importorskip("gguf", reason="the package gguf is not installed (extra: gguf)")
@@ -70,6 +73,15 @@ def test_planner_and_decoder_load_from_files_without_the_checkpoints_own(tmp_pat
         assert all(torch.equal(state[key], tensor) for key, tensor in numbers.items())
     half = GlmImage.from_pretrained(SMALL, device="cpu", dtype="bf16", **files).transformer
     assert all(torch.equal(t, of_decoder[key].bfloat16()) for key, t in half.state_dict().items())
+
+
+def test_such_a_file_is_rounded_to_8_bits_of_ours(tmp_path):
+    path, wanted = small_as("Q8_0", P.DECODER, tmp_path / "decoder.gguf")
+    source = resolve(SMALL, files={P.DECODER: path})
+    (file,) = quantize_to_files(FileQuantization(source, tmp_path, {P.DECODER: "w8"}))
+    found, layer, table = load_file(file), "transformer_blocks.0.attn1.to_q", "prior_token_embedding.weight"
+    assert torch.equal(found[f"{layer}.weight"], rounded(wanted[f"{layer}.weight"], "w8")["weight"])
+    assert torch.equal(found[table], wanted[table].bfloat16())
 
 
 def cut(path, nbytes):

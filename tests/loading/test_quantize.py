@@ -15,7 +15,7 @@ from comfyui_glm_image.pipeline.loading.quantize import Quantization, quantize
 from comfyui_glm_image.pipeline.loading.quantize_files import FileQuantization, quantize_to_files
 from comfyui_glm_image.pipeline.loading.weights import Weights
 from comfyui_glm_image.tests.loading.test_checkpoint import edit_weights, split_into_shards
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 BOTH = {P.PLANNER: "w4", P.DECODER: "w8"}
 SHARD = "transformer/diffusion_pytorch_model.safetensors"
@@ -176,6 +176,26 @@ def test_single_files_hold_what_the_folder_holds(source, tmp_path):
         )
     opened = GlmImage.from_pretrained(source, device="cpu", planner_file=planner, decoder_file=decoder)
     assert opened.placement.forms == {} and P.CheckpointSizes.of(source, opened.checkpoint.files).forms == BOTH
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_weights_to_round_may_come_from_a_single_file(source, tmp_path, single):
+    tensors = load_file(source / SHARD)
+    file = tmp_path / "one.safetensors"
+    save_file({f"model.diffusion_model.{key}": tensor for key, tensor in tensors.items()}, file)
+    (source / SHARD).unlink()  # is not asked for
+    given, forms = resolve(source, files={P.DECODER: file}), {P.DECODER: "w8"}
+    if single:
+        (made,) = quantize_to_files(FileQuantization(given, tmp_path / "out", forms))
+    else:
+        made = quantize(Quantization(given, tmp_path / "out", forms)) / SHARD
+    save_file(tensors, source / SHARD)
+    wanted, found = (load_file(path) for path in (quantize(job(source, tmp_path / "own", forms)) / SHARD, made))
+    assert wanted.keys() == found.keys() and all(torch.equal(found[key], tensor) for key, tensor in wanted.items())
+    with pytest.raises(InputError, match="a file is given for the decoder, which is not rounded"):
+        Quantization(given, tmp_path / "other", {P.PLANNER: "w8"})
+    with pytest.raises(CheckpointError, match="holds the weights of a decoder"):
+        FileQuantization(resolve(source, files={P.PLANNER: file}), tmp_path / "other", {P.PLANNER: "w8"})
 
 
 def test_an_interrupted_file_goes_on_with_the_next_shard(source, tmp_path):
