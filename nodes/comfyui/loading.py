@@ -1,7 +1,7 @@
 """Opening the components of a checkpoint for ComfyUI: lazily, in the dtype that fits, under its memory management.
 
-Weights are mapped from disk and read when a layer first runs, unless they have to change their dtype. Layers are
-ComfyUI's, so that components may be loaded in part; what a device cannot hold stays in host memory.
+Weights are mapped from disk and read when a layer first runs, unless they are rounded or change their size: then that
+happens here and they lie in host memory. Layers are ComfyUI's, so that components may be loaded in part.
 """
 
 from collections.abc import Callable
@@ -29,6 +29,7 @@ from ...pipeline.loading.weights import (
     parts_of,
 )
 from ...pipeline.models import weight_forms
+from .mapped import as_given, stay_in_file
 from .ops import computing_in, let_codes_wait
 
 DTYPES = {
@@ -112,33 +113,55 @@ def dtypes_for(choice: str, stored: torch.dtype, numbers: int, device: torch.dev
 
 
 def fill(
-    module: torch.nn.Module, weights: Weights, dtypes: Dtypes, plain: Callable, form: str | None = None
+    module: torch.nn.Module,
+    weights: Weights,
+    dtypes: Dtypes,
+    plain: Callable,
+    device: torch.device,
+    form: str | None = None,
 ) -> torch.nn.Module:
     """Give a module of the meta device its weights, all of them and no other; names and shapes are compared first.
 
     `plain()` builds the same module of torch's layers: ComfyUI's may have no weights before they are loaded. `form`
-    rounds whole weights now; those of a file that is rounded stay mapped.
+    rounds whole weights now; others stay mapped, and change to a dtype of the same size on their way to `device`.
     """
     known = weight_forms.adopt(build_empty(plain, weights), weights.forms)
     compare(known, weights)
     rounded = weight_forms.forms_of(known, form)
     weight_forms.adopt(module, weights.forms | rounded)
-    state = {}
+    state, lying, given = {}, {}, {}
     for key, tensor in weights.tensors():
-        state |= {name: stored(part, dtypes) for name, part in parts_of(key, tensor, rounded).items()}
+        for name, part in parts_of(key, tensor, rounded).items():
+            dtype = dtype_of(part, dtypes)
+            state[name] = part if changes_on_its_way(part.dtype, dtype, device) else part.to(dtype)
+            if part is tensor and state[name] is tensor and weights.maps(key):
+                own = getattr(module, "aliases", {}).get(name, name)
+                lying[own] = tensor
+                given |= {own: dtype} if dtype != tensor.dtype else {}
     module.load_state_dict(state, strict=True, assign=True)
     let_codes_wait(module)
     module.filled_from = weights.folder
     if hasattr(comfy.model_management, "archive_model_dtypes"):  # newer than 0.3.75, which notes dtypes as built
         comfy.model_management.archive_model_dtypes(module)
+    stay_in_file(module, lying, given)
     return module.eval().requires_grad_(False)
 
 
-def stored(tensor: torch.Tensor, dtypes: Dtypes) -> torch.Tensor:
-    """A weight in the dtype it is kept in; norms and biases are too small to pay for the errors of 8 bits."""
+def dtype_of(tensor: torch.Tensor, dtypes: Dtypes) -> torch.dtype:
+    """The dtype in which a weight is kept; norms and biases are too small to pay for the errors of 8 bits."""
     if not tensor.is_floating_point():
-        return tensor
-    return tensor.to(dtypes.compute if dtypes.storage.itemsize == 1 and tensor.ndim < 2 else dtypes.storage)
+        return tensor.dtype
+    return dtypes.compute if dtypes.storage.itemsize == 1 and tensor.ndim < 2 else dtypes.storage
+
+
+def changes_on_its_way(stored: torch.dtype, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether a weight gets its dtype when it goes to the device: ComfyUI counts bytes by what waits in host memory."""
+    return device.type != "cpu" and dtype.itemsize == stored.itemsize
+
+
+def stays_in_file(stored: torch.dtype, dtypes: Dtypes, device: torch.device) -> bool:
+    """Whether whole weights of a dtype are used from their file, without a copy in host memory."""
+    return stored == dtypes.storage or changes_on_its_way(stored, dtypes.storage, device)
 
 
 def manage(module: torch.nn.Module, device: torch.device, offload: torch.device | None = None):
@@ -165,7 +188,12 @@ def check_weights(patcher, *_) -> None:
         return
     _refuse_patched_codes(model, patched)
     weights = {key: weight for key, weight in model.named_parameters() if seen is None or key in patched}
-    bad = not_finite({key: finite_flag(weight) for key, weight in weights.items() if weight.device.type != "meta"})
+    flags = {
+        key: finite_flag(as_given(model, key, weight))
+        for key, weight in weights.items()
+        if weight.device.type != "meta"
+    }
+    bad = not_finite(flags)
     if bad:
         source = getattr(getattr(model, "diffusion_model", model), "filled_from", "the model")
         patcher.unpatch_model(patcher.offload_device)
@@ -191,4 +219,5 @@ def open_part(build: Callable, config, path: Path, dtype: str, device: str):
     dtypes, form = choose_dtypes(dtype, weights, load_device), check_form(dtype, weights, load_device)
     check_layers(config, weights)
     module = build_empty(lambda: build(config, operations=dtypes.operations, dtype=dtypes.storage), weights)
-    return manage(fill(module, weights, dtypes, lambda: build(config), form), load_device), dtypes
+    filled = fill(module, weights, dtypes, lambda: build(config), load_device, form)
+    return manage(filled, load_device), dtypes

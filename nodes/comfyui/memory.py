@@ -21,7 +21,7 @@ from ...pipeline.loading.memory_needs import CheckpointSizes, MemoryNeeds, memor
 from ...pipeline.loading.placement import Offload, Placement, gib
 from ...pipeline.models.weight_forms import FORMS
 from . import model_folders
-from .loading import Devices, Dtypes, choose_device, dtypes_for
+from .loading import Devices, Dtypes, choose_device, dtypes_for, stays_in_file
 from .page import LONGEST
 
 IN_PIECES = (VRAMState.NORMAL_VRAM, VRAMState.LOW_VRAM)
@@ -49,8 +49,10 @@ def choose_all(
         forms=forms,
     )
     needs = memory_needs(sizes, wanted.dtypes, height, width, count, wanted.stored, forms)
-    converted = [name for name in COMPONENTS if dtypes[name].storage != sizes.files[name] or name in forms]
-    needs = replace(needs, opening=sum(needs.weights[name] for name in converted), on_host={})
+    whole = [name for name in COMPONENTS if name not in forms and name not in sizes.widened]
+    mapped = {name for name in whole if stays_in_file(sizes.files[name], dtypes[name], devices[name])}
+    opening = sum(needs.weights[name] for name in COMPONENTS if name not in mapped)
+    needs = replace(needs, opening=opening, on_host={}, in_files=frozenset(mapped))
     return as_comfyui_loads(wanted, needs), needs
 
 

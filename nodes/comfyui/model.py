@@ -298,7 +298,7 @@ def open_decoder(folder: Path, weights: Path, dtype: str = "auto", device: str =
     check_layers(dit, stored)
     with settings_of(stored):
         model = GlmImageModel(config, device="meta")
-    fill(model.diffusion_model, stored, dtypes, lambda: Dit(model.dit_config), form)
+    fill(model.diffusion_model, stored, dtypes, lambda: Dit(model.dit_config), load_device, form)
     model.device = load_device
     patcher = manage(model, load_device)
     patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, WRAPPER, sample_at_size)

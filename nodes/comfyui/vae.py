@@ -94,4 +94,4 @@ def open_vae(folder: Path, weights: Path, dtype: str = "auto", device: str = "au
     config, dtypes = VaeConfig.from_json(folder / "vae" / "config.json"), Dtypes(number, number)
     check_layers(config, files)
     module = build_empty(lambda: Vae(config, operations=dtypes.operations, dtype=number), files)
-    return GlmImageVAE(fill(module, files, dtypes, lambda: Vae(config)), number, where)
+    return GlmImageVAE(fill(module, files, dtypes, lambda: Vae(config), where), number, where)

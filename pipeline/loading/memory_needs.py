@@ -30,7 +30,8 @@ ON_HOST = {PLANNER: planner.ON_HOST, VAE: vae.ON_HOST}  # beginnings of keys tha
 class MemoryNeeds:
     """Bytes of each component: all `weights`, those of its repeated `layers`, the largest `layer`, and the `work` of
     running it besides its weights; and bytes of host memory that `opening` the checkpoint takes. `on_host` are bytes of
-    weights that stay there where a component is on an accelerator. `passes` through all layers make an image.
+    weights that stay there where a component is on an accelerator. `passes` through all layers make an image. What is
+    `in_files` waits in mapped files, which takes no memory that others could not have.
     """
 
     weights: Mapping[str, int]
@@ -40,12 +41,14 @@ class MemoryNeeds:
     opening: int = 0
     on_host: Mapping[str, int] = field(default_factory=dict)
     passes: Mapping[str, int] = field(default_factory=dict)
+    in_files: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
 class CheckpointSizes:
     """What sizes follow from: numbers in every tensor of each component, the configurations, and the files: the dtypes
-    of the components, `codes`, bytes of what lies there in 8 or 4 bits and stays so, and which `forms` those are.
+    of the components, `codes`, bytes of what lies there in 8 or 4 bits and stays so, which `forms` those are, and which
+    components are `widened` from other formats.
     """
 
     numbers: Mapping[str, Mapping[str, int]]
@@ -55,6 +58,7 @@ class CheckpointSizes:
     files: Mapping[str, torch.dtype]
     codes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     forms: Mapping[str, str] = field(default_factory=dict)
+    widened: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, folder: Path, files: Mapping[str, Path] = NO_FILES) -> "CheckpointSizes":
@@ -69,6 +73,7 @@ class CheckpointSizes:
             {name: weights[name].dtype for name in COMPONENTS},
             {name: _codes(weights[name]) for name in COMPONENTS},
             {name: min(weights[name].forms.values()) for name in COMPONENTS if weights[name].forms},
+            frozenset(name for name in COMPONENTS if not all(map(weights[name].maps, weights[name].headers))),
         )
 
     @classmethod

@@ -313,7 +313,8 @@ def _waiting(placement: Placement, needs: MemoryNeeds, stage: str) -> int:
     leaving = placement.leaving(stage)
     staying = sum(_staying(placement, needs, name) for name in COMPONENTS if name not in leaving)
     layers = sum(needs.layers[name] - kept for name, kept in placement.streamed.items() if name not in leaving)
-    return staying + layers + (sum(needs.weights[name] for name in leaving) if placement.parked else 0)
+    waiting = [name for name in leaving if placement.parked and name not in needs.in_files]
+    return staying + layers + sum(needs.weights[name] for name in waiting)
 
 
 def _held(placement: Placement, needs: MemoryNeeds, name: str) -> int:

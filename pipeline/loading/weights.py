@@ -142,6 +142,10 @@ class Weights:
             raise CheckpointError(f"{self.folder} stores {name} weights; convert them to one of {', '.join(STORED)}")
         return STORED[name]
 
+    def maps(self, key: str) -> bool:
+        """Whether a tensor is the file's own numbers, and not made of several."""
+        return self.layout.tensors[key].widen is None
+
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor in file order, mapped from disk, one shard open at a time."""
         for shard in self.shards:

@@ -122,6 +122,56 @@ def device_norms(folder: str) -> dict:
     return {"norms": norms, "whole": whole, "cast": len(calls) - whole}
 
 
+def coming_and_going(folder: str, lora: str) -> dict:
+    """Bring a decoder to a device and back in ComfyUI's ways: are its weights the file's own memory then?
+
+    The device is torch's `meta`, which keeps shapes and no numbers, so that numbers can only come from the file.
+    """
+    return {dtype: _coming_and_going(folder, lora, dtype) for dtype in ("bf16", "fp16")}
+
+
+def _coming_and_going(folder: str, lora: str, dtype: str) -> dict:
+    model, adapters, home = pack("nodes.comfyui.model"), pack("nodes.comfyui.lora"), Path(folder)
+    card = torch.device("meta")
+    model.choose_device = lambda *_: card
+    plain = model.open_decoder(home, home / "transformer", dtype)
+    plain.model.model_sampling = None  # its tables have numbers of their own
+    layer = plain.model.diffusion_model.transformer_blocks[0].attn1.to_q
+    wanted = {name: weight.clone() for name, weight in plain.model.state_dict().items()}
+    memory = {name: weight.data_ptr() for name, weight in plain.model.state_dict().items()}
+    patched = adapters.apply_adapter(plain, *adapters.read_adapter(Path(lora), "a file"), 1.0)[0]
+    x = torch.ones(1, layer.in_features, dtype=getattr(torch, {"bf16": "bfloat16", "fp16": "float16"}[dtype]))
+    used = torch.nn.functional.linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype))
+    size, seen = plain.model_size(), {"file": str(layer.weight.dtype), "used": torch.equal(layer(x), used)}
+
+    def back() -> bool:
+        found = plain.model.state_dict()
+        same = (torch.equal(found[name], wanted[name]) and found[name].data_ptr() == memory[name] for name in wanted)
+        return found.keys() == wanted.keys() and all(same)
+
+    def broken(*_):
+        raise MemoryError
+
+    for name, patcher in {"plain": plain, "LoRA": patched}.items():
+        patcher.partially_load(card, 1e32)
+        seen[f"{name}, device"] = [str(layer.weight.device), str(layer.weight.dtype)]
+        patcher.detach()
+        seen[f"{name}, whole"] = back()
+        patcher.load(card, lowvram_model_memory=3 * size // 2)  # and room to stream through
+        seen[f"{name}, there"] = sum(weight.is_meta for weight in plain.model.parameters())
+        patcher.partially_unload(torch.device("cpu"), size // 4)
+        seen[f"{name}, left"] = sum(weight.is_meta for weight in plain.model.parameters())
+        patcher.detach()
+        seen[f"{name}, part"] = back()
+        layer._moved = broken
+        with contextlib.suppress(MemoryError):
+            patcher.partially_load(card, 1e32)
+        del layer._moved
+        patcher.detach()
+        seen[f"{name}, broken"] = back()
+    return seen
+
+
 def late_weights(folder: str) -> dict:
     """Open every part while ComfyUI's layers have no weights before they are loaded, as with its dynamic memory."""
     memory = importlib.import_module("comfy.memory_management")

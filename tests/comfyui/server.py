@@ -14,6 +14,7 @@ from comfyui_glm_image.tools.comfyui import Install, make_base
 
 START_SECONDS = 180
 RUN_SECONDS = 600
+EMPTY = 32 << 20  # bytes of a device at most, when no model is on it
 
 
 class PromptError(Exception):
@@ -125,6 +126,16 @@ class Server:
 
     def run(self, prompt: dict) -> dict:
         return self.wait(self.queue(prompt))
+
+    def unload(self) -> None:
+        """Have ComfyUI unload its models, as its menu does, and wait until its device is empty."""
+        self.post("/free", {"unload_models": True})
+        deadline = time.monotonic() + RUN_SECONDS
+        while time.monotonic() < deadline:
+            if self.get("/system_stats")["devices"][0]["torch_vram_total"] < EMPTY:
+                return
+            time.sleep(0.1)
+        raise TimeoutError(f"models are still loaded after {RUN_SECONDS} s")
 
     def files(self, outputs: dict, node: str, kind: str = "images") -> list[Path]:
         """Paths of what a save or preview node wrote."""

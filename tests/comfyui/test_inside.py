@@ -1,6 +1,8 @@
 """What ComfyUI's memory management does to our parts, measured inside its Python."""
 
+import itertools
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,8 +10,9 @@ import torch
 from comfyui_glm_image.pipeline.devices.capabilities import multiplies_bfloat16
 from comfyui_glm_image.pipeline.loading.checkpoint import DECODER, resolve
 from comfyui_glm_image.pipeline.loading.quantize_files import FileQuantization, quantize_to_files
+from comfyui_glm_image.tests.comfyui.test_lora import adapter
 from comfyui_glm_image.tools.comfyui import ROOT
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 WIDTH, LAYERS = 1024, 6  # 95M parameters
 
@@ -66,6 +69,27 @@ def test_a_planner_that_is_loaded_in_part_plans_the_same(inside, random_folder):
     seen = inside("partly_loaded", random_folder)
     assert seen["cast_layers"] > 10
     assert seen["equal"]
+
+
+def test_weights_that_leave_a_device_are_the_files_own_again(inside, random_folder, tmp_path):
+    """Whole, in part, with a LoRA and after an error; to a device of another dtype they change on their way."""
+    home = bfloat16_folder(random_folder, tmp_path / "half")
+    save_file(adapter(random_folder, "peft"), tmp_path / "lora.safetensors")
+    found = inside("coming_and_going", home, tmp_path / "lora.safetensors")
+    for dtype, name in itertools.product(("bf16", "fp16"), ("plain", "LoRA")):
+        seen = found[dtype]
+        assert seen["file"] == "torch.bfloat16" and seen["used"]
+        assert seen[f"{name}, device"] == ["meta", {"bf16": "torch.bfloat16", "fp16": "torch.float16"}[dtype]]
+        assert seen[f"{name}, whole"] and seen[f"{name}, part"] and seen[f"{name}, broken"]
+        assert 0 < seen[f"{name}, left"] < seen[f"{name}, there"]
+
+
+def bfloat16_folder(folder: Path, out: Path) -> Path:
+    """A checkpoint's folder with the decoder in bfloat16."""
+    shutil.copytree(folder, out)
+    (path,) = (out / "transformer").glob("*.safetensors")
+    save_file({key: tensor.bfloat16() for key, tensor in load_file(path).items()}, path)
+    return out
 
 
 def test_weights_arrive_in_layers_that_are_made_without_any(inside, install, random_folder):

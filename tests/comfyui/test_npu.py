@@ -5,6 +5,7 @@ Needs both environments: `make test-npu` makes the one, `make test-comfyui` the 
 
 import functools
 import importlib.util
+import re
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from comfyui_glm_image.pipeline.glm_image import GlmImage, to_pil
 from comfyui_glm_image.tests.comfyui.conftest import with_other_pack
 from comfyui_glm_image.tests.comfyui.graphs import change, custom_sampler, node, saving_latent, text_to_image
+from comfyui_glm_image.tests.comfyui.host_memory import HostMemory, file_bytes, larger_checkpoint
 from comfyui_glm_image.tests.comfyui.server import PromptError, Server
 from comfyui_glm_image.tests.comfyui.test_devices import PARTS, RELEASE, devices, text_of, with_devices
 from comfyui_glm_image.tests.comfyui.test_layout import decoding
@@ -253,3 +255,27 @@ def test_a_chip_without_bfloat16_refuses_it(start, kind):
     graph = {"load": node(f"GLMImage{kind}Loader", **inputs), "show": node("PreviewAny", source=["load", 0])}
     with pytest.raises(PromptError, match=r"npu:0 \(310P\) has no bfloat16; use fp16, fp32 or auto"):
         start(65536, soc="Ascend310P3").run(graph)
+
+
+@pytest.fixture(scope="module")
+def larger(random_folder, tmp_path_factory):
+    return larger_checkpoint(random_folder, tmp_path_factory.mktemp("larger") / "checkpoint")
+
+
+@pytest.mark.parametrize("soc", ["Ascend910B3", "Ascend310P3"])
+def test_weights_stay_in_their_files_while_models_come_and_go(start, larger, soc):
+    """In bfloat16, as the files are, and in float16: opened, planned, drawn, unloaded, and all once more."""
+    server, size = start(65536, soc=soc), file_bytes(larger)
+    model = server.add_model("larger", larger)
+    server.run(saving_latent(text_to_image("random/model_index.json", sample_steps=2)))  # imports, kernels
+    server.unload()
+    estimate = text_of(server.run({"devices": devices(model)}))
+    assert sum(map(int, re.findall(r"peak on cpu: (\d+) MiB", estimate))) < 0.05 * size / 2**20
+    memory = HostMemory(server.process.pid)
+    for seed in (3, 4):
+        outputs = server.run(saving_latent(text_to_image(model, sample_steps=1, plan_seed=seed)))
+        loaded = memory.grown
+        server.unload()
+        print(f"{soc}: {loaded >> 20} MB, unloaded {memory.grown >> 20} MB, for {size >> 20} MB of weights")
+        assert torch.isfinite(latent_of(server, outputs)).all()
+        assert max(loaded, memory.grown) < 0.05 * size

@@ -222,6 +222,7 @@ def test_what_takes_turns_waits_in_host_memory_if_it_is_parked(machine, released
     assert placement.phased
     assert P.peaks(placement, needs)[torch.device("cpu")] == needs.weights[P.PLANNER]
     assert torch.device("cpu") not in P.peaks(P.replace(placement, parked=False), needs)
+    assert torch.device("cpu") not in P.peaks(placement, P.replace(needs, in_files=frozenset(P.COMPONENTS)))
 
 
 def test_too_little_host_memory_for_what_is_parked_does_not_fit(machine, released):

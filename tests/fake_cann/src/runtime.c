@@ -144,9 +144,10 @@ static int reserve(size_t bytes) {
     return fits;
 }
 
-/* Pages are given by the system on first touch, so a 64 GiB device costs nothing until it is written to. */
+/* Pages are given by the system on first touch, so a 64 GiB device costs nothing until it is written to. They are shared,
+ * so that the system counts them apart from the anonymous memory of the program, which stands for the host. */
 static void *lazy_pages(size_t bytes) {
-    void *address = mmap(0, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *address = mmap(0, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     return address == MAP_FAILED ? NULL : address;
 }
 
