@@ -29,6 +29,7 @@ from ...pipeline.loading.weights import (
     parts_of,
 )
 from ...pipeline.models import weight_forms
+from .beside_codes import with_codes
 from .mapped import as_given, stay_in_file
 from .ops import computing_in, let_codes_wait
 
@@ -169,9 +170,10 @@ def manage(module: torch.nn.Module, device: torch.device, offload: torch.device 
 
     A component that never leaves its device, as ComfyUI's options may want it, stays on its own and not on ComfyUI's.
     """
-    kind = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    plain = comfy.model_patcher.ModelPatcher
+    kind = plain if device.type == "cpu" else getattr(comfy.model_patcher, "CoreModelPatcher", plain)
     offload = offload or comfy.model_management.unet_offload_device()
-    patcher = kind(module, load_device=device, offload_device=offload if offload.type == "cpu" else device)
+    patcher = with_codes(kind)(module, load_device=device, offload_device=offload if offload.type == "cpu" else device)
     patcher.add_callback(CallbacksMP.ON_LOAD, check_weights)
     return patcher
 
@@ -187,7 +189,7 @@ def check_weights(patcher, *_) -> None:
     if seen == patcher.patches_uuid:
         return
     _refuse_patched_codes(model, patched)
-    weights = {key: weight for key, weight in model.named_parameters() if seen is None or key in patched}
+    weights = {k: w for k, w in model.named_parameters() if seen is None or k in patched or ".lora_" in k}
     flags = {
         key: finite_flag(as_given(model, key, weight))
         for key, weight in weights.items()
@@ -205,11 +207,11 @@ def check_weights(patcher, *_) -> None:
 
 
 def _refuse_patched_codes(model, patched: set[str]) -> None:
-    """A LoRA is added to numbers, and codes of 8 or 4 bits are none."""
+    """A patcher of another pack adds a LoRA to codes of 8 or 4 bits, which are no numbers."""
     codes = [key for key, weight in model.named_parameters() if key in patched and not weight.is_floating_point()]
     if codes:
         raise CheckpointError(
-            f"a LoRA changes {codes[0]}, whose weights have 8 or 4 bits; load the checkpoint with whole weights for it"
+            f"another pack's loading changes {codes[0]}, whose weights have 8 or 4 bits; load whole weights for it"
         )
 
 

@@ -19,6 +19,7 @@ from comfy.weight_adapter import LoRAAdapter
 from ...pipeline.errors import InputError
 from ...pipeline.loading.weights import finite_flag, not_finite
 from ...pipeline.text import shown
+from .beside_codes import DoraAdapter, layer_of
 from .model import GlmImageModel
 
 MODEL = "diffusion_model."
@@ -159,6 +160,8 @@ def bias_patches(form: dict, names: dict, patches: dict) -> dict[str, tuple]:
 def _check_fit(model, patches: dict) -> None:
     """ComfyUI leaves out what does not fit a layer, with a line in its log."""
     shapes = {name: weight.shape for name, weight in model.model.named_parameters()}
+    coded = {key: layer_of(model.model, key) for key in patches if key in shapes and key.endswith(".weight")}
+    shapes |= {key: torch.Size(model.model.get_submodule(name).shape) for key, name in coded.items() if name}
     wrong = [key for key, patch in patches.items() if key in shapes and not _fits(patch, key, shapes[key])]
     if wrong:
         raise InputError(
@@ -182,28 +185,3 @@ def _changes(patch, key: str, shape: torch.Size, device: str) -> bool:
         return False
     is_set = isinstance(patch, tuple) and patch[0] == "set"
     return found.shape == shape and (is_set or bool(changes))
-
-
-class DoraAdapter(LoRAAdapter):
-    """A low-rank change whose result gets the adapter's own norm, an output (o, 1) or an input (1, i) at a time."""
-
-    def calculate_weight(
-        self,
-        weight,
-        key,
-        strength,
-        strength_model,
-        offset,
-        function,
-        intermediate_dtype=torch.float32,
-        original_weight=None,
-    ):
-        up, down, alpha, _, magnitude, _ = self.weights
-        place = {"device": weight.device, "dtype": intermediate_dtype}
-        up, down, magnitude = up.to(**place), down.to(**place), magnitude.to(**place)
-        old = weight.to(intermediate_dtype)
-        new = old + function((1.0 if alpha is None else alpha / down.shape[0]) * (up @ down))
-        norm = torch.linalg.vector_norm(new, dim=1 if magnitude.shape[0] == new.shape[0] else 0, keepdim=True)
-        new = new * (magnitude / norm.clamp_min(torch.finfo(new.dtype).tiny))
-        weight += (strength * (new - old)).to(weight.dtype)
-        return weight

@@ -237,6 +237,13 @@ class GlmImageModel(comfy.model_base.BaseModel):
         kept = 2 * config.num_layers * config.inner_dim * tokens * dtype.itemsize
         return super().memory_required(input_shape) + kept
 
+    def state_dict_for_saving(self, *args, **kwargs):
+        if any(getattr(layer, "lora_up", None) is not None for layer in self.modules()):
+            raise InputError(
+                "a LoRA beside weights of 8 or 4 bits cannot be saved with them; save without, or whole ones"
+            )
+        return super().state_dict_for_saving(*args, **kwargs)
+
 
 class UnetConfig(dict):
     """Entries of a UNet's configuration are asked for by nodes that patch its layers: FreeU, HyperTile and others."""

@@ -289,6 +289,43 @@ def lora(folder: str, *files: str) -> dict:
     return {"unmatched": unmatched}
 
 
+def lora_on_codes(folder: str, *files: str) -> dict:
+    """For w8 and w4: layers of codes with an adapter beside them, against layers of their numbers that ComfyUI adds the
+    adapter to, as largest difference over largest value; and what is left when the adapter is taken back.
+    """
+    return {form: _lora_on_codes(folder, form, *files) for form in ("w8", "w4")}
+
+
+def _lora_on_codes(folder: str, form: str, *files: str) -> dict:
+    adapters, home, load = pack("nodes.comfyui.lora"), Path(folder), comfy.model_management.load_models_gpu
+    coded, whole = (
+        pack("nodes.comfyui.model").open_decoder(home, home / "transformer", dtype) for dtype in (form, "fp32")
+    )
+    for name, layer in coded.model.named_modules():
+        if hasattr(layer, "numbers"):
+            whole.model.get_submodule(name).weight = torch.nn.Parameter(layer.numbers(slice(None)), requires_grad=False)
+    before = {name: weight.clone() for name, weight in coded.model.state_dict().items()}
+    seen = {"differences": [], "layers": [], "bytes": []}
+    for file in map(Path, files):
+        read = adapters.read_adapter(file, file.name)
+        one, other = coded, whole
+        for strength in (0.7, -0.2)[: 1 if file.stem == "dora" else 2]:  # whose order counts in ComfyUI
+            one, other = (adapters.apply_adapter(model, *read, strength)[0] for model in (one, other))
+        load([one, other])
+        for name in one.changes:
+            x = torch.randn(3, whole.model.get_submodule(name).in_features)
+            wanted, found = (model.model.get_submodule(name)(x) for model in (whole, coded))
+            seen["differences"].append(((found - wanted).abs().max() / wanted.abs().max()).item())
+        seen["layers"].append(len(one.changes))
+        seen["bytes"].append(one.model_size() - coded.model_size())
+        off = adapters.apply_adapter(coded, *read, 0.0)[0]
+        comfy.model_management.unload_all_models()
+    load([off])
+    after = coded.model.state_dict()
+    same = before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    return seen | {"restored": same, "attributes": len(off.object_patches)}
+
+
 def planner_lora(folder: str, *files: str) -> dict:
     """Plans without LoRA, with the first file, with both, and without again; and what is left then."""
     planning = pack("nodes.comfyui.planning")

@@ -172,3 +172,43 @@ def test_an_adapter_of_train_lora_counts_as_in_training_in_our_node_and_in_comfy
     core = {"lora": node("LoraLoaderModelOnly", model=["load", 1], lora_name="trained.safetensors", strength_model=0.7)}
     assert torch.equal(latent_of(server, server.run(change(graph | core, sample_model=["lora", 0]))), ours)
     assert difference(ours, latent_of(server, server.run(graph))) > 1e-3
+
+
+def test_an_adapter_stands_beside_codes(inside, random_folder, tmp_path):
+    """Twice at two strengths: every layer computes what it would with its numbers and the adapter added to them."""
+    plain, files = adapter(random_folder, "peft"), {}
+    ups = {key.removesuffix(".lora_B.weight"): up for key, up in plain.items() if "lora_B" in key}
+    files["plain"] = plain
+    files["bias"] = plain | {f"{layer}.lora_B.bias": up[:, 0] for layer, up in ups.items()}
+    files["dora"] = plain | {f"{layer}.lora_magnitude_vector": 1 + up[:, 0].abs() for layer, up in ups.items()}
+    for kind, state in files.items():
+        save_file({key: tensor.contiguous() for key, tensor in state.items()}, tmp_path / f"{kind}.safetensors")
+    found = inside("lora_on_codes", random_folder, *(tmp_path / f"{kind}.safetensors" for kind in files))
+    for form in ("w8", "w4"):
+        seen = found[form]
+        assert seen["layers"] == [3, 3, 3] and len(seen["differences"]) == 9
+        assert max(seen["differences"]) < 1e-4
+        assert seen["bytes"][0] == 2 * 4 * sum(tensor.numel() for tensor in plain.values())  # float32, two adapters
+        assert seen["restored"] and seen["attributes"] == 0
+
+
+def test_nodes_put_an_adapter_beside_codes_and_take_it_back(server, random_model, loras):
+    graph = change(saving_latent(text_to_image(random_model, sample_steps=2), plan=False), load_decoder_dtype="w8")
+    core = {"lora": node("LoraLoaderModelOnly", model=["load", 1], lora_name="peft.safetensors", strength_model=1.0)}
+    plain = latent_of(server, server.run(graph))
+    ours = latent_of(server, server.run(with_lora(graph, "peft.safetensors")))
+    assert torch.equal(latent_of(server, server.run(change(graph | core, sample_model=["lora", 0]))), ours)
+    assert difference(ours, plain) > 0.01
+    exact = latent_of(server, server.run(change(with_lora(graph, "peft.safetensors"), load_decoder_dtype="fp32")))
+    assert difference(ours, exact) < 0.05
+    assert torch.equal(latent_of(server, server.run(change(graph, sample_seed=5))), plain)
+
+
+def test_what_cannot_stand_beside_codes_is_refused_by_name(server, random_model, random_folder, loras):
+    names = {"hada_w1_a": (64, 2), "hada_w1_b": (2, 64), "hada_w2_a": (64, 2), "hada_w2_b": (2, 64)}
+    layer = f"lora_unet_{LAYERS[0].replace('.', '_')}"
+    save_file({f"{layer}.{name}": torch.ones(shape) for name, shape in names.items()}, loras / "loha.safetensors")
+    graph = change(saving_latent(text_to_image(random_model), plan=False), load_decoder_dtype="w8")
+    with pytest.raises(PromptError, match="to_q by loha, and layers of 8 or 4 bits take LoRA") as error:
+        server.run(with_lora(graph, "loha.safetensors"))
+    assert error.value.node == "lora"
