@@ -143,8 +143,9 @@ class Weights:
         return STORED[name]
 
     def maps(self, key: str) -> bool:
-        """Whether a tensor is the file's own numbers, and not made of several."""
-        return self.layout.tensors[key].widen is None
+        """Whether a tensor is the file's own numbers, and not made of others."""
+        tensor = self.layout.tensors[key]
+        return tensor.widen is None and tensor.dtype == tensor.entry.dtype
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor in file order, mapped from disk, one shard open at a time."""
