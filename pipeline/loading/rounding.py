@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -42,8 +43,14 @@ def parts(key: str, tensor: Stored, form: str) -> list[Part]:
     if own is None:
         return [(key, STORED[tensor.dtype], tensor.shape)]
     layer = key.rpartition(".")[0]
-    made = _stored_parts(torch.empty(tensor.shape, device="meta"), own)
-    return [(f"{layer}.{name}", part.dtype, tuple(part.shape)) for name, part in made.items()]
+    return [(f"{layer}.{name}", *about) for name, about in _about_parts(tensor.shape, own).items()]
+
+
+@cache
+def _about_parts(shape: tuple[int, ...], form: str) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """Dtype and shape of what is written for a matrix; a network has few shapes of them."""
+    made = _stored_parts(torch.empty(shape, device="meta"), form)
+    return {name: (part.dtype, tuple(part.shape)) for name, part in made.items()}
 
 
 def _stored_parts(weight: torch.Tensor, form: str) -> dict[str, torch.Tensor]:
