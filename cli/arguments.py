@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
@@ -10,7 +11,7 @@ from ..pipeline import images
 from ..pipeline.errors import InputError
 from ..pipeline.files import check_writable
 from ..pipeline.geometry import fitting
-from ..pipeline.loading.checkpoint import HUB_ID
+from ..pipeline.loading import HUB_ID
 
 WEIGHTS = ("auto", "full", "w8", "w4")
 
@@ -230,34 +231,91 @@ def _known_sizes(args: argparse.Namespace):
     return Checkpoint(named_folder(args.model), args.model).trained_sizes
 
 
-def open_model(args: argparse.Namespace, bar, local_only: bool = False):
-    """The `GlmImage` of these arguments; `bar` shows loading."""
+def open_model(args: argparse.Namespace, bar, local_only: bool = False, saved=None):
+    """The `GlmImage` of these arguments, which is to draw what they say or a `saved` plan; `bar` shows loading."""
     from ..pipeline.glm_image import GlmImage
-    from ..pipeline.loading.checkpoint import resolve, weight_files
+    from ..pipeline.loading.checkpoint import resolve
     from ..pipeline.loading.memory_needs import CheckpointSizes
-    from ..pipeline.loading.placement import Offload, PlacementRequest, choose
+    from ..pipeline.loading.placement import choose
 
-    files = weight_files(getattr(args, "planner_file", None), getattr(args, "decoder_file", None))
-    checkpoint = resolve(args.model, args.revision, local_only, files=files)
+    checkpoint = resolve(args.model, args.revision, local_only, files=_weight_files(args))
     checkpoint.check()
-    request = PlacementRequest(
-        args.device,
-        args.dtype,
-        planner_device=args.planner_device,
-        decoder_device=args.decoder_device,
-        offload=Offload.of(args.offload),
-        height=getattr(args, "height", 1024),
-        width=getattr(args, "width", 1024),
-        count=getattr(args, "count", 1),
-        planner_weights=_planner_weights(args),
-        decoder_weights=args.decoder_weights or "auto",
-    )
     sizes = CheckpointSizes.of(checkpoint.folder, checkpoint.files)
+    request = placement_request(args, checkpoint.folder, saved)
     placement = choose(sizes, request, report=lambda text: print(text, file=sys.stderr))
     model = GlmImage(checkpoint, placement, bool(getattr(args, "compile", None)))
     model.components.on_load = bar
     model.use_planner_loras(*(getattr(args, "planner_lora", None) or ()))
     return model
+
+
+def known_sizes(args: argparse.Namespace):
+    """(sizes of the checkpoint of these arguments, its folder), of the release and None where it is not here."""
+    from ..pipeline.errors import CheckpointError
+    from ..pipeline.loading.checkpoint import resolve
+    from ..pipeline.loading.memory_needs import CheckpointSizes
+
+    files, name = _weight_files(args), args.model or HUB_ID
+    try:
+        checkpoint = None if name.startswith("modelscope:") else resolve(name, args.revision, True, files=files)
+    except CheckpointError:
+        if name != HUB_ID:
+            raise
+        checkpoint = None
+    if checkpoint is None:
+        return CheckpointSizes.of_release(), None
+    return CheckpointSizes.of(checkpoint.folder, checkpoint.files), checkpoint.folder
+
+
+def _weight_files(args: argparse.Namespace):
+    from ..pipeline.loading.checkpoint import weight_files
+
+    return weight_files(getattr(args, "planner_file", None), getattr(args, "decoder_file", None))
+
+
+def placement_request(args: argparse.Namespace, folder: Path | None, saved=None):
+    """The `PlacementRequest` of these arguments: where `folder`'s model shall go, and what it draws."""
+    from ..pipeline.loading.placement import Offload, PlacementRequest
+    from ..pipeline.loading.planner_lora import numbers_of
+
+    return PlacementRequest(
+        args.device,
+        args.dtype,
+        planner_device=args.planner_device,
+        decoder_device=args.decoder_device,
+        offload=Offload.of(args.offload),
+        images=image_batch(args, folder, saved),
+        planner_weights=_planner_weights(args),
+        decoder_weights=args.decoder_weights or "auto",
+        lora_numbers=sum(numbers_of(path) for path, _ in getattr(args, "planner_lora", None) or ()),
+    )
+
+
+def image_batch(args: argparse.Namespace, folder: Path | None, saved=None):
+    """The `ImageBatch` of these arguments, or of a saved plan."""
+    from ..pipeline.loading.work_needs import ImageBatch
+
+    guidance = "off" if getattr(args, "cfg", 1.5) == 1 else getattr(args, "guidance_batching", None) or "auto"
+    cached = getattr(args, "step_cache", None) is not None
+    how = {"steps": getattr(args, "steps", 50), "guidance": guidance, "step_cache": cached}
+    if saved is not None:
+        return ImageBatch(saved.height, saved.width, len(saved), tuple(r.grid for r in saved.references), **how)
+    size = (getattr(args, "height", 1024), getattr(args, "width", 1024), getattr(args, "count", 1))
+    return ImageBatch(*size, _reference_grids(getattr(args, "image", None) or [], folder), **how)
+
+
+def _reference_grids(paths: list[Path], folder: Path | None) -> tuple[tuple[int, int], ...]:
+    """What the checkpoint makes of these images' sizes."""
+    if not paths:
+        return ()
+    from ..pipeline.loading.checkpoint import BUNDLED
+    from ..pipeline.models.config import ProcessorConfig
+    from ..pipeline.models.released import REFERENCE_PIXELS
+    from ..pipeline.planning.references import reference_grid
+
+    config = ProcessorConfig.from_folder((folder or BUNDLED) / "processor")
+    config = config if folder else replace(config, **REFERENCE_PIXELS)
+    return tuple(reference_grid(image.height, image.width, config) for image in read_images(paths))
 
 
 def _planner_weights(args: argparse.Namespace) -> str:

@@ -6,20 +6,24 @@ from dataclasses import asdict
 
 from ..pipeline.diagnostics.doctor import examine
 from ..pipeline.diagnostics.findings import CheckContext
+from ..pipeline.loading import HUB_ID
+from . import arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     parser.add_argument("--model-info", action="store_true", help="count the released model's parameters")
-    parser.add_argument("--device", help="device to try (default: the best present)")
-    parser.add_argument("--model", help="checkpoint folder for the placement (default: the release's sizes)")
-    parser.add_argument("--width", type=int, default=1024, help="pixels, for the placement (default 1024)")
-    parser.add_argument("--height", type=int, default=1024, help="pixels, for the placement (default 1024)")
+    parser.description = "What is installed, what is wrong, and what 'generate' with the same options would do."
+    arguments.add_model(parser)
+    arguments.add_weight_files(parser)
+    arguments.add_planning(parser)
+    arguments.add_denoising(parser)
+    parser.set_defaults(model=None)  # the release's sizes, whether it is here or not
 
 
 def run(args: argparse.Namespace) -> int:
     """Exit code 0 when nothing fails, else 1."""
-    context = CheckContext(args.device, args.model, args.height, args.width)
+    context = CheckContext(args.device, lambda: _wanted(args))
     results = examine(context, args.model_info)
     good = all(result.status != "fail" for result in results)
     if args.json:
@@ -29,3 +33,15 @@ def run(args: argparse.Namespace) -> int:
         print(f"{result.status:4}  {result.topic:14}  " + result.text.replace("\n", "\n" + " " * 22))
     print("\nnothing is wrong" if good else "\nsomething does not work; see the lines that begin with 'fail'")
     return 0 if good else 1
+
+
+def _wanted(args: argparse.Namespace) -> tuple:
+    """What `generate` would place: its name, the sizes of its weights, the request."""
+    name, args.model = args.model or "the release", args.model or HUB_ID
+    arguments.choose_size(args)
+    arguments.denoise_options(args)
+    arguments.check_planner_loras(args)
+    sizes, folder = arguments.known_sizes(args)
+    if folder is None and args.model != HUB_ID:
+        name = f"{name} (not here; by the release's sizes)"
+    return name, sizes, arguments.placement_request(args, folder)

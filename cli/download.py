@@ -2,7 +2,8 @@
 
 import argparse
 
-from ..pipeline.loading.checkpoint import HUB_ID, download
+from ..pipeline.loading import HUB_ID
+from ..pipeline.loading.checkpoint import download
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -49,7 +49,7 @@ def generate(args: argparse.Namespace) -> int:
     control = layout.read(args, *((saved.height, saved.width) if saved else (args.height, args.width)))
     request = None if saved else arguments.plan_request(args, layout.prompt(args, control))
     with Bars() as bars:
-        model = arguments.open_model(args, bars)
+        model = arguments.open_model(args, bars, saved=saved)
         if request:
             model.check(request, options, control)
             arguments.warn_of_size(args)

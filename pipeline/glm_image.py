@@ -44,9 +44,10 @@ from .layout.layout_control import (
 )
 from .loading.checkpoint import DECODER, GLYPH, PLANNER, VAE, Checkpoint, resolve, weight_files
 from .loading.components import Components
-from .loading.memory_needs import CheckpointSizes, decoder_work
+from .loading.memory_needs import CheckpointSizes
 from .loading.placement import Placement, PlacementRequest, choose
 from .loading.planner_lora import check_strength, read_planner_lora, used_loras
+from .loading.work_needs import ImageBatch, decoder_work
 from .models.config import SchedulerConfig
 from .models.glyph_encoder import GlyphEncoder
 from .models.planner import Planner
@@ -289,8 +290,12 @@ class GlmImage:
         if options.step_cache is not None or options.guidance_batching != "auto":
             return options.guidance_batching == "batched"
         dtype = self.placement.dtypes[DECODER]
-        work = decoder_work(self.configs[DECODER], dtype, plan.height, plan.width, len(plan))
-        return passes.batches_well(self.placement.devices[DECODER], work, DECODER in self.placement.streamed)
+        images, device = (
+            ImageBatch(plan.height, plan.width, len(plan), steps=options.steps),
+            self.placement.devices[DECODER],
+        )
+        work = decoder_work(self.configs[DECODER], dtype, images, True, device, self.placement.forms.get(DECODER))
+        return passes.batches_well(device, work, DECODER in self.placement.streamed)
 
     def _glyphs(self, texts: list[list[str]], named: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Embeddings (B, L, C) and mask of each row's texts, on the decoder's device and in its dtype."""

@@ -19,6 +19,7 @@ from ...pipeline.loading import placement
 from ...pipeline.loading.checkpoint import COMPONENTS, DECODER, GLYPH, PLANNER, VAE, title
 from ...pipeline.loading.memory_needs import CheckpointSizes, MemoryNeeds, memory_needs
 from ...pipeline.loading.placement import Offload, Placement, gib
+from ...pipeline.loading.work_needs import ImageBatch
 from ...pipeline.models.weight_forms import FORMS
 from . import model_folders
 from .loading import Devices, Dtypes, choose_device, dtypes_for, stays_in_file
@@ -48,11 +49,14 @@ def choose_all(
         stored={name: dtype.storage for name, dtype in dtypes.items() if dtype.storage != dtype.compute},
         forms=forms,
     )
-    needs = memory_needs(sizes, wanted.dtypes, height, width, count, wanted.stored, forms)
+    images = ImageBatch(height, width, count)
+    needs = memory_needs(
+        sizes, wanted.dtypes, images, stored=wanted.stored, forms=forms, devices=devices, apart=False
+    )  # ComfyUI moves components whole
     whole = [name for name in COMPONENTS if name not in forms and name not in sizes.widened]
     mapped = {name for name in whole if stays_in_file(sizes.files[name], dtypes[name], devices[name])}
     opening = sum(needs.weights[name] for name in COMPONENTS if name not in mapped)
-    needs = replace(needs, opening=opening, on_host={}, in_files=frozenset(mapped))
+    needs = replace(needs, opening=opening, in_files=frozenset(mapped))
     return as_comfyui_loads(wanted, needs), needs
 
 

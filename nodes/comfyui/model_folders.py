@@ -6,7 +6,8 @@ import folder_paths
 
 from ...pipeline.errors import CheckpointError
 from ...pipeline.geometry import TrainedSizes
-from ...pipeline.loading.checkpoint import BUNDLED_SIZES, HUB_ID
+from ...pipeline.loading import HUB_ID
+from ...pipeline.loading.checkpoint import BUNDLED_SIZES
 
 KEY = "glm_image"
 BUNDLED = "small (bundled)"

@@ -10,11 +10,12 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from . import plain_kernels, quantised_products
 from .capabilities import capabilities
+from .kernel_memory import queries_at_once
 
 npu = torch.ops.npu  # torch_npu has registered its operators here
 HALVES = (torch.float16, torch.bfloat16)
 MAX_GROUP = 64  # query heads that may share a key head in the inference kernel
-QUERIES = 512  # queries at once in attention that is spelled out
+
 
 _inverted = WeakIdKeyDictionary()  # mask -> (its version, what CANN wants: True where a key may not be seen)
 
@@ -80,8 +81,9 @@ def window_attention(q, k, v, mask):
 def sliced_attention(q, k, v, mask, scale):
     """`kernels.attention` for chips without a fused kernel, in pieces that bound the memory of the scores."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    pieces = q.split(QUERIES, dim=2)
-    masks = [mask] * len(pieces) if mask is None or mask.shape[-2] == 1 else mask.split(QUERIES, dim=-2)
+    most = queries_at_once(q.shape[0] * q.shape[1] * k.shape[2])
+    pieces = q.split(most, dim=2)
+    masks = [mask] * len(pieces) if mask is None or mask.shape[-2] == 1 else mask.split(most, dim=-2)
     return torch.cat([_products(piece, k, v, scale, part) for piece, part in zip(pieces, masks)], dim=2)
 
 

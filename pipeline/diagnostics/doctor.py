@@ -6,6 +6,7 @@ is explained, never a traceback; torch is imported by the checks of devices.
 
 import platform
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 
 from .findings import Check, CheckContext, CheckResult, run_checks
@@ -72,16 +73,19 @@ def name_of(device) -> str:
 
 def check_placement(context: CheckContext) -> Iterator[CheckResult]:
     """Where the model's components would go."""
-    from ..loading.checkpoint import named_folder
     from ..loading.memory_needs import CheckpointSizes
     from ..loading.placement import PlacementRequest, describe, fits, plan_placement
 
-    model = named_folder(context.model) if context.model else CheckpointSizes.of_release()
-    request = PlacementRequest(device_of(context), height=context.height, width=context.width)
-    placement, needs = plan_placement(model, request)
-    status = "ok" if fits(placement, needs) else "warn"
-    text = f"{context.model or 'the release'} at {context.width}x{context.height} px; {describe(placement, needs)}"
-    yield CheckResult(status, "placement", text + ("" if status == "ok" else "\nthis does not fit"))
+    wanted = context.wanted or (lambda: ("the release", CheckpointSizes.of_release(), PlacementRequest()))
+    name, sizes, request = wanted()
+    request = replace(request, device=device_of(context))
+    placement, needs = plan_placement(sizes, request)
+    text = f"{name}, {request.images}; {describe(placement, needs)}"
+    if fits(placement, needs):
+        yield CheckResult("ok", "placement", text)
+    else:
+        verdict = "generate refuses this" if request.refuses(placement) else "generate warns of this, and tries"
+        yield CheckResult("warn", "placement", f"{text}\nthis does not fit: {verdict}")
 
 
 def check_kernels(context: CheckContext) -> Iterator[CheckResult]:

@@ -2,6 +2,11 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # they import torch, which may be what is broken
+    from ..loading.memory_needs import CheckpointSizes
+    from ..loading.placement import PlacementRequest
 
 
 @dataclass(frozen=True)
@@ -15,12 +20,12 @@ class CheckResult:
 
 @dataclass(frozen=True)
 class CheckContext:
-    """What the user asked for: a device to try, a checkpoint folder and a size in pixels for the placement."""
+    """What the user asked for: a device to try, and `wanted()`, which gives what is to be placed: its name, the sizes
+    of the checkpoint and the request. It is called by the check of the placement, which reports what it raises.
+    """
 
     device: str | None = None
-    model: str | None = None
-    height: int = 1024
-    width: int = 1024
+    wanted: "Callable[[], tuple[str, CheckpointSizes, PlacementRequest]] | None" = None
 
 
 Check = Callable[[CheckContext], Iterator[CheckResult]]

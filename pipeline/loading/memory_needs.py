@@ -1,27 +1,20 @@
 """What a checkpoint's components need: bytes of their weights, and of the work of running them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
 import torch
 
 from ..devices.quantised_products import GROUP
-from ..geometry import check_size, patch_count, preview_grid, token_grid
 from ..models import planner, released, vae, weight_forms
 from ..models.config import DitConfig, VaeConfig, VisionLanguageConfig
-from ..models.kv_cache import BUCKET, cache_nbytes
-from ..models.vae import LIVE, STRIP
 from .checkpoint import COMPONENTS, DECODER, GLYPH, NO_FILES, PLANNER, VAE, Checkpoint
 from .weights import Weights
+from .work_needs import HOST, ONE_IMAGE, ImageBatch, decoder_work, encoder_work, planner_work, vae_work, vision_work
 
-PROMPT_TOKENS = 1024  # room for a long prompt; references add their own tokens
-GLYPH_TOKENS = 512
-STEPS = 50  # of an image, each one pass of the decoder where its layers stream
-ROWS = 16  # tokens of an image in a pass of the planner, at most
 SMALLEST_STACK = 3  # fewer numbered parts are a feed-forward's two halves, not layers
-PIXELS = 16  # numbers of a pixel: channels of the image in two dtypes, and of its latents
 NOTHING: Mapping = MappingProxyType({})
 ON_HOST = {PLANNER: planner.ON_HOST, VAE: vae.ON_HOST}  # beginnings of keys that stay there beside an accelerator
 
@@ -42,6 +35,10 @@ class MemoryNeeds:
     on_host: Mapping[str, int] = field(default_factory=dict)
     passes: Mapping[str, int] = field(default_factory=dict)
     in_files: frozenset[str] = frozenset()
+
+    def with_loras(self, size: int) -> "MemoryNeeds":
+        """With so many bytes of LoRAs beside the planner's weights."""
+        return replace(self, weights={**self.weights, PLANNER: self.weights[PLANNER] + size})
 
 
 @dataclass(frozen=True)
@@ -98,21 +95,19 @@ def _codes(weights: Weights) -> dict[str, int]:
 def memory_needs(
     model: CheckpointSizes,
     dtypes: Mapping[str, torch.dtype],
-    height: int = 1024,
-    width: int = 1024,
-    count: int = 1,
+    images: ImageBatch = ONE_IMAGE,
+    *,
     stored: Mapping[str, torch.dtype] = NOTHING,
     forms: Mapping[str, str] = NOTHING,
     batched: bool = True,
+    devices: Mapping[str, torch.device] = NOTHING,
+    apart: bool = True,
 ) -> MemoryNeeds:
-    """What `count` images of this size take; `stored` and `forms` as in `Placement`, `batched` guidance or not."""
-    check_size(height, width)
-    work = {
-        PLANNER: planner_work(model.planner, dtypes[PLANNER], height, width, count),
-        GLYPH: 0,  # short texts; counted with the decoder's
-        DECODER: decoder_work(model.decoder, dtypes[DECODER], height, width, count, batched),
-        VAE: vae_work(model.vae, dtypes[VAE], height, width),
-    }
+    """What these images take; `stored` and `forms` as in `Placement`, `batched` guidance or not.
+
+    `devices` whose kernels do the work. `apart`: ON_HOST's parts stay in host memory beside an accelerator, and visit
+    it when references are read.
+    """
     sizes = {
         name: _sizes(model.numbers[name], stored.get(name, dtypes[name]), forms.get(name))
         | dict(model.codes.get(name, NOTHING))
@@ -123,23 +118,41 @@ def memory_needs(
         name: _layers({k: n for k, n in sizes[name].items() if k not in staying.get(name, NOTHING)})
         for name in COMPONENTS
     }
-    on_host = {name: sum(found.values()) for name, found in staying.items()}
+    on_host = {name: sum(found.values()) for name, found in staying.items()} if apart else {}
     text = model.planner.text_config
-    image_rows = text.vision_vocab_size * text.hidden_size * stored.get(PLANNER, dtypes[PLANNER]).itemsize
+    rows = text.vision_vocab_size * text.hidden_size * stored.get(PLANNER, dtypes[PLANNER]).itemsize
+    visitors = {name: _visiting(staying[name]) if apart else 0 for name in ON_HOST}
     return MemoryNeeds(
         weights={name: sum(sizes[name].values()) for name in COMPONENTS},
         layers={name: sum(layers[name]) for name in COMPONENTS},
         layer={name: max(layers[name], default=0) for name in COMPONENTS},
-        work=work,
-        on_host=on_host | {PLANNER: on_host[PLANNER] - image_rows},
-        passes={PLANNER: sum(h * w for h, w in _grids(height, width)), DECODER: STEPS},
+        work=_work(model, dtypes, images, forms, batched, devices, visitors),
+        on_host=on_host | ({PLANNER: on_host[PLANNER] - rows} if apart else {}),
+        passes={PLANNER: images.planned, DECODER: images.steps * (1 if batched or images.guidance == "off" else 2)},
     )
 
 
-def _grids(height: int, width: int) -> tuple[tuple[int, int], ...]:
-    """Of the full plan and of its preview."""
-    grid = token_grid(height, width)
-    return grid, preview_grid(*grid)
+def _work(model: CheckpointSizes, dtypes, images: ImageBatch, forms, batched, devices, visitors) -> dict[str, int]:
+    """Bytes of each component's work; `visitors` are those of weights that come to its device for references."""
+    own = dict(model.forms) | dict(forms)
+    where = {name: devices.get(name, HOST) for name in COMPONENTS}
+    planning = planner_work(model.planner, dtypes[PLANNER], images, where[PLANNER], own.get(PLANNER))
+    decoding = vae_work(model.vae, dtypes[VAE], images)
+    if images.references:
+        vision = vision_work(model.planner, dtypes[PLANNER], images, where[PLANNER])
+        planning = max(planning, visitors[PLANNER] + vision)
+        decoding = max(decoding, visitors[VAE] + encoder_work(model.vae, dtypes[VAE], images))
+    return {
+        PLANNER: planning,
+        GLYPH: 0,  # short texts; counted with the decoder's
+        DECODER: decoder_work(model.decoder, dtypes[DECODER], images, batched, where[DECODER], own.get(DECODER)),
+        VAE: decoding,
+    }
+
+
+def _visiting(staying: Mapping[str, int]) -> int:
+    """Bytes of what is brought to a device for references: all that stays in host memory but the embeddings of text."""
+    return sum(n for key, n in staying.items() if "embed_tokens" not in key)
 
 
 def _sizes(numbers: Mapping[str, int], dtype: torch.dtype, form: str | None) -> dict[str, int]:
@@ -162,36 +175,3 @@ def _layers(sizes: Mapping[str, int]) -> list[int]:
             stack = stacks.setdefault(".".join(parts[:number]), {})
             stack[parts[number]] = stack.get(parts[number], 0) + size
     return [size for stack in stacks.values() if len(stack) >= SMALLEST_STACK for size in stack.values()]
-
-
-def planner_work(
-    config: VisionLanguageConfig, dtype: torch.dtype, height: int, width: int, count: int, prompt: int = PROMPT_TOKENS
-) -> int:
-    """The caches of prompt and plans, one pass over the prompt, and the noise and scores of the choice of tokens."""
-    text, codebook = config.text_config, config.vq_config.num_embeddings
-    planned = sum(h * w for h, w in _grids(height, width))
-    cache = cache_nbytes(text, 1 + count, prompt + planned + BUCKET, dtype)
-    activations = prompt * (3 * text.intermediate_size + 8 * text.hidden_size) * dtype.itemsize
-    choice = (planned + 10 * ROWS) * count * codebook * 4  # noise of all, sorted scores of a pass
-    return cache + activations + choice
-
-
-def decoder_work(
-    config: DitConfig, dtype: torch.dtype, height: int, width: int, count: int, batched: bool = True
-) -> int:
-    """One guided pass: both halves as a batch, or one after the other if not `batched`; the widest layer's activations,
-    float32 rotary copies.
-    """
-    tokens = (1 + batched) * count * (patch_count(height, width) + GLYPH_TOKENS)
-    activations = tokens * config.inner_dim * (14 * dtype.itemsize + 8)
-    modulations = 50 * (12 * config.num_layers + 2) * config.inner_dim * dtype.itemsize
-    return activations + modulations
-
-
-def vae_work(config: VaeConfig, dtype: torch.dtype, height: int, width: int) -> int:
-    """Decoding in slices, which the VAE falls back to: the last level whole, a slice of the widest level before it, and
-    the pixels.
-    """
-    first, second = config.block_out_channels[:2]
-    whole = (LIVE * first + PIXELS) * height * width
-    return (whole + LIVE * max(first, second) * STRIP * width) * dtype.itemsize

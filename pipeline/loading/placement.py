@@ -23,6 +23,7 @@ from ..errors import DeviceError, InputError
 from ..models.weight_forms import FORMS
 from .checkpoint import COMPONENTS, DECODER, GLYPH, PLANNER, VAE, title
 from .memory_needs import NOTHING, CheckpointSizes, MemoryNeeds, memory_needs
+from .work_needs import ONE_IMAGE, ImageBatch
 
 logger = logging.getLogger(__name__)
 STAGES = {"planning": (PLANNER,), "drawing": (GLYPH, DECODER, VAE)}  # what must be on its device at the same time
@@ -71,6 +72,11 @@ class Placement:
         return cls(where, {name: resolve_dtype(dtype, where[name], name, files.get(name)) for name in COMPONENTS})
 
     @property
+    def accelerated(self) -> bool:
+        """Whether a component has a device other than the CPU."""
+        return any(device.type != "cpu" for device in self.devices.values())
+
+    @property
     def name(self) -> str:
         """The strategy in words."""
         sharing = self.leaving("planning")
@@ -110,10 +116,11 @@ class Offload(Enum):
 
 @dataclass(frozen=True)
 class PlacementRequest:
-    """What the user asks for, and what will be drawn: `count` images of this size in pixels.
+    """What the user asks for, and the `images` that will be drawn.
 
     `device` is for everything that has no device of its own. `planner_weights` and `decoder_weights` are "full" (as the
     files have them), "w8" or "w4" (rounded), or "auto": whole, and of 8 bits where layers would have to stream else.
+    `lora_numbers` are those of the planner's LoRAs, which lie beside weights of 8 and 4 bits.
     """
 
     device: str | torch.device | None = None
@@ -121,11 +128,10 @@ class PlacementRequest:
     planner_device: str | torch.device | None = None
     decoder_device: str | torch.device | None = None
     offload: Offload = Offload.AUTO
-    height: int = 1024
-    width: int = 1024
-    count: int = 1
+    images: ImageBatch = ONE_IMAGE
     planner_weights: str = "auto"
     decoder_weights: str = "auto"
+    lora_numbers: int = 0
 
     def __post_init__(self):
         for name, word in (("planner", self.planner_weights), ("decoder", self.decoder_weights)):
@@ -136,6 +142,10 @@ class PlacementRequest:
     def may_use_others(self) -> bool:
         """Whether no device was named, so that a second one may be used."""
         return self.device is None and self.planner_device is None and self.decoder_device is None
+
+    def refuses(self, placement: Placement) -> bool:
+        """Whether a placement that does not fit is refused, and not only warned about."""
+        return self.offload == Offload.AUTO and placement.accelerated
 
     def forms(self) -> list[dict[str, str]]:
         """Component -> form, from the exact to the frugal: those that may be tried one after the other."""
@@ -165,9 +175,9 @@ def choose(
     """
     placement, needs = plan_placement(model, request)
     text = describe(placement, needs)
-    accelerated = any(device.type != "cpu" for device in placement.devices.values())
+    accelerated = placement.accelerated
     if not fits(placement, needs):
-        if request.offload == Offload.AUTO and accelerated:
+        if request.refuses(placement):
             raise DeviceError(f"{TOO_TIGHT}: a smaller image, fewer at once, another device or --device cpu\n{text}")
         logger.warning("%s, or swap to disk\n%s", TOO_TIGHT, text)
     if accelerated:
@@ -181,10 +191,11 @@ def plan_placement(model: Path | CheckpointSizes, request: PlacementRequest) -> 
     sizes = model if isinstance(model, CheckpointSizes) else CheckpointSizes.of(model)
     whole = Placement.split(where, request.dtype, sizes.files)
     others = further_devices(where[VAE]) if request.may_use_others else []
-    for forms, batched in product(request.forms(), (True, False)):  # guidance needs no batch, and chooses it by itself
+    for forms, batched in product(request.forms(), request.images.batched(where[DECODER])):
         forms = {name: form for name, form in forms.items() if not sizes.codes.get(name)}
-        size = request.height, request.width, request.count
-        needs = memory_needs(sizes, whole.dtypes, *size, forms=forms, batched=batched)
+        needs = memory_needs(sizes, whole.dtypes, request.images, forms=forms, batched=batched, devices=where)
+        if forms.get(PLANNER) or sizes.codes.get(PLANNER):
+            needs = needs.with_loras(request.lora_numbers * whole.dtypes[PLANNER].itemsize)
         found = first_that_fits(replace(whole, forms=forms), needs, request.offload, others)
         if fits(found, needs) and not found.streamed:
             break

@@ -127,6 +127,12 @@ def check_lora_file(path: Path, strength: float = 1.0) -> str:
         return _digest(file, _settings(file, _metadata(file))[1])
 
 
+def numbers_of(path: Path) -> int:
+    """How many numbers a LoRA file holds, from its header alone."""
+    with _naming(path.name or str(path)):
+        return sum(math.prod(shape) for shape, *_ in read_header(_file(path)).values())
+
+
 def _digest(file: Path, settings: str) -> str:
     """Tells apart what files make of a planner, whatever their names."""
     found = hashlib.sha256(settings.encode("utf-8", "replace"))

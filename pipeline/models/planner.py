@@ -18,6 +18,7 @@ from .vision_tokenizer import VisionModel, VQModel
 
 # What an accelerator needs for prompts only: the vision tokenizer, and the embeddings of text.
 ON_HOST = ("model.visual.", "model.vqmodel.", "model.language_model.embed_tokens.")
+PREFILL_CHUNK = 2048  # prompt tokens in one pass; bounds the mask's memory for prompts with many references
 
 
 class Attention(nn.Module):

@@ -89,6 +89,8 @@ VAE = VaeConfig(
     scaling_factor=1.0,
 )
 
+REFERENCE_PIXELS = {"min_pixels": 512**2, "max_pixels": 2048**2}  # of its `ProcessorConfig`
+
 
 def meta_modules() -> dict[str, torch.nn.Module]:
     """Component folder -> its module on the meta device: names and shapes without memory."""

@@ -124,16 +124,21 @@ class Block(nn.Module):
         self, glyphs, image, modulation, context: Context, reference=None, record: ReferenceCache | None = None
     ):
         """(B, L, C), (B, N, C) -> the same; sees the `reference` keys and values, adds its own to `record`."""
-        x = self.modulate(glyphs, image, modulation, 0)
+        seen = self._attend(self.modulate(glyphs, image, modulation, 0), context, reference, record)
+        glyphs, image = _add_gated(glyphs, image, seen, modulation, 4)
+        del seen  # the feed-forward is the widest moment of a block
+        change = self.ff(self.modulate(glyphs, image, modulation, 6))
+        return _add_gated(glyphs, image, change, modulation, 10)
+
+    def _attend(self, x, context: Context, reference, record: ReferenceCache | None) -> torch.Tensor:
+        """(B, L + N, C) -> the same; its keys and values are freed on return."""
         keys, values = self.attn1.keys_values(x, context)
         if record is not None:
             record.keys.append(keys)
             record.values.append(values)
         if reference is not None:
             keys, values = (_prepend(r, own) for r, own in zip(reference, (keys, values)))
-        glyphs, image = _add_gated(glyphs, image, self.attn1(x, keys, values, context), modulation, 4)
-        change = self.ff(self.modulate(glyphs, image, modulation, 6))
-        return _add_gated(glyphs, image, change, modulation, 10)
+        return self.attn1(x, keys, values, context)
 
 
 class Dit(nn.Module):
@@ -236,12 +241,10 @@ class Dit(nn.Module):
         self, latents: torch.Tensor, modulations: Modulations, context: Context, cache: FirstBlockCache | None = None
     ) -> torch.Tensor:
         """(B, in_channels, H/8, W/8) -> velocity of the same shape. `modulations` has one row, or one a sample."""
-        image = self._image_tokens(latents, context)
-        glyphs, first = self._block(0, context.glyphs, image, modulations, context)
-        if cache is None:
-            image = self._later_blocks(glyphs, first, modulations, context)
+        if cache is None:  # names here would keep alive what the blocks are done with
+            image = self._blocks(0, context.glyphs, self._image_tokens(latents, context), modulations, context)
         else:
-            image = self._cached_blocks(cache, glyphs, image, first, modulations, context)
+            image = self._cached_blocks(cache, self._image_tokens(latents, context), modulations, context)
         image = modulated_norm(image, modulations.out[:, 0], modulations.out[:, 1], EPS)
         return unpatchify(self.proj_out(image), context.grid, self.config.patch_size)
 
@@ -276,8 +279,9 @@ class Dit(nn.Module):
             embedding = embedding.masked_fill(drop.unsqueeze(-1), 0)
         return self.prior_projector(embedding)
 
-    def _later_blocks(self, glyphs, image, modulations: Modulations, context: Context) -> torch.Tensor:
-        for layer in range(1, len(self.transformer_blocks)):
+    def _blocks(self, first: int, glyphs, image, modulations: Modulations, context: Context) -> torch.Tensor:
+        """The image tokens after block `first` and all later ones."""
+        for layer in range(first, len(self.transformer_blocks)):
             glyphs, image = self._block(layer, glyphs, image, modulations, context)
         return image
 
@@ -291,11 +295,12 @@ class Dit(nn.Module):
 
         return context.patches.block(layer, len(self.transformer_blocks), run, glyphs, image, modulation)
 
-    def _cached_blocks(self, cache: FirstBlockCache, glyphs, image, first, modulations, context) -> torch.Tensor:
+    def _cached_blocks(self, cache: FirstBlockCache, image, modulations: Modulations, context: Context) -> torch.Tensor:
+        glyphs, first = self._block(0, context.glyphs, image, modulations, context)
         residual = first - image
         if cache.may_reuse(residual):
             return first + cache.rest
-        out = self._later_blocks(glyphs, first, modulations, context)
+        out = self._blocks(1, glyphs, first, modulations, context)
         cache.first, cache.rest = residual, out - first
         return out
 

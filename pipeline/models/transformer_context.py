@@ -41,11 +41,17 @@ class ReferenceCache:
 
     @classmethod
     def join(cls, caches: list["ReferenceCache"]) -> "ReferenceCache":
-        """Several references of the same rows, one after the other."""
-        keys = [torch.cat(layer, dim=2) for layer in zip(*(c.keys for c in caches))]
-        values = [torch.cat(layer, dim=2) for layer in zip(*(c.values for c in caches))]
-        unmasked = all(c.mask is None for c in caches)
-        return cls(keys, values, None if unmasked else torch.cat([c.shown for c in caches], dim=1))
+        """Several references of the same rows, one after the other; takes them layer by layer, and leaves them empty,
+        so that no more than one layer exists twice.
+        """
+        if len(caches) == 1:
+            return caches[0]
+        shown = None if all(c.mask is None for c in caches) else torch.cat([c.shown for c in caches], dim=1)
+        keys, values = (
+            [torch.cat([own.pop(0) for own in parts], dim=2) for _ in range(len(parts[0]))]
+            for parts in ([c.keys for c in caches], [c.values for c in caches])
+        )
+        return cls(keys, values, shown)
 
 
 class Patches(Protocol):

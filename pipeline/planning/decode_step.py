@@ -5,6 +5,7 @@ Shapes: B images, N tokens to plan, V codebook size, S cache slots read.
 
 import torch
 
+from ..loading.work_needs import NOISE_ROWS
 from ..models.config import GenerationConfig
 from ..models.kv_cache import bucket_length
 from ..models.planner import Planner
@@ -13,7 +14,6 @@ from .controls import FREE, Steering, add_bias
 from .prefill import Prefix
 from .sampling import Noise, choose
 
-NOISE_ROWS = 32  # tokens whose noise is made and sent at once
 NOTHING = Steering()
 
 

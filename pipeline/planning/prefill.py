@@ -8,11 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from ..models.kv_cache import KVCache
-from ..models.planner import Planner
+from ..models.planner import PREFILL_CHUNK, Planner
 from ..progress import Progress
 from .prompt import PromptBatch
-
-PREFILL_CHUNK = 2048  # prompt tokens in one pass; bounds the mask's memory for prompts with many references
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from ..loading.work_needs import NOISE_BYTES
 from ..models.config import GenerationConfig
 from ..models.kv_cache import BUCKET
 from ..models.planner import Planner
@@ -15,7 +16,6 @@ from .window_step import WindowStep, noise_nbytes, shifting_rows
 
 logger = logging.getLogger(__name__)
 
-NOISE_BYTES = 2 << 30  # that the noise of a window may take on its device
 _verified: WeakKeyDictionary = WeakKeyDictionary()  # planner -> {batch, rows, capacity: why rows shift, or None}
 
 

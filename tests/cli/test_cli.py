@@ -295,4 +295,4 @@ def test_small_is_the_bundled_checkpoint_everywhere(capsys, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     assert GlmImage.from_pretrained("small", device="cpu").checkpoint.name == "small"
     main(["doctor", "--model", "small", "--device", "cpu", "--width", "192", "--height", "96"])
-    assert "small at 192x96 px" in capsys.readouterr().out
+    assert "small, 1 image of 192x96 px" in capsys.readouterr().out

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,11 @@ from comfyui_glm_image.pipeline.devices.ascend import explain_npu_failure
 from comfyui_glm_image.pipeline.devices.npu_pairs import Pair
 from comfyui_glm_image.pipeline.diagnostics import doctor, software
 from comfyui_glm_image.pipeline.diagnostics.findings import CheckContext, CheckResult, guarded
+from comfyui_glm_image.pipeline.loading import placement
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
+LORA = ROOT / "checkpoints" / "loras" / "glm_image_small_planner_top.safetensors"
 
 
 CONTEXT = CheckContext("cpu")
@@ -45,6 +49,36 @@ def test_a_sound_machine_gets_exit_code_0_and_json(capsys):
     report = json.loads(capsys.readouterr().out)
     topics = {finding["topic"] for finding in report["findings"]}
     assert report["ok"] and {"python", "torch", "device", "placement", "kernel", "GELU", "graph"} <= topics
+
+
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [
+        ([], "small, 1 image of 192x96 px; placement: everything stays loaded"),
+        (["--image", "REFERENCE", "--image", "REFERENCE", "--steps", "9"], "1 image of 192x96 px, 2 references;"),
+        (["--planner-weights", "w8", "--count", "3", "--cfg", "1"], "3 images of 192x96 px, guidance off;"),
+        (["--offload", "phases", "--step-cache", "0.1", "--dtype", "bf16", "--planner-lora", "LORA"], "bfloat16"),
+    ],
+)
+def test_doctor_judges_what_generate_with_the_same_options_would_do(options, shown, capsys, tmp_path, monkeypatch):
+    files = {"REFERENCE": str(tmp_path / "reference.png"), "LORA": str(LORA)}
+    Image.new("RGB", (192, 96)).save(files["REFERENCE"])
+    options = ["--model", "small", "--device", "cpu", "--width", "192", "--height", "96", *map(str, options)]
+    options = [files.get(word, word) for word in options]
+    asked, plan_placement = [], placement.plan_placement
+
+    def note(sizes, request):
+        asked.append(replace(request, device=None))
+        return plan_placement(sizes, request)
+
+    monkeypatch.setattr(placement, "plan_placement", note)
+    monkeypatch.setattr(doctor, "CHECKS", (doctor.check_placement,))
+    assert main(["doctor", *options]) == 0
+    assert shown in capsys.readouterr().out
+    monkeypatch.setattr(placement, "describe", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # once generate has chosen, and before it loads anything
+        main(["generate", "a sign", "-o", str(tmp_path / "out.png"), *options])
+    assert asked[0] == asked[1]
 
 
 def test_the_release_has_about_9_and_7_billion_parameters():

@@ -36,7 +36,9 @@ def machine(monkeypatch):
 
 
 def planned(sizes, **request):
-    return P.plan_placement(sizes, P.PlacementRequest(**request))
+    """What is drawn, such as `height`, and the other fields of a `PlacementRequest`."""
+    images = P.ImageBatch(**{name: request.pop(name) for name in P.ImageBatch.__dataclass_fields__ if name in request})
+    return P.plan_placement(sizes, P.PlacementRequest(images=images, **request))
 
 
 def where(placement):
@@ -194,6 +196,29 @@ def test_the_estimate_names_components_devices_dtypes_and_peaks(machine, release
         assert part in text
 
 
+def test_references_and_what_guidance_does_count(machine, released):
+    machine(80)
+    one = ((32, 32),)  # of 1024 x 1024 px
+    none, some, more = (planned(released, references=one * k)[1] for k in range(3))
+    kept = 2 * 30 * 4096 * 4096 * 2  # keys and values of 4096 patches in 30 layers, 1.88 GiB
+    assert some.work[P.DECODER] - none.work[P.DECODER] > kept
+    assert more.work[P.DECODER] - some.work[P.DECODER] > kept
+    assert some.work[P.PLANNER] > 2.2 * GIB > none.work[P.PLANNER]  # the vision tokenizer visits
+    assert (none.passes[P.PLANNER], some.passes[P.PLANNER]) == (1024 + 256, 1024)
+    apart, joined = (planned(released, guidance=word)[1] for word in ("sequential", "batched"))
+    assert joined.work[P.DECODER] > 1.5 * apart.work[P.DECODER]
+    assert (apart.passes[P.DECODER], joined.passes[P.DECODER]) == (100, 50)
+    assert planned(released, guidance="off", steps=8)[1].passes[P.DECODER] == 8
+    assert planned(released, device="cpu")[1].work[P.DECODER] < planned(released)[1].work[P.DECODER]
+
+
+def test_a_lora_of_the_planner_lies_beside_weights_of_8_bits_only(machine, released):
+    machine(80)
+    for form, more in (("full", 0), ("w8", 2 * 1000)):
+        plain, lora = (planned(released, planner_weights=form, lora_numbers=k)[1] for k in (0, 1000))
+        assert lora.weights[P.PLANNER] - plain.weights[P.PLANNER] == more
+
+
 # A device for each component, as ComfyUI's node has it
 
 
@@ -201,8 +226,7 @@ def split(released, planner, decoder, glyph="cuda:0", vae="cuda:0", **more):
     names = {P.PLANNER: planner, P.GLYPH: glyph, P.DECODER: decoder, P.VAE: vae}
     devices = {name: torch.device(device) for name, device in names.items()}
     wanted = P.replace(P.Placement.split(devices), parked=True, **more)
-    needs = P.memory_needs(released, wanted.dtypes, stored=wanted.stored)
-    return wanted, P.replace(needs, on_host={})  # ComfyUI moves components whole
+    return wanted, P.memory_needs(released, wanted.dtypes, stored=wanted.stored, apart=False)
 
 
 def test_only_components_that_share_a_card_take_turns(machine, released):

@@ -191,8 +191,8 @@ def peak(device):
 
 @pytest.mark.parametrize(("height", "width", "count"), [(256, 256, 1), (384, 256, 2)])
 def test_the_estimate_covers_what_is_used(folder, npu, height, width, count):
-    options = {"offload": P.Offload.MODEL, "height": height, "width": width, "count": count}
-    placement, needs = P.plan_placement(folder, P.PlacementRequest(npu, **options))
+    request = P.PlacementRequest(npu, offload=P.Offload.MODEL, images=P.ImageBatch(height, width, count))
+    placement, needs = P.plan_placement(folder, request)
     model = GlmImage.from_pretrained(folder, placement=placement)
     with peak(npu) as planning:
         plan = model.plan(PROMPT, height, width, count=count)

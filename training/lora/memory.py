@@ -10,8 +10,9 @@ import torch
 from ...pipeline.devices.memory import memory_of
 from ...pipeline.errors import InputError
 from ...pipeline.geometry import TOKEN, patch_count, preview_grid
-from ...pipeline.loading.memory_needs import GLYPH_TOKENS, ON_HOST, CheckpointSizes
+from ...pipeline.loading.memory_needs import ON_HOST, CheckpointSizes
 from ...pipeline.loading.placement import HEADROOM, gib
+from ...pipeline.loading.work_needs import GLYPH_TOKENS
 from ...pipeline.text import shown
 from .layers import LOGITS
 from .settings import LoraSettings

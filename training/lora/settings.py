@@ -6,7 +6,8 @@ from pathlib import Path
 
 from ...pipeline.errors import InputError
 from ...pipeline.geometry import MAX_SIDE, TOKEN
-from ...pipeline.loading.checkpoint import DECODER, HUB_ID, PLANNER
+from ...pipeline.loading import HUB_ID
+from ...pipeline.loading.checkpoint import DECODER, PLANNER
 from ...pipeline.text import check_prompt, shown
 
 COMPONENTS = {"planner": PLANNER, "decoder": DECODER}
