@@ -67,8 +67,10 @@ def run(args: argparse.Namespace) -> int:
     about["comparison"] = "strict" if args.strict else "look-alikes count as one"
     if not args.read_only:
         settings = _settings(args)
+        model = _open_model(args, cases, args.batch)
+        settings |= _forms(model)
         check_settings(args.out, settings)
-        generate_images(cases, args.out, _painter(args, cases), args.batch, _bar("generating"))
+        generate_images(cases, args.out, _painter(args, model), args.batch, _bar("generating"))
         about = {**about, **{key: str(value) for key, value in settings.items()}}
     readings = read(cases, args.out, engine, args.languages, _bar("reading"), args.strict)
     print(write_report(args.out, f"GLM-Image: {args.benchmark}", about, cases, readings))
@@ -84,8 +86,10 @@ def _run_edits(args: argparse.Namespace) -> int:
     about = {"benchmark": EDITS, "OCR": f"{engine} ({args.languages})"}
     if not args.read_only:
         settings = _settings(args)
+        model = _open_model(args, cases, count=1)
+        settings |= _forms(model)
         check_settings(args.out, settings)
-        generate_images(cases, args.out, _editor(args, cases), 1, _bar("generating"))
+        generate_images(cases, args.out, _editor(args, model), 1, _bar("generating"))
         about = {**about, **{key: str(value) for key, value in settings.items()}}
     images = [open_image(existing_image(args.out, case)) for case in cases]
     results = [edits.score_edit(case, image, engine, args.languages, args.strict) for case, image in zip(cases, images)]
@@ -98,9 +102,8 @@ def _run_edits(args: argparse.Namespace) -> int:
     return 0
 
 
-def _editor(args: argparse.Namespace, cases: list[edits.EditCase]) -> Callable:
+def _editor(args: argparse.Namespace, model) -> Callable:
     """Generate edits with the model, each with a seed of its own."""
-    model = _open_model(args, cases, count=1)
 
     def make(cases: list[edits.EditCase], index: int) -> list[Image.Image]:
         return [edits.generate_edit(model, case, args.seed + index, steps=args.steps, cfg=args.cfg) for case in cases]
@@ -116,12 +119,18 @@ def _sized(case: Case, args: argparse.Namespace) -> Case:
 
 
 def _settings(args: argparse.Namespace) -> dict:
-    """What images depend on, besides the prompts."""
+    """What images depend on, besides the prompts and the form of the weights."""
     names = ("model", "revision", "steps", "cfg", "seed", "ablation", "height", "width", "device", "dtype")
-    names += ("planner_weights", "decoder_weights")
     settings = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     loras = arguments.check_planner_loras(args)
     return settings | arguments.weight_files_as_text(args) | ({"planner_lora": ", ".join(loras)} if loras else {})
+
+
+def _forms(model) -> dict:
+    """To what weights are rounded while they load; `auto` takes it from free memory, so the words given do not tell."""
+    from ..pipeline.loading.checkpoint import title
+
+    return {f"{title(name)}_weights": form for name, form in model.placement.forms.items()}
 
 
 def _bar(what: str) -> Progress:
@@ -137,9 +146,8 @@ def _bar(what: str) -> Progress:
     return progress
 
 
-def _painter(args: argparse.Namespace, cases: list[Case]) -> Callable[[list[Case], int], list[Image.Image]]:
+def _painter(args: argparse.Namespace, model) -> Callable[[list[Case], int], list[Image.Image]]:
     """Generate with the model; every prompt has a seed of its own, counted from the first prompt of the benchmark."""
-    model = _open_model(args, cases, args.batch)
 
     def make(cases: list[Case], index: int) -> list[Image.Image]:
         seed = args.seed + index

@@ -239,6 +239,15 @@ def test_pictures_of_other_settings_are_not_mixed_in(small, reads_word0):
         evaluate.run(options(*words, "--cfg", "2"))
 
 
+def test_pictures_of_other_forms_of_weights_are_not_mixed_in(small, reads_word0):
+    words, out = small
+    evaluate.run(options(*words, "--planner-weights", "w8"))
+    evaluate.run(options(*words, "--planner-int8"))  # the same
+    for now, other in (("--decoder-weights", "w8"), ("--planner-weights", "w4"), ("--planner-weights", "full")):
+        with pytest.raises(InputError, match="_weights .*; use another --out"):
+            evaluate.run(options(*words, *(("--planner-weights", "w8") if "decoder" in now else ()), now, other))
+
+
 def test_pictures_from_elsewhere_are_scored_without_a_model(small, reads_word0):
     words, out = small
     with pytest.raises(InputError, match="2_0.png is missing"):
