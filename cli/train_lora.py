@@ -45,6 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="keep all activations: faster, much more memory",
     )
+    parser.add_argument(
+        "--keep-layers",
+        type=int,
+        metavar="N",
+        help="layers that are kept and not computed again, which is faster (default as many as memory has room for)",
+    )
     parser.add_argument("--anyway", action="store_true", default=None, help="start though memory seems too small")
     parser.add_argument("--threads", type=int, help="CPU threads")
 

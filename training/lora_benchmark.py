@@ -8,6 +8,7 @@ is that of the process, in which both share one copy of the weights.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import time
@@ -34,8 +35,8 @@ from .lora.settings import LoraSettings
 class Sequence(PlannerLoss):
     """Our loss on tokens made up once."""
 
-    def __init__(self, planner, made: tuple, checkpointing: bool):
-        super().__init__(planner, None, checkpointing)
+    def __init__(self, planner, made: tuple, checkpointing: bool, keep: int):
+        super().__init__(planner, None, checkpointing, keep)
         self.made = made
 
     def sequence(self, _items):
@@ -110,23 +111,44 @@ def with_peft(model, settings: LoraSettings, recompute: bool):
 
 
 def measure(steps: dict[str, Callable[[], float]], device: torch.device, repeats: int) -> dict[str, dict]:
-    """Seconds (median) and peak bytes of each, after a step that warms up; the steps take turns."""
+    """Seconds (median) of each, after a step that warms up, then peak bytes; the steps take turns."""
     now = time.process_time if device.type == "cpu" else time.perf_counter
-    seconds, peaks, losses = {name: [] for name in steps}, {name: 0 for name in steps}, {}
+    seconds, losses = {name: [] for name in steps}, {}
     for turn in range(repeats + 1):
         for name, step in steps.items():
-            reset_peak(device)
             synchronize(device)
             began = now()
             losses.setdefault(name, step())
             synchronize(device)
             if turn:
                 seconds[name].append(now() - began)
-                peaks[name] = max(peaks[name], peak_bytes(device) or 0)
     return {
-        name: {"seconds": statistics.median(taken), "fastest": min(taken), "peak": peaks[name], "loss": losses[name]}
+        name: {
+            "seconds": statistics.median(taken),
+            "fastest": min(taken),
+            "peak": peak_of(steps[name], device),
+            "loss": losses[name],
+        }
         for name, taken in seconds.items()
     }
+
+
+def peak_of(step: Callable[[], float], device: torch.device) -> int:
+    """The most bytes of tensors that a step holds beside what was there before it."""
+    if device.type == "cpu":
+        return most_allocated(step)
+    before = getattr(torch, device.type).memory_allocated(device)
+    reset_peak(device)
+    step()
+    return peak_bytes(device) - before
+
+
+def most_allocated(step: Callable[[], float]) -> int:
+    """Counted by torch's profiler, since a process on a CPU keeps what it has freed."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        step()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
 
 
 def main() -> None:
@@ -141,6 +163,7 @@ def main() -> None:
         action="store_true",
         help="the peer computes its own loss, over the logits of all tokens, as Trainer does",
     )
+    parser.add_argument("--keep-layers", type=int, default=0, help="as of train-lora")
     parser.add_argument("--device")
     parser.add_argument("--dtype", default="fp32")
     parser.add_argument("--repeats", type=int, default=3)
@@ -159,7 +182,7 @@ def main() -> None:
     theirs = [p for p in peer.parameters() if p.requires_grad]
     ours = add_adapter(planner, settings)
     streamline(planner)
-    loss = Sequence(planner, made, True)
+    loss = Sequence(planner, made, True, args.keep_layers)
     steps = {
         "ours": step_of(lambda: loss([()], device, None)["loss"], list(ours.values())),
         "peft on transformers": step_of((peer_own_loss if args.labels else peer_loss)(peer, made, device), theirs),

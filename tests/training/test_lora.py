@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from comfyui_glm_image.cli.main import main
 from comfyui_glm_image.pipeline import GlmImage
 from comfyui_glm_image.pipeline.errors import InputError
 from comfyui_glm_image.pipeline.geometry import preview_grid
+from comfyui_glm_image.pipeline.loading.checkpoint import resolve
+from comfyui_glm_image.pipeline.loading.placement import HEADROOM
 from comfyui_glm_image.training import data, lora_pictures, lora_score
 from comfyui_glm_image.training.lora import layers, memory, pictures, prepared
 from comfyui_glm_image.training.lora import train as training
@@ -331,11 +334,35 @@ def test_a_run_learns_what_its_images_show_and_leaves_the_base_alone(settings, t
 @pytest.mark.parametrize("component", ["planner", "decoder"])
 def test_recomputing_layers_changes_no_gradient(settings, tmp_path, component):
     curves = []
-    for checkpointing in (True, False):
-        chosen = settings(component, steps=3, checkpointing=checkpointing, out=tmp_path / str(checkpointing))
+    for keep, checkpointing in ((0, True), (1, True), (None, True), (0, False)):
+        ways = {"keep_layers": keep, "checkpointing": checkpointing}
+        chosen = settings(component, steps=3, **ways, out=tmp_path / f"{keep} {checkpointing}")
         train(chosen)
         curves.append(losses(chosen.out))
-    assert_close(*curves, rtol=1e-5, atol=1e-6)
+    for curve in curves[1:]:
+        assert_close(curve, curves[0], rtol=1e-5, atol=1e-6)
+
+
+def test_the_gradient_of_the_gate_is_that_of_plain_operators():
+    x = torch.randn(2, 3, 8, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(layers.swiglu, x)
+
+
+@pytest.mark.parametrize("component", ["planner", "decoder"])
+def test_as_many_layers_are_kept_as_memory_has_room_for(settings, monkeypatch, component):
+    folder, dtype, grid = resolve("small").folder, torch.float32, (4, 6)
+
+    def needs(free=1 << 50, **changes):
+        monkeypatch.setattr(memory, "memory_of", lambda device: SimpleNamespace(free=free))
+        return memory.check(folder, settings(component, **changes), CPU, dtype, grid)
+
+    none = needs(keep_layers=0)
+    room = int((none.total + 2.5 * none.layer) / (1 - HEADROOM))
+    assert (none.keep, needs().keep, needs(room).keep) == (0, none.layers, 2)
+    assert needs(room).total == none.total + 2 * none.layer
+    assert needs(checkpointing=False).keep == 0
+    with pytest.raises(InputError, match="fewer --keep-layers"):
+        needs(room, keep_layers=3)
 
 
 @pytest.mark.parametrize("component", ["planner", "decoder"])

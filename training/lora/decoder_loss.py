@@ -20,15 +20,21 @@ from .prepared import Item
 
 class DecoderLoss:
     """The loss of a batch of items of one size. `nothing` (L, C) is the embedding of no text, which an image in a share
-    `drop` gets without a plan, as the unconditional pass of guidance does.
+    `drop` gets without a plan, as the unconditional pass of guidance does. All blocks but `keep` are recomputed.
     """
 
     def __init__(
-        self, dit: Dit, scheduler: SchedulerConfig, nothing: torch.Tensor, drop: float, checkpointing: bool = True
+        self,
+        dit: Dit,
+        scheduler: SchedulerConfig,
+        nothing: torch.Tensor,
+        drop: float,
+        checkpointing=True,
+        keep: int = 0,
     ):
         self.dit, self.scheduler, self.nothing, self.drop = dit, scheduler, nothing, drop
         if checkpointing:
-            for block in dit.transformer_blocks:
+            for block in dit.transformer_blocks[: max(0, len(dit.transformer_blocks) - keep)]:
                 block.forward = _Recomputed(block.forward)
 
     def check(self, items: Sequence[Item]) -> None:

@@ -1,7 +1,8 @@
 """The passes that training takes through our modules: adapters, recomputed layers and the head, with little memory.
 
-Three things make them cheaper than the modules' own: an adapted layer is three products and nothing between them, the
-recomputation of a half layer ends before its last product, and logits are never kept.
+They are cheaper than the modules' own: an adapted layer is three products and nothing between them, the recomputation
+of a half layer ends before its last product, layers that memory has room for keep the widest one, the gradient of the
+feed-forward's gate is written in place, and logits are never kept.
 Shapes: B images, T tokens, H hidden size, N tokens that count, V vocabulary.
 """
 
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ...pipeline.devices import kernels
 from ...pipeline.devices.kernels import CAUSAL
 from ...pipeline.models.planner import DecoderLayer, LanguageModel
 from .adapters import NAME, adapted_layers
@@ -59,31 +61,65 @@ def run_language_model(
     mask: torch.Tensor | None,
     last: int,
     checkpointing: bool,
+    keep: int = 0,
 ) -> torch.Tensor:
     """(B, T, H) embeddings -> (B, N, H) hidden states of the `last` N tokens.
 
-    `mask` is (B, 1, T, T), None for a causal one.
+    `mask` is (B, 1, T, T), None for a causal one. `keep` of the layers keep their feed-forward's widest
+    product, which costs more to compute again than anything else of its size.
     """
     x, length = embedded, embedded.shape[1]
     about = (*tables, CAUSAL if mask is None else mask, NoCache, 0, 0, length)
-    for layer in model.layers[:-1]:
-        x = _layer(layer, x, about, length, checkpointing)
+    for i, layer in enumerate(model.layers[:-1], 1):
+        x = _layer(layer, x, about, length, checkpointing, i >= len(model.layers) - keep)
     # The backward pass begins with the last layer: whatever it keeps would be there at that moment anyway.
     return model.norm(_layer(model.layers[-1], x, about, last, checkpointing=False))
 
 
-def _layer(layer: DecoderLayer, x: torch.Tensor, about: tuple, last: int, checkpointing: bool) -> torch.Tensor:
-    """A decoder layer in two halves, each of which keeps its input only -> the `last` tokens."""
+def _layer(layer: DecoderLayer, x, about: tuple, last: int, checkpointing: bool, keep: bool = True) -> torch.Tensor:
+    """A decoder layer -> the `last` tokens. It keeps its input and what both halves give; the sum between them, which
+    each needs, is computed again.
+    """
 
     def attention(x):
         return layer.self_attn(layer.input_layernorm(x), *about)
 
-    def feed_forward(x):
-        return layer.mlp(layer.post_attention_layernorm(x))
+    def middle(x, attended):
+        return x + layer.post_self_attn_layernorm(attended)
 
-    run = recomputed if checkpointing else (lambda half, x: half(x))
-    x = (x + layer.post_self_attn_layernorm(run(attention, x)))[:, -last:]
-    return x + layer.post_mlp_layernorm(run(feed_forward, x))
+    def gate_up(*parts):
+        return layer.mlp.gate_up_proj(layer.post_attention_layernorm(middle(*parts)))
+
+    def down(gate_up):
+        return layer.mlp.down_proj(swiglu(gate_up))
+
+    run = recomputed if checkpointing else (lambda half, *parts: half(*parts))
+    parts = [part[:, -last:] for part in (x, run(attention, x))]
+    fed = run(down, gate_up(*parts)) if keep else run(lambda *parts: down(gate_up(*parts)), *parts)
+    return middle(*parts) + layer.post_mlp_layernorm(fed)
+
+
+def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
+    """`kernels.swiglu`, whose gradient takes fewer passes and less memory where it is made of plain operators."""
+    return kernels.swiglu(gate_up) if gate_up.device.type == "npu" else _Swiglu.apply(gate_up)
+
+
+class _Swiglu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, gate_up):
+        ctx.save_for_backward(gate_up)
+        return kernels.swiglu(gate_up)
+
+    @staticmethod
+    def backward(ctx, of_product):
+        (gate_up,) = ctx.saved_tensors
+        gate, up = gate_up.chunk(2, dim=-1)
+        gradient = torch.empty_like(gate_up)
+        of_gate, of_up = gradient.chunk(2, dim=-1)
+        torch.mul(of_product, up, out=of_gate)
+        torch.ops.aten.silu_backward.grad_input(of_gate, gate, grad_input=of_gate)
+        torch.mul(of_product, F.silu(gate), out=of_up)
+        return gradient
 
 
 def recomputed(function, *inputs):

@@ -1,8 +1,7 @@
 """What training a LoRA takes, from sizes alone, before a weight is read."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,24 +18,29 @@ from .settings import LoraSettings
 
 PROMPT_TOKENS = 256  # of a caption
 MASTER = 16  # bytes of a number of the adapter: itself, its gradient and two moments in float32
-KEPT = {"planner": 4, "decoder": 1}  # activations of a layer's width that are kept where layers are recomputed
+KEPT = {"planner": 3, "decoder": 1}  # activations of a layer's width that are kept where layers are recomputed
 ALLOCATOR = 1.15  # what a block is larger than asked for, on average
 
 
 @dataclass(frozen=True)
 class TrainingNeeds:
-    """Bytes."""
+    """Bytes; `layer` is what one of the `layers` that are recomputed takes where it is kept, as `keep` of them are."""
 
     weights: int
     adapter: int
     work: int
+    layer: int
+    layers: int
+    keep: int = 0
 
     @property
     def total(self) -> int:
-        return self.weights + self.adapter + self.work
+        return self.weights + self.adapter + self.work + self.keep * self.layer
 
     def as_text(self) -> str:
-        return f"{gib(self.total)}: weights {gib(self.weights)}, adapter {gib(self.adapter)}, step {gib(self.work)}"
+        step = self.work + self.keep * self.layer
+        kept = f" with {self.keep} of {self.layers} layers kept" if self.layers else ""
+        return f"{gib(self.total)}: weights {gib(self.weights)}, adapter {gib(self.adapter)}, step {gib(step)}{kept}"
 
 
 def training_needs(
@@ -47,20 +51,27 @@ def training_needs(
     staying = ON_HOST.get(settings.folder, ()) if on_host else ()
     weights = sum(n for key, n in numbers.items() if not staying or not key.startswith(staying)) * dtype.itemsize
     work = _planner_work if settings.component == "planner" else _decoder_work
-    return TrainingNeeds(
-        weights, MASTER * _adapter_numbers(sizes, settings), int(ALLOCATOR * work(sizes, settings, dtype, grid))
-    )
+    work, layer, layers = work(sizes, settings, dtype, grid)
+    adapter, recomputed = MASTER * _adapter_numbers(sizes, settings), layers if settings.checkpointing else 0
+    keep = min(settings.keep_layers or 0, recomputed)
+    return TrainingNeeds(weights, adapter, int(ALLOCATOR * work), int(ALLOCATOR * layer), recomputed, keep)
 
 
 def check(folder: Path, settings: LoraSettings, device: torch.device, dtype: torch.dtype, grid) -> TrainingNeeds:
-    """The needs; raises `InputError` where free memory does not suffice, unless the settings say to try anyway."""
+    """The needs, with as many layers kept as `settings` say or free memory has room for.
+
+    Raises `InputError` where free memory does not suffice, unless the settings say to try anyway.
+    """
     needs = training_needs(CheckpointSizes.of(folder), settings, dtype, grid, device.type != "cpu")
     free = int(memory_of(device).free * (1 - HEADROOM))
     if needs.total > free and not settings.anyway:
         raise InputError(
             f"training needs about {needs.as_text()}; {device} has {gib(free)} free. Use a smaller --batch or --pixels"
-            f"{'' if settings.checkpointing else ', leave --no-checkpointing away'}, or --anyway to try"
+            f"{'' if settings.checkpointing else ', leave --no-checkpointing away'}"
+            f"{', fewer --keep-layers' if needs.keep else ''}, or --anyway to try"
         )
+    if settings.keep_layers is None:
+        needs = replace(needs, keep=max(0, min(needs.layers, (free - needs.total) // needs.layer)))
     return needs
 
 
@@ -81,19 +92,23 @@ def _width(sizes: CheckpointSizes, settings: LoraSettings) -> int:
     return sizes.planner.text_config.hidden_size if settings.component == "planner" else sizes.decoder.inner_dim
 
 
-def _planner_work(sizes: CheckpointSizes, settings: LoraSettings, dtype: torch.dtype, grid) -> int:
+def _planner_work(sizes: CheckpointSizes, settings: LoraSettings, dtype: torch.dtype, grid) -> tuple[int, int, int]:
+    """Bytes of a step, of a layer's feed-forward that is kept, and how many layers there are to recompute."""
     text = sizes.planner.text_config
     tokens = settings.batch * (PROMPT_TOKENS + math.prod(grid) + math.prod(preview_grid(*grid)))
     half = 2 * (4 * text.intermediate_size + 10 * text.hidden_size)  # a half layer and its gradients
     layers = KEPT["planner"] * text.hidden_size * text.num_hidden_layers
     if not settings.checkpointing:
         layers = half * text.num_hidden_layers
-    return tokens * (layers + half) * dtype.itemsize + 3 * LOGITS * 4
+    kept = 2 * text.intermediate_size + 2 * text.hidden_size
+    step = tokens * (layers + half) * dtype.itemsize + 3 * LOGITS * 4
+    return step, tokens * kept * dtype.itemsize, text.num_hidden_layers - 1
 
 
-def _decoder_work(sizes: CheckpointSizes, settings: LoraSettings, dtype: torch.dtype, grid: Sequence[int]) -> int:
+def _decoder_work(sizes: CheckpointSizes, settings: LoraSettings, dtype: torch.dtype, grid) -> tuple[int, int, int]:
+    """Bytes of a step, of a block that is kept, and how many blocks there are to recompute."""
     config = sizes.decoder
     tokens = settings.batch * (GLYPH_TOKENS + patch_count(*(TOKEN * side for side in grid)))
     block = config.inner_dim * (40 * dtype.itemsize + 16)  # a block, its gradients, float32 copies for rotation
     layers = KEPT["decoder"] * config.inner_dim * dtype.itemsize if settings.checkpointing else block
-    return tokens * (layers * config.num_layers + block)
+    return tokens * (layers * config.num_layers + block), tokens * block, config.num_layers

@@ -21,8 +21,8 @@ class PlannerLoss:
     the preview decides what is where, and has fewer.
     """
 
-    def __init__(self, planner: Planner, encoder: PromptEncoder, checkpointing: bool = True):
-        self.planner, self.encoder, self.checkpointing = planner, encoder, checkpointing
+    def __init__(self, planner: Planner, encoder: PromptEncoder, checkpointing: bool = True, keep: int = 0):
+        self.planner, self.encoder, self.checkpointing, self.keep = planner, encoder, checkpointing, keep
 
     def check(self, items: Sequence[Item]) -> None:
         """Refuse captions that no prompt can be made of, or that the planner has no room for."""
@@ -37,7 +37,7 @@ class PlannerLoss:
         embedded = planner.embed(ids, device)
         mask = None if mask is None else mask.to(device)
         language = planner.model.language_model
-        hidden = run_language_model(language, embedded, tables, mask, planned, self.checkpointing)
+        hidden = run_language_model(language, embedded, tables, mask, planned, self.checkpointing, self.keep)
         weights = torch.full((planned,), 0.5 / (planned - preview))
         weights[:preview] = 0.5 / preview
         losses, hits = head_loss(

@@ -29,6 +29,7 @@ MAY_CHANGE = {
     "sample_every",
     "sample_steps",
     "checkpointing",
+    "keep_layers",
     "anyway",
 }
 
@@ -41,7 +42,8 @@ class LoraSettings:
     `pixels` is about how many an image has (None: its own). The adapter counts `alpha` / `rank` while it is trained
     (None: 1), at every layer of `targets`: "attention", "all" or names of layers with commas. A step reads `accumulate`
     batches of `batch` images. `drop` is the share of images whose plan and texts the decoder does not get, so that
-    guidance goes on working. `anyway` starts even where memory seems too small.
+    guidance goes on working. Layers are recomputed in the backward pass, except `keep_layers` (None: as many as memory
+    has room for), or all with `checkpointing` off. `anyway` starts even where memory seems too small.
     """
 
     component: str
@@ -65,6 +67,7 @@ class LoraSettings:
     device: str | None = None
     dtype: str | None = None
     checkpointing: bool = True
+    keep_layers: int | None = None
     save_every: int = 50
     samples: tuple[str, ...] = ()
     sample_every: int = 250
@@ -76,6 +79,8 @@ class LoraSettings:
             raise InputError(f"component {shown(self.component)} is not known; use {' or '.join(COMPONENTS)}")
         for name in ("rank", "steps", "batch", "accumulate", "save_every", "sample_every", "sample_steps"):
             _check_whole(name, getattr(self, name), 1, 1 << 24)
+        if self.keep_layers is not None:
+            _check_whole("keep_layers", self.keep_layers, 0, 1 << 24)
         _check_whole("warmup", self.warmup, 0, 1 << 24)
         _check_whole("seed", self.seed, 0, SEED_LIMIT - 1)
         if self.pixels is not None:

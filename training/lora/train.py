@@ -8,6 +8,7 @@ does depends on its number, the seed and the state alone.
 import importlib.util
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -55,6 +56,7 @@ def train(settings: LoraSettings, report: Report, progress: Progress | None = No
     largest = max((picture.size for picture in pictures), key=lambda size: size[0] * size[1])
     grid = tuple(side // TOKEN for side in largest)
     needs = check_memory(checkpoint.folder, settings, device, placement.dtypes[settings.folder], grid)
+    settings = replace(settings, keep_layers=needs.keep)
     report(f"{len(pictures)} images; {settings.component} on {device}, about {needs.as_text()}")
     model = GlmImage(checkpoint, placement)
     with current(device), explaining_out_of_memory(f"training the {settings.component}", device):
@@ -98,15 +100,15 @@ class Run:
         return self.model.components[self.settings.folder]
 
     def _loss(self, items: list[Item]) -> PlannerLoss | DecoderLoss:
+        kept = self.settings.checkpointing, self.settings.keep_layers or 0
         if self.settings.component == "planner":
-            loss = PlannerLoss(self.module, self.model.settings.prompts, self.settings.checkpointing)
+            loss = PlannerLoss(self.module, self.model.settings.prompts, *kept)
             for layer in self.module.model.language_model.layers:
                 layer.self_attn.fused = None  # adapters stand at q, k and v apart
         else:
             nothing = embed_texts(self.model, [])
             self.model.release(GLYPH)
-            about = (self.model.scheduler, nothing, self.settings.drop, self.settings.checkpointing)
-            loss = DecoderLoss(self.module, *about)
+            loss = DecoderLoss(self.module, self.model.scheduler, nothing, self.settings.drop, *kept)
         loss.check(items)
         return loss
 
