@@ -14,6 +14,7 @@ from ..pipeline.geometry import fitting
 from ..pipeline.loading import HUB_ID
 
 WEIGHTS = ("auto", "full", "w8", "w4")
+LORAS = {"planner_lora": "vision_language_encoder", "lora": "transformer"}  # options -> components
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -70,6 +71,16 @@ def add_planner_lora(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_lora(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--lora",
+        action="append",
+        type=_lora,
+        metavar="FILE[:STRENGTH]",
+        help="LoRA of the decoder as diffusers or PEFT writes it, a file or its folder; may be repeated",
+    )
+
+
 def _lora(text: str) -> tuple[Path, float]:
     """ "style.safetensors:0.8" -> the file and its strength."""
     name, colon, strength = text.rpartition(":")
@@ -79,16 +90,19 @@ def _lora(text: str) -> tuple[Path, float]:
         return Path(text), 1.0
 
 
-def check_planner_loras(args: argparse.Namespace) -> list[str]:
-    """Refuse LoRA files that cannot be the planner's, before the checkpoint is looked for or downloaded.
+def check_loras(args: argparse.Namespace) -> dict[str, str]:
+    """Refuse LoRA files that cannot be the component's, before the checkpoint is looked for or downloaded.
 
-    Each as text: its path, its strength, the start of its hash.
+    By option, each file as text: its path, its strength, the start of its hash.
     """
-    if not args.planner_lora:
-        return []
-    from ..pipeline.loading.planner_lora import check_lora_file
+    found = {}
+    for option, name in LORAS.items():
+        if pairs := getattr(args, option, None):
+            from ..pipeline.loading.lora_files import TARGETS, check_lora_file
 
-    return [f"{path}:{strength:g} {check_lora_file(path, strength)[:12]}" for path, strength in args.planner_lora]
+            hashes = [check_lora_file(path, strength, TARGETS[name])[:12] for path, strength in pairs]
+            found[option] = ", ".join(f"{path}:{s:g} {start}" for (path, s), start in zip(pairs, hashes))
+    return found
 
 
 class Unset(int):
@@ -132,6 +146,7 @@ def add_denoising(parser: argparse.ArgumentParser, steps: int = 50) -> None:
     parser.add_argument(
         "--fit", action="store_true", help="round a size off the grid of 32 px up, and cut the images back to it"
     )
+    add_lora(parser)
     parser.add_argument("--steps", type=int, default=steps, help=f"passes through the decoder (default {steps})")
     parser.add_argument("--cfg", type=float, default=1.5, help="guidance scale; 1 switches it off (default 1.5)")
     parser.add_argument(
@@ -194,7 +209,7 @@ def plan_request(args: argparse.Namespace, prompt: str):
     """The `PlanRequest` of a prompt and these arguments, checked, images read and LoRA files looked at."""
     from ..pipeline.planning.make_plan import PlanRequest
 
-    check_planner_loras(args)
+    check_loras(args)
     seed = args.seed if args.plan_seed is None else args.plan_seed
     references, sampling = read_images(args.image), (args.temperature, args.top_p)
     return PlanRequest(prompt, args.height, args.width, references, seed, args.count, *sampling, args.plan_rows)
@@ -246,6 +261,7 @@ def open_model(args: argparse.Namespace, bar, local_only: bool = False, saved=No
     model = GlmImage(checkpoint, placement, bool(getattr(args, "compile", None)))
     model.components.on_load = bar
     model.use_planner_loras(*(getattr(args, "planner_lora", None) or ()))
+    model.use_loras(*(getattr(args, "lora", None) or ()))
     return model
 
 
@@ -276,7 +292,6 @@ def _weight_files(args: argparse.Namespace):
 def placement_request(args: argparse.Namespace, folder: Path | None, saved=None):
     """The `PlacementRequest` of these arguments: where `folder`'s model shall go, and what it draws."""
     from ..pipeline.loading.placement import Offload, PlacementRequest
-    from ..pipeline.loading.planner_lora import numbers_of
 
     return PlacementRequest(
         args.device,
@@ -287,8 +302,16 @@ def placement_request(args: argparse.Namespace, folder: Path | None, saved=None)
         images=image_batch(args, folder, saved),
         planner_weights=_planner_weights(args),
         decoder_weights=args.decoder_weights or "auto",
-        lora_numbers=sum(numbers_of(path) for path, _ in getattr(args, "planner_lora", None) or ()),
+        lora_numbers=_lora_numbers(args),
     )
+
+
+def _lora_numbers(args: argparse.Namespace) -> dict[str, int]:
+    """How many numbers the LoRAs of each component hold."""
+    from ..pipeline.loading.lora_files import TARGETS, numbers_of
+
+    given = {name: getattr(args, option, None) or () for option, name in LORAS.items()}
+    return {name: sum(numbers_of(TARGETS[name], path) for path, _ in pairs) for name, pairs in given.items() if pairs}
 
 
 def image_batch(args: argparse.Namespace, folder: Path | None, saved=None):

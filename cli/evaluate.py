@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_model(parser)
     arguments.add_weight_files(parser)
     arguments.add_planner_lora(parser)
+    arguments.add_lora(parser)
     parser.set_defaults(model="small")
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder of images and report; resumed")
     parser.add_argument("--limit", type=int, help="only the first prompts of each group")
@@ -122,8 +123,7 @@ def _settings(args: argparse.Namespace) -> dict:
     """What images depend on, besides the prompts and the form of the weights."""
     names = ("model", "revision", "steps", "cfg", "seed", "ablation", "height", "width", "device", "dtype")
     settings = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    loras = arguments.check_planner_loras(args)
-    return settings | arguments.weight_files_as_text(args) | ({"planner_lora": ", ".join(loras)} if loras else {})
+    return settings | arguments.weight_files_as_text(args) | arguments.check_loras(args)
 
 
 def _forms(model) -> dict:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..pipeline.errors import InputError
 from ..pipeline.images import cut_back, save_png, to_pil
+from ..pipeline.loading.checkpoint import DECODER
 from . import arguments, layout, remote
 from .output import numbered
 from .progress import Bars
@@ -30,6 +31,8 @@ def run(args: argparse.Namespace) -> int:
     if args.planner_lora and (args.server or args.plan):
         other = "--server, which plans by its own weights" if args.server else "--plan, which is planned already"
         raise InputError(f"leave out --planner-lora, or {other}")
+    if args.lora and args.server:
+        raise InputError("leave out --lora, or --server, which draws by its own weights")
     if args.server and args.layout:
         raise InputError("servers take prompts, not layouts; leave out --layout or --server")
     if args.plan is None:
@@ -45,6 +48,7 @@ def generate(args: argparse.Namespace) -> int:
     from ..pipeline.plan import Plan
 
     options = arguments.denoise_options(args)
+    arguments.check_loras(args)
     saved = Plan.load(args.plan) if getattr(args, "plan", None) else None
     control = layout.read(args, *((saved.height, saved.width) if saved else (args.height, args.width)))
     request = None if saved else arguments.plan_request(args, layout.prompt(args, control))
@@ -73,12 +77,14 @@ def save(images: list, model, plan, args: argparse.Namespace) -> list[Path]:
 
 def about(model, plan, args: argparse.Namespace, row: int) -> dict[str, str]:
     """PNG text entries of one image."""
+    drawn_with = model.components.used_loras(DECODER)
     return {
         "prompt": plan.prompts[row],
         "seed": str(args.seed + row),
         "plan_seed": str(plan.seed + row),
         "plan_rows": str(plan.plan_rows),
         **({"planner_loras": json.dumps([vars(lora) for lora in plan.planner_loras])} if plan.planner_loras else {}),
+        **({"loras": json.dumps([vars(lora) for lora in drawn_with])} if drawn_with else {}),
         "size": f"{plan.width}x{plan.height}",
         "steps": str(args.steps),
         "guidance_scale": str(args.cfg),

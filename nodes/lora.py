@@ -8,7 +8,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..pipeline.errors import InputError, presentable
-from ..pipeline.loading.planner_lora import CONFIG, read_planner_lora
+from ..pipeline.loading.lora_files import CONFIG, read_planner_lora
 from ..pipeline.text import shown
 from . import sockets
 from .comfyui.lora import answer_trainers_keys, apply_adapter, read_adapter

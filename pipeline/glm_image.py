@@ -9,7 +9,6 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from PIL import Image
@@ -44,9 +43,9 @@ from .layout.layout_control import (
 )
 from .loading.checkpoint import DECODER, GLYPH, PLANNER, VAE, Checkpoint, resolve, weight_files
 from .loading.components import Components
+from .loading.lora_files import LoraFile
 from .loading.memory_needs import CheckpointSizes
 from .loading.placement import Placement, PlacementRequest, choose
-from .loading.planner_lora import check_strength, read_planner_lora, used_loras
 from .loading.work_needs import ImageBatch, decoder_work
 from .models.config import SchedulerConfig
 from .models.glyph_encoder import GlyphEncoder
@@ -61,7 +60,6 @@ from .planning.make_plan import PlanMemory, PlannerSettings, PlanRequest, make_p
 from .progress import Progress
 
 Prompt = str | Sequence[str]
-LoraFile = str | os.PathLike | tuple[str | os.PathLike, float]  # and its strength
 
 
 class GlmImage:
@@ -118,12 +116,13 @@ class GlmImage:
 
         They are read and checked here; a planner that is loaded already is loaded again when it is next used.
         """
-        pairs = [file if isinstance(file, (tuple, list)) else (file, 1.0) for file in files]
-        strengths = [check_strength(strength) for _, strength in pairs]
-        read = [read_planner_lora(Path(path), self.configs[PLANNER]) for path, _ in pairs]
-        before, self.components.planner_loras = used_loras(self.components.planner_loras), tuple(zip(read, strengths))
-        if used_loras(self.components.planner_loras) != before:
+        if self.components.use_loras(PLANNER, files):
             self.release(PLANNER)
+
+    def use_loras(self, *files: LoraFile) -> None:
+        """From now on draw with these LoRA files of the decoder, as `use_planner_loras` has it for plans."""
+        if self.components.use_loras(DECODER, files):
+            self.release(DECODER)
 
     @property
     def planner(self) -> Planner:
@@ -199,7 +198,7 @@ class GlmImage:
                 of_layout = plan_controls_for(rows, self.planner, prepared, self.settings.processor, device, dtype)
                 controls = merge_controls(controls or {}, of_layout)
             more = {"controls": controls, "memory": self.memory, "progress": progress}
-            more["loras"] = used_loras(self.components.planner_loras)
+            more["loras"] = self.components.used_loras(PLANNER)
             return make_plan(self.planner, prepared, device, dtype, **more)
 
     def plan_of_image(self, image: Image.Image, prompt: str = "", pixels: int | None = None) -> Plan:

@@ -11,7 +11,7 @@ import torch
 from ...pipeline.devices.device import current
 from ...pipeline.geometry import TrainedSizes
 from ...pipeline.loading.checkpoint import Checkpoint
-from ...pipeline.loading.planner_lora import PlannerLora, PlannerLoras, acting, used_loras
+from ...pipeline.loading.lora_files import ComponentLora, ComponentLoras, acting, used_loras
 from ...pipeline.models.config import GlyphConfig, VisionLanguageConfig
 from ...pipeline.models.glyph_encoder import GlyphEncoder
 from ...pipeline.models.kv_cache import KVCache
@@ -46,7 +46,7 @@ class PlannerPart:
         self.patcher, dtypes = open_part(ManagedPlanner, self.config, weights, dtype, device)
         self.plain_patcher = self.patcher
         self.module.compute_dtype = dtypes.compute
-        self.loras: PlannerLoras = ()
+        self.loras: ComponentLoras = ()
         self.guide: Callable | None = None
         self.plans: dict = {}
 
@@ -56,7 +56,7 @@ class PlannerPart:
         guided.guide = guide
         return guided
 
-    def with_lora(self, lora: PlannerLora, strength: float) -> "PlannerPart":
+    def with_lora(self, lora: ComponentLora, strength: float) -> "PlannerPart":
         """The same planner with one LoRA more; its weights are patched when it is next loaded."""
         changed = copy.copy(self)
         changed.loras = acting((*self.loras, (lora, strength)))

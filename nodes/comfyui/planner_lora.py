@@ -7,7 +7,7 @@ their codes, and biases are replaced: both are attributes, which ComfyUI exchang
 import torch
 from comfy.weight_adapter import WeightAdapterBase
 
-from ...pipeline.loading.planner_lora import PlannerLoras, by_layer
+from ...pipeline.loading.lora_files import ComponentLoras, by_layer
 from ...pipeline.models.lora import Loras, beside_codes, change_weight, changed_bias, constant
 from ...pipeline.models.weight_forms import CodedLinear
 
@@ -26,7 +26,7 @@ class LayerPatch(WeightAdapterBase):
         return change_weight(weight, [(lora, strength * own) for lora, own in self.loras])
 
 
-def with_loras(patcher, loras: PlannerLoras):
+def with_loras(patcher, loras: ComponentLoras):
     """A planner's patcher without LoRA -> a clone with these; the weights that both share are not touched yet."""
     clone, weights, offload = patcher.clone(), {}, patcher.offload_device
     for name, changes in by_layer(loras).items():

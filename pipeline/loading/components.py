@@ -2,8 +2,9 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -19,10 +20,11 @@ from ..models.planner import Planner
 from ..models.transformer import Dit
 from ..models.vae import Vae
 from ..models.weight_forms import W4Linear, W8Linear, pack
+from ..plan import UsedLora
 from .checkpoint import DECODER, GLYPH, PLANNER, VAE, Checkpoint, title
+from .lora_files import TARGETS, ComponentLoras, LoraFile, by_layer, check_strength, read_lora, used_loras
 from .memory_needs import ON_HOST
 from .placement import Placement
-from .planner_lora import PlannerLoras, by_layer
 from .weights import load_module, matching
 
 logger = logging.getLogger(__name__)
@@ -53,7 +55,7 @@ class Components:
             _check_compile(placement)
         self.checkpoint, self.placement, self.compile = checkpoint, placement, compile
         self.on_load: Callable[..., None] | None = None
-        self.planner_loras: PlannerLoras = ()
+        self.loras: dict[str, ComponentLoras] = {}
         self.loaded: dict[str, torch.nn.Module] = {}
         self.configs = {
             name: config.from_json(checkpoint.component(name) / "config.json") for name, (_, config) in MODULES.items()
@@ -69,8 +71,7 @@ class Components:
     def _load(self, name: str) -> torch.nn.Module:
         device, streamed = self.placement.devices[name], name in self.placement.streamed
         module = self._read(name, torch.device("cpu") if streamed else device)
-        if name == PLANNER:
-            apply_loras(module, by_layer(self.planner_loras))
+        apply_loras(module, by_layer(self.loras.get(name, ())))
         self._ready_rounded(name, module, device)
         if device.type != "cpu" and name in ON_HOST:
             module.leave_on_host(device)
@@ -102,6 +103,18 @@ class Components:
         shown, form = progress if self.on_load else None, self.placement.forms.get(name)
         options = {"progress": shown, "form": form, "on_host": on_host}
         return load_module(MODULES[name][0], self.configs[name], weights, device, dtype, **options)
+
+    def use_loras(self, name: str, files: Sequence[LoraFile]) -> bool:
+        """Read and check files that change a component when it is next loaded -> whether they are others than before."""
+        pairs = [file if isinstance(file, (tuple, list)) else (file, 1.0) for file in files]
+        strengths = [check_strength(strength) for _, strength in pairs]
+        read = [read_lora(TARGETS[name], Path(path), self.configs[name]) for path, _ in pairs]
+        before, self.loras[name] = self.used_loras(name), tuple(zip(read, strengths))
+        return self.used_loras(name) != before
+
+    def used_loras(self, name: str) -> tuple[UsedLora, ...]:
+        """Those that change a component, as plans and images note them."""
+        return used_loras(self.loras.get(name, ()))
 
     def release(self, *names: str) -> None:
         """Free modules, all without any name; what is not loaded is passed over."""

@@ -36,9 +36,9 @@ class MemoryNeeds:
     passes: Mapping[str, int] = field(default_factory=dict)
     in_files: frozenset[str] = frozenset()
 
-    def with_loras(self, size: int) -> "MemoryNeeds":
-        """With so many bytes of LoRAs beside the planner's weights."""
-        return replace(self, weights={**self.weights, PLANNER: self.weights[PLANNER] + size})
+    def with_loras(self, name: str, size: int) -> "MemoryNeeds":
+        """With so many bytes of LoRAs beside a component's weights."""
+        return replace(self, weights={**self.weights, name: self.weights[name] + size})
 
 
 @dataclass(frozen=True)

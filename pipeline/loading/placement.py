@@ -120,7 +120,7 @@ class PlacementRequest:
 
     `device` is for everything that has no device of its own. `planner_weights` and `decoder_weights` are "full" (as the
     files have them), "w8" or "w4" (rounded), or "auto": whole, and of 8 bits where layers would have to stream else.
-    `lora_numbers` are those of the planner's LoRAs, which lie beside weights of 8 and 4 bits.
+    `lora_numbers` are those of each component's LoRAs, which lie beside weights of 8 and 4 bits.
     """
 
     device: str | torch.device | None = None
@@ -131,7 +131,7 @@ class PlacementRequest:
     images: ImageBatch = ONE_IMAGE
     planner_weights: str = "auto"
     decoder_weights: str = "auto"
-    lora_numbers: int = 0
+    lora_numbers: Mapping[str, int] = NOTHING
 
     def __post_init__(self):
         for name, word in (("planner", self.planner_weights), ("decoder", self.decoder_weights)):
@@ -194,8 +194,8 @@ def plan_placement(model: Path | CheckpointSizes, request: PlacementRequest) -> 
     for forms, batched in product(request.forms(), request.images.batched(where[DECODER])):
         forms = {name: form for name, form in forms.items() if not sizes.codes.get(name)}
         needs = memory_needs(sizes, whole.dtypes, request.images, forms=forms, batched=batched, devices=where)
-        if forms.get(PLANNER) or sizes.codes.get(PLANNER):
-            needs = needs.with_loras(request.lora_numbers * whole.dtypes[PLANNER].itemsize)
+        for name in (n for n in request.lora_numbers if forms.get(n) or sizes.codes.get(n)):
+            needs = needs.with_loras(name, request.lora_numbers[name] * whole.dtypes[name].itemsize)
         found = first_that_fits(replace(whole, forms=forms), needs, request.offload, others)
         if fits(found, needs) and not found.streamed:
             break

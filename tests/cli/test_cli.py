@@ -83,6 +83,43 @@ def test_planner_loras_change_plan_and_image_which_note_them(run, lora):
     assert entry == vars(plans["on"].planner_loras[0])
 
 
+@pytest.fixture
+def decoder_lora(references):
+    """The same for the decoder, as diffusers names its parts."""
+    layer, generator = "transformer_blocks.1.ff.net.0.proj", torch.Generator().manual_seed(1)
+    with safe_open(references("plain")[0] / "transformer" / "diffusion_pytorch_model.safetensors", "pt") as file:
+        out, width = file.get_slice(f"{layer}.weight").get_shape()
+    up, down = torch.randn(out, 3, generator=generator), torch.randn(3, width, generator=generator)
+    save_file(
+        {f"transformer.{layer}.lora_A.weight": down, f"transformer.{layer}.lora_B.weight": up}, "look.safetensors"
+    )
+    return "look.safetensors"
+
+
+def test_loras_of_the_decoder_change_the_image_which_notes_them(run, decoder_lora):
+    """With whole weights and with 8 bits, beside whose codes they stand."""
+    assert run("plan", "a cat", "-o", "cat.safetensors", *SIZE)[0] == 0
+    for form in ("full", "w8"):
+        images = {}
+        for name, strength in {"plain": None, "off": 0, "on": 1, "more": 2}.items():
+            words = [] if strength is None else ["--lora", f"{decoder_lora}:{strength}"]
+            words += ["--plan", "cat.safetensors", "-o", f"{name}.png", "--steps", "2", "--decoder-weights", form]
+            assert run("generate", *words)[0] == 0
+            images[name] = Image.open(f"{name}.png")
+        assert images["plain"].tobytes() == images["off"].tobytes()
+        assert images["plain"].tobytes() != images["on"].tobytes() != images["more"].tobytes()
+        assert "loras" not in images["off"].text
+        (entry,) = json.loads(images["more"].text["loras"])
+        assert (entry["name"], entry["strength"]) == (decoder_lora, 2)
+
+
+def test_a_wrong_lora_of_the_decoder_is_named(run, lora, decoder_lora):
+    code, _, err = run("generate", "x", *SIZE, "--lora", lora, model="nowhere")
+    assert code == 1 and "decoder LoRA 'style.safetensors' is made for the planner" in err and err.count("\n") == 1
+    code, _, err = run("generate", "x", "--server", "u", "--lora", decoder_lora)
+    assert code == 1 and "leave out --lora" in err
+
+
 @pytest.mark.parametrize("command", ["generate", "plan", "eval"])
 @pytest.mark.parametrize(
     "name, message",

@@ -329,7 +329,7 @@ def _lora_on_codes(folder: str, form: str, *files: str) -> dict:
 def planner_lora(folder: str, *files: str) -> dict:
     """Plans without LoRA, with the first file, with both, and without again; and what is left then."""
     planning = pack("nodes.comfyui.planning")
-    read = pack("pipeline.loading.planner_lora").read_planner_lora
+    read = pack("pipeline.loading.lora_files").read_planner_lora
     part = planner_part(folder)
     one = part.with_lora(read(Path(files[0]), part.config), 1.0)
     both = one.with_lora(read(Path(files[1]), part.config), -0.5)

@@ -212,11 +212,14 @@ def test_references_and_what_guidance_does_count(machine, released):
     assert planned(released, device="cpu")[1].work[P.DECODER] < planned(released)[1].work[P.DECODER]
 
 
-def test_a_lora_of_the_planner_lies_beside_weights_of_8_bits_only(machine, released):
+def test_loras_lie_beside_weights_of_8_bits_only(machine, released):
     machine(80)
     for form, more in (("full", 0), ("w8", 2 * 1000)):
-        plain, lora = (planned(released, planner_weights=form, lora_numbers=k)[1] for k in (0, 1000))
-        assert lora.weights[P.PLANNER] - plain.weights[P.PLANNER] == more
+        forms = {"planner_weights": form, "decoder_weights": form}
+        numbers = ({}, {P.PLANNER: 1000, P.DECODER: 1000})
+        plain, lora = (planned(released, **forms, lora_numbers=each)[1] for each in numbers)
+        for name in (P.PLANNER, P.DECODER):
+            assert lora.weights[name] - plain.weights[name] == more
 
 
 # A device for each component, as ComfyUI's node has it

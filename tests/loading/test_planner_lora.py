@@ -11,7 +11,7 @@ from comfyui_glm_image.pipeline.devices.layer_offload import offload_layers
 from comfyui_glm_image.pipeline.errors import GlmImageError, InputError
 from comfyui_glm_image.pipeline.geometry import preview_grid
 from comfyui_glm_image.pipeline.loading.checkpoint import BUNDLED
-from comfyui_glm_image.pipeline.loading.planner_lora import by_layer, read_planner_lora
+from comfyui_glm_image.pipeline.loading.lora_files import by_layer, read_planner_lora
 from comfyui_glm_image.pipeline.loading.weights import load_module
 from comfyui_glm_image.pipeline.models import lora as loras
 from comfyui_glm_image.pipeline.models.config import GenerationConfig, VisionLanguageConfig

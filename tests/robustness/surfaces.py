@@ -23,7 +23,7 @@ from comfyui_glm_image.pipeline.layout.prompt import to_prompt
 from comfyui_glm_image.pipeline.layout.regions import Layout, TextRegion
 from comfyui_glm_image.pipeline.layout.sketch import render
 from comfyui_glm_image.pipeline.loading.checkpoint import Checkpoint
-from comfyui_glm_image.pipeline.loading.planner_lora import check_lora_file, read_planner_lora
+from comfyui_glm_image.pipeline.loading.lora_files import check_lora_file, read_planner_lora
 from comfyui_glm_image.pipeline.loading.weights import load_module
 from comfyui_glm_image.pipeline.models.config import (
     DitConfig,

@@ -1,8 +1,8 @@
-"""LoRA files for the planner: read as PEFT, transformers and trainers write them, and checked against a checkpoint.
+"""LoRA files for planner or decoder: read as PEFT, transformers, diffusers and trainers write them, and checked.
 
 The settings (alpha, patterns, rsLoRA) are in the file's header as diffusers writes it, or in the adapter_config.json
-beside an adapter_model.safetensors. What PEFT 0.18 computes from them is computed here. Nothing of the planner's
-weights is needed for the checks, so that a wrong file costs no minutes.
+beside an adapter_model.safetensors. What PEFT 0.18 computes from them is computed here. A component's configuration
+suffices for the checks, so that a wrong file costs no minutes.
 """
 
 import contextlib
@@ -10,8 +10,9 @@ import functools
 import hashlib
 import json
 import math
+import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,24 +20,24 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..errors import InputError
-from ..models.config import VisionLanguageConfig
+from ..models.config import DitConfig, VisionLanguageConfig
 from ..models.lora import LayerLora, Loras
 from ..models.planner import Planner
+from ..models.transformer import Dit
 from ..models.weight_forms import linear_layers
 from ..plan import UsedLora
 from ..text import shown
+from .checkpoint import DECODER, PLANNER
 from .weights import STORED, finite_flag, not_finite, read_header
 
 HEADER = "lora_adapter_metadata"  # diffusers'
 FILE, CONFIG = "adapter_model.safetensors", "adapter_config.json"  # PEFT's
 MAX_CONFIG = 1 << 20  # bytes
 LANGUAGE_MODEL = "model.language_model."
-WRAPPERS = ("base_model.model.", "vision_language_encoder.")  # in front of a layer's name, in this order
 KEY = re.compile(
     r"(?P<layer>.+)\.(?P<part>lora_A|lora_B|lora_magnitude_vector)(\.(?!weight$|bias$)[\w-]+)?(\.(?P<kind>weight|bias))?"
 )
 BIAS = re.compile(r"(?P<layer>.+?)(\.base_layer)?\.bias")
-DECODER = re.compile(r"(^|[._])(transformer_blocks|diffusion_model|lora_unet|lora_transformer)")
 PARTS = {
     ("lora_A", "weight"): "down",
     ("lora_B", "weight"): "up",
@@ -45,13 +46,49 @@ PARTS = {
     ("lora_magnitude_vector", None): "magnitude",
 }
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq")  # ways to begin that take something out of the base weights
-EMPTY = "holds no tensors; choose an adapter for the planner"
+EMPTY = "holds no tensors; choose an adapter"
 UNREAD = ("layer_replication", "alora_invocation_tokens", "arrow_config", "use_qalora", "megatron_config")
 
 
 @dataclass(frozen=True)
-class PlannerLora:
-    """A file, read and checked: what it changes in the planner's linear layers, by their names."""
+class LoraTarget:
+    """A component that files are for. `wrappers` stand before a layer's name, in this order, and `roots` are left out.
+    A key of the `other` component is refused by the sentence `refusal`.
+    """
+
+    called: str
+    part: str
+    build: Callable[..., torch.nn.Module]
+    wrappers: tuple[str, ...]
+    roots: tuple[str, ...]
+    other: re.Pattern
+    refusal: str
+
+
+PLANNERS = LoraTarget(
+    "planner LoRA",
+    "planner",
+    Planner,
+    ("base_model.model.", "vision_language_encoder."),
+    ("", "model.", LANGUAGE_MODEL),
+    re.compile(r"(^|[._])(transformer_blocks|diffusion_model|lora_unet|lora_transformer)"),
+    "is made for the decoder (it holds {}); use it as a decoder LoRA",
+)
+DECODERS = LoraTarget(
+    "decoder LoRA",
+    "decoder",
+    Dit,
+    ("base_model.model.", "transformer.", "diffusion_model."),
+    ("",),
+    re.compile(r"layers\.\d+\.(self_attn|mlp)\."),
+    "is made for the planner (it holds {}); use it as a planner LoRA",
+)
+TARGETS = {PLANNER: PLANNERS, DECODER: DECODERS}
+
+
+@dataclass(frozen=True)
+class ComponentLora:
+    """A file, read and checked: what it changes in a component's linear layers, by their names."""
 
     name: str
     sha256: str  # of the tensors' file and the settings
@@ -69,7 +106,8 @@ class PlannerLora:
         return f"{self.name}: {len(self.layers)} layers of rank {self.rank}{dora}{scale}"
 
 
-PlannerLoras = Sequence[tuple[PlannerLora, float]]  # each with its strength
+LoraFile = str | os.PathLike | tuple[str | os.PathLike, float]  # and its strength
+ComponentLoras = Sequence[tuple[ComponentLora, float]]  # each with its strength
 
 
 def check_strength(strength: float) -> float:
@@ -79,17 +117,17 @@ def check_strength(strength: float) -> float:
     return float(strength)
 
 
-def acting(loras: PlannerLoras) -> tuple[tuple[PlannerLora, float], ...]:
+def acting(loras: ComponentLoras) -> tuple[tuple[ComponentLora, float], ...]:
     """Those that change anything: one of strength 0 leaves every bit as it is."""
     return tuple((lora, check_strength(strength)) for lora, strength in loras if strength != 0)
 
 
-def used_loras(loras: PlannerLoras) -> tuple[UsedLora, ...]:
+def used_loras(loras: ComponentLoras) -> tuple[UsedLora, ...]:
     """What a plan notes of the LoRAs that it was made with."""
     return tuple(UsedLora(lora.name, lora.sha256, strength) for lora, strength in acting(loras))
 
 
-def by_layer(loras: PlannerLoras) -> dict[str, Loras]:
+def by_layer(loras: ComponentLoras) -> dict[str, Loras]:
     """Layer's name -> what all files change in it."""
     found: dict[str, list] = {}
     for lora, strength in acting(loras):
@@ -98,38 +136,45 @@ def by_layer(loras: PlannerLoras) -> dict[str, Loras]:
     return found
 
 
-def read_planner_lora(path: Path, config: VisionLanguageConfig, name: str | None = None) -> PlannerLora:
-    """A file, or a folder as PEFT writes it -> the LoRA, for a planner of this configuration.
+def read_planner_lora(path: Path, config: VisionLanguageConfig, name: str | None = None) -> ComponentLora:
+    """A file, or a folder as PEFT writes it -> the LoRA, for a planner of this configuration."""
+    return read_lora(PLANNERS, path, config, name)
+
+
+def read_lora(
+    target: LoraTarget, path: Path, config: VisionLanguageConfig | DitConfig, name: str | None = None
+) -> ComponentLora:
+    """A file, or a folder as PEFT writes it -> the LoRA, for a component of this configuration.
 
     Raises `InputError`, or `CheckpointError` for a damaged file, that calls it `name`.
     """
     path = Path(path)
     name = name or path.name or str(path)
-    with _naming(name):
+    with _naming(target, name):
         file = _file(path)
-        places, shapes = _places(read_header(file), config)
+        places, shapes = _places(target, read_header(file), config)
         settings, text = _settings(file, _metadata(file))
-        layers = _layers(_tensors(file), places, shapes, settings)
+        layers = _layers(target, _tensors(file), places, shapes, settings)
         digest = _digest(file, text)
-    return PlannerLora(name, digest, layers, settings.get("lora_alpha") is not None)
+    return ComponentLora(name, digest, layers, settings.get("lora_alpha") is not None)
 
 
-def check_lora_file(path: Path, strength: float = 1.0) -> str:
-    """Refuse a file that cannot be a planner's LoRA, before a checkpoint is there to compare it with; its SHA-256."""
+def check_lora_file(path: Path, strength: float = 1.0, target: LoraTarget = PLANNERS) -> str:
+    """Refuse a file that cannot be a component's LoRA, before a checkpoint is there to compare it with; its SHA-256."""
     check_strength(strength)
-    with _naming(path.name or str(path)):
+    with _naming(target, path.name or str(path)):
         file = _file(path)
         header = read_header(file)
         if not header:
             raise InputError(EMPTY)
         for key in header:
-            _place(key)
+            _place(target, key)
         return _digest(file, _settings(file, _metadata(file))[1])
 
 
-def numbers_of(path: Path) -> int:
+def numbers_of(target: LoraTarget, path: Path) -> int:
     """How many numbers a LoRA file holds, from its header alone."""
-    with _naming(path.name or str(path)):
+    with _naming(target, path.name or str(path)):
         return sum(math.prod(shape) for shape, *_ in read_header(_file(path)).values())
 
 
@@ -143,12 +188,12 @@ def _digest(file: Path, settings: str) -> str:
 
 
 @contextlib.contextmanager
-def _naming(name: str) -> Iterator[None]:
+def _naming(target: LoraTarget, name: str) -> Iterator[None]:
     """Around reading a file: errors say which."""
     try:
         yield
     except InputError as error:
-        raise InputError(f"planner LoRA {shown(name, 80)} {error}") from None
+        raise InputError(f"{target.called} {shown(name, 80)} {error}") from None
 
 
 def _file(path: Path) -> Path:
@@ -247,25 +292,25 @@ def _pattern(settings: dict, name: str, layer: str, default):
 
 
 @functools.lru_cache(maxsize=2)
-def _linear_shapes(config: VisionLanguageConfig) -> dict[str, tuple[int, int]]:
-    """(o, i) of every linear layer of the planner; some seconds for the release."""
+def _linear_shapes(target: LoraTarget, config) -> dict[str, tuple[int, int]]:
+    """(o, i) of every linear layer of the component; some seconds for the release's planner."""
     with torch.device("meta"):
-        return {name: tuple(layer.weight.shape) for name, layer in linear_layers(Planner(config))}
+        return {name: tuple(layer.weight.shape) for name, layer in linear_layers(target.build(config))}
 
 
-def _places(header: dict, config: VisionLanguageConfig) -> tuple[dict[str, tuple[str, str, str]], dict]:
-    """Each key -> its layer's name in the planner and in the file, and what it holds; the shapes of the layers.
+def _places(target: LoraTarget, header: dict, config) -> tuple[dict[str, tuple[str, str, str]], dict]:
+    """Each key -> its layer's name in the component and in the file, and what it holds; the shapes of the layers.
 
     The header suffices, so that whole checkpoints chosen by mistake are not read.
     """
     if not header:
         raise InputError(EMPTY)
-    shapes = _linear_shapes(config)
+    shapes = _linear_shapes(target, config)
     found: dict[str, tuple[str, str, str]] = {}
     seen: set[tuple[str, str]] = set()
     for key, (_, dtype, _) in header.items():
-        own, part = _place(key)
-        layer = _layer(own, shapes, key)
+        own, part = _place(target, key)
+        layer = _layer(target, own, shapes, key)
         if (layer, part) in seen:
             raise InputError(f"holds {part} of {layer} twice; save one adapter to a file")
         if dtype not in STORED:
@@ -275,21 +320,23 @@ def _places(header: dict, config: VisionLanguageConfig) -> tuple[dict[str, tuple
     return found, shapes
 
 
-def _layers(state: dict, places: dict, shapes: dict, settings: dict) -> dict[str, LayerLora]:
-    """The file's tensors by layer of the planner, checked."""
+def _layers(target: LoraTarget, state: dict, places: dict, shapes: dict, settings: dict) -> dict[str, LayerLora]:
+    """The file's tensors by layer of the component, checked."""
     bad = not_finite({key: finite_flag(tensor) for key, tensor in state.items()})
     if bad:
         raise InputError(f"is damaged: {bad[0]} holds NaN or infinite numbers ({len(bad)} tensors do)")
     found: dict[tuple[str, str], dict] = {}
     for key, (layer, own, part) in places.items():
         found.setdefault((layer, own), {})[part] = state[key]
-    return {layer: _checked(layer, own, parts, shapes[layer], settings) for (layer, own), parts in found.items()}
+    return {
+        layer: _checked(target, layer, own, parts, shapes[layer], settings) for (layer, own), parts in found.items()
+    }
 
 
-def _place(key: str) -> tuple[str, str]:
+def _place(target: LoraTarget, key: str) -> tuple[str, str]:
     """A file's key -> the layer's name in the file without wrappers, and what it holds of that layer's LoRA."""
-    if DECODER.search(key):
-        raise InputError(f"is made for the decoder (it holds {shown(key, 60)}); use it as a decoder LoRA")
+    if target.other.search(key):
+        raise InputError(target.refusal.format(shown(key, 60)))
     found = KEY.fullmatch(key)
     part = PARTS.get((found["part"], found["kind"])) if found else None
     if part is None:
@@ -297,22 +344,26 @@ def _place(key: str) -> tuple[str, str]:
     if found is None or (part == "bias" and "lora_" in found["layer"]):
         raise InputError(f"holds {shown(key, 80)}; only LoRA of linear layers is read: lora_A, lora_B and their like")
     layer = found["layer"]
-    for wrapper in WRAPPERS:
+    for wrapper in target.wrappers:
         layer = layer.removeprefix(wrapper)
     return layer, part
 
 
-def _layer(own: str, known: dict, key: str) -> str:
-    """The planner's name of a layer; trainers may have wrapped the whole model, its base, or the language model."""
-    for prefix in ("", "model.", LANGUAGE_MODEL):
+def _layer(target: LoraTarget, own: str, known: dict, key: str) -> str:
+    """The component's name of a layer; trainers may have wrapped the whole model, its base, or the language model."""
+    for prefix in target.roots:
         if prefix + own in known:
             return prefix + own
     if key.endswith(".bias") and "lora_" not in key:
         raise InputError(f"holds {shown(key, 80)} besides LoRA, which is not read; train it with bias 'none'")
-    raise InputError(f"holds {shown(key, 100)}, which is no linear layer of this planner; is it for another model?")
+    raise InputError(
+        f"holds {shown(key, 100)}, which is no linear layer of this {target.part}; is it for another model?"
+    )
 
 
-def _checked(layer: str, own: str, parts: dict, shape: tuple[int, int], settings: dict) -> LayerLora:
+def _checked(
+    target: LoraTarget, layer: str, own: str, parts: dict, shape: tuple[int, int], settings: dict
+) -> LayerLora:
     """One layer's LoRA, whose tensors fit the layer's weight (o, i) and each other."""
     out, width = shape
     if ("up" in parts) != ("down" in parts):
@@ -325,7 +376,7 @@ def _checked(layer: str, own: str, parts: dict, shape: tuple[int, int], settings
         if tuple(tensor.shape) != fitting:
             raise InputError(
                 f"has {part} of {layer} as {tuple(tensor.shape)}, where weights of {out} x {width} want "
-                f"{fitting}; was it made for another planner?"
+                f"{fitting}; was it made for another {target.part}?"
             )
     said = _pattern(settings, "rank_pattern", own, settings.get("r"))
     if rank > 0 and said is not None and said != rank:
