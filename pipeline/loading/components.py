@@ -105,7 +105,7 @@ class Components:
         return load_module(MODULES[name][0], self.configs[name], weights, device, dtype, **options)
 
     def use_loras(self, name: str, files: Sequence[LoraFile]) -> bool:
-        """Read and check files that change a component when it is next loaded -> whether they are others than before."""
+        """Read and check files that change a component when it is next loaded -> whether others did before."""
         pairs = [file if isinstance(file, (tuple, list)) else (file, 1.0) for file in files]
         strengths = [check_strength(strength) for _, strength in pairs]
         read = [read_lora(TARGETS[name], Path(path), self.configs[name]) for path, _ in pairs]
