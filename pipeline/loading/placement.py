@@ -131,7 +131,7 @@ class PlacementRequest:
     images: ImageBatch = ONE_IMAGE
     planner_weights: str = "auto"
     decoder_weights: str = "auto"
-    lora_numbers: Mapping[str, int] = NOTHING
+    lora_numbers: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self):
         for name, word in (("planner", self.planner_weights), ("decoder", self.decoder_weights)):
