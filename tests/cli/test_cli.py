@@ -146,12 +146,14 @@ def test_a_planner_lora_is_refused_where_nothing_is_planned_here(run, lora):
         assert code == 1 and "leave out --planner-lora" in err
 
 
-def test_a_benchmark_is_not_gone_on_with_by_another_planner_lora(run, lora, tmp_path):
+@pytest.mark.parametrize("option, name", [("planner_lora", "planner_top"), ("lora", "digits")])
+def test_a_benchmark_is_not_gone_on_with_by_another_lora(run, tmp_path, option, name):
     (tmp_path / "out").mkdir()
     before = {"model": "small", "steps": 50, "cfg": 1.5, "seed": 0, "ablation": "none", "device": "cpu"}
     (tmp_path / "out" / "settings.json").write_text(json.dumps(before))
-    code, _, err = run("eval", "-o", "out", "--limit", "1", "--planner-lora", lora, model="small")
-    assert code == 1 and "planner_lora None, now 'style.safetensors:1 " in err
+    file = ROOT / "checkpoints" / "loras" / f"glm_image_small_{name}.safetensors"
+    code, _, err = run("eval", "-o", "out", "--limit", "1", f"--{option.replace('_', '-')}", str(file), model="small")
+    assert code == 1 and f"{option} None, now '{file}:1 " in err
 
 
 def test_guidance_as_one_batch_draws_the_same_picture(run, tmp_path, monkeypatch):
