@@ -91,6 +91,8 @@ def check_form(choice: str, weights: Weights, device: torch.device) -> str | Non
     if lying and ("w4" in lying) != (choice == "w4"):
         raise InputError(f"{weights.folder} holds weights rounded otherwise; choose auto, or give whole weights")
     quantised_products.check_form(choice, device)
+    if choice == "w4" and device.type == "npu":  # ComfyUI moves codes as they lie, and the operator wants them packed
+        raise InputError("4-bit weights (w4) run on NPUs from the command line only; choose w8")
     return choice
 
 

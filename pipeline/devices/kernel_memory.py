@@ -29,6 +29,6 @@ def rotary_nbytes(device: torch.device) -> int:
 
 def widened_nbytes(device: torch.device, form: str | None, numbers: int, dtype: torch.dtype) -> int:
     """Of a layer's weights in 8 or 4 bits, which a product of many rows needs wide where no kernel reads codes."""
-    if form is None or device.type == "npu" and form == "w8" and dtype != torch.float32:
+    if form is None or device.type == "npu" and dtype != torch.float32:
         return 0
     return numbers * {"w8": 2 * dtype.itemsize, "w4": 1 + dtype.itemsize}[form]

@@ -137,6 +137,14 @@ def int8_linear(x, weight, scale, bias):
     return quantised_products.by_rows(lambda rows: npu.npu_weight_quant_batchmatmul(rows, weight.t(), scale), x, bias)
 
 
+def int4_linear(x, weight, scale, zero, bias):
+    """By weights of `quantised_products.pack_int4`; on A2 and A3, which `check_form` sees to."""
+    size = quantised_products.GROUP
+    return quantised_products.by_rows(
+        lambda rows: npu.npu_weight_quant_batchmatmul(rows, weight, scale, zero, antiquant_group_size=size), x, bias
+    )
+
+
 FUSED = {
     "attention": attention,
     "window_mask": window_mask,
@@ -147,6 +155,7 @@ FUSED = {
     "gelu": gelu,
     "gelu_tanh": gelu_tanh,
     "int8_linear": int8_linear,
+    "int4_linear": int4_linear,
 }
 FALLBACKS = {"attention": sliced_attention, "int8_linear": int8_linear}
 

@@ -13,11 +13,15 @@ import torch
 import torch.nn.functional as F
 
 from ..errors import InputError
+from .capabilities import capabilities
 
 GROUP = 32  # numbers that share a scale and a zero in 4 bits
 FEW_ROWS = {"cpu": 32, "cuda": 16}  # up to which reading codes is faster than widening them
 BITS = {"w8": "8-bit", "w4": "4-bit"}
 HALVES = (torch.float16, torch.bfloat16)
+INT4_CHIPS = ("A2", "A3")  # whose operator takes 4 bits in groups, by torch_npu's documentation
+FARTHEST = 2.0**15  # steps from a group's zero to nought, which half precision can still count
+PACKED = 1024  # columns that are packed at once, eight times as large as before
 
 
 def int8_linear(x, weight, scale, bias):
@@ -57,15 +61,39 @@ def _codes(weight: torch.Tensor) -> torch.Tensor:
 
 
 def pack_int4(
-    weight: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """4-bit weights in the order of the CPU's own product, with a table of scales and zeros; None on other devices,
-    which read them as they lie, and for what that product does not take.
+    weight: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, device: torch.device, kind: str | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None] | None:
+    """4-bit weights in the order of the product of a device, or of another `kind` of device: on a CPU with a table of
+    scales and zeros and no third tensor, on an NPU with scales and offsets. None on other devices, which read them as
+    they lie, and for what the CPU's product does not take.
     """
-    if device.type != "cpu" or scale.dtype != torch.bfloat16 or len(weight) % 16:
+    kind = kind or device.type
+    if kind == "npu":
+        return _pack_for_npu(weight, scale, zero, device)
+    if kind != "cpu" or scale.dtype != torch.bfloat16 or len(weight) % 16:
         return None
     packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(_codes(weight).int(), 1)
-    return packed, torch.stack((scale, zero), dim=-1).transpose(0, 1).contiguous()  # (in / 32, out, 2)
+    return packed, torch.stack((scale, zero), dim=-1).transpose(0, 1).contiguous(), None  # table (in / 32, out, 2)
+
+
+def _pack_for_npu(weight, scale, zero, device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As `npu_weight_quant_batchmatmul` takes 4 bits: int32 (in, out / 8) by its own packing, which A2 and A3 have,
+    scales and offsets (in / 32, out), where a number is (code - 8 + offset) * scale. They stay where they were.
+    """
+    out, groups = scale.shape
+    if out % 8 or groups < 2:
+        raise InputError(
+            f"4-bit weights (w4) of {out} rows in {groups} groups of {GROUP} do not fit the operator of {device}, "
+            "which takes a multiple of 8 rows and two groups or more; use w8"
+        )
+    codes, scales, zeros = _codes(weight.cpu()).view(torch.int8).sub_(8), scale.cpu().float(), zero.cpu().float()
+    least = zeros.abs() / FARTHEST
+    codes.view(out, groups, GROUP).masked_fill_((scales < least)[..., None], 0)  # such a group is its zero alone
+    scales = scales.maximum(least)
+    parts = (part.T.contiguous().int().to(device) for part in codes.split(PACKED, dim=1))
+    words = torch.cat([torch.ops.npu.npu_convert_weight_to_int4pack(part) for part in parts])
+    tables = (table.T.contiguous().to(scale.device, scale.dtype) for table in (scales, zeros / scales))
+    return words.to(weight.device), *tables
 
 
 def packed_int4_linear(x, packed, table, bias):
@@ -93,12 +121,18 @@ def has_triton() -> bool:
     return find_spec("triton") is not None
 
 
-def check_form(form: str, device: torch.device) -> None:
+def check_form(form: str, device: torch.device, dtype: torch.dtype | None = None) -> None:
     """Refuse weights of a form that a device cannot multiply by."""
-    if form == "w4" and device.type == "npu":
+    if form != "w4" or device.type != "npu":
+        return
+    family = capabilities(device).family
+    if family not in INT4_CHIPS:
+        known = " and ".join(INT4_CHIPS)
         raise InputError(
-            f"4-bit weights (w4) do not run on {device}, whose operator takes 8 bits on every chip; use w8"
+            f"4-bit weights (w4) do not run on {device} ({family}): only {known} are known to multiply by them; use w8"
         )
+    if dtype == torch.float32:
+        raise InputError(f"4-bit weights (w4) run on {device} in bf16 and fp16, not in fp32; use another dtype, or w8")
 
 
 def slow_reason(form: str, device: torch.device, dtype: torch.dtype) -> str | None:

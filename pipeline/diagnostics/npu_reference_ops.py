@@ -16,7 +16,9 @@ SCHEMAS = {  # as torch_npu 2.13.0 registers them, down to the arguments that `p
     "npu_gelu": '(Tensor input, *, str approximate="none") -> Tensor',
     "npu_fused_infer_attention_score": "(Tensor query, Tensor key, Tensor value, *, Tensor? atten_mask=None, "
     'int num_heads=1, float scale=1., str input_layout="BSH", int num_key_value_heads=0) -> (Tensor, Tensor)',
-    "npu_weight_quant_batchmatmul": "(Tensor x, Tensor weight, Tensor antiquant_scale) -> Tensor",
+    "npu_weight_quant_batchmatmul": "(Tensor x, Tensor weight, Tensor antiquant_scale, Tensor? antiquant_offset=None, "
+    "Tensor? quant_scale=None, Tensor? quant_offset=None, Tensor? bias=None, int antiquant_group_size=0) -> Tensor",
+    "npu_convert_weight_to_int4pack": "(Tensor weight, int inner_k_tiles=0) -> Tensor",
 }
 _defined: list[torch.library.Library] = []  # a library's operators live as long as it does
 
@@ -64,6 +66,28 @@ def npu_fused_infer_attention_score(
     return (scores.softmax(-1) @ value).to(query.dtype), scores.logsumexp(-1, keepdim=True)
 
 
-def npu_weight_quant_batchmatmul(x, weight, antiquant_scale):
-    """(M, K) times int8 (K, N), whose columns are scaled by (N,)."""
-    return (x.float() @ weight.float() * antiquant_scale.float()).to(x.dtype)
+def npu_weight_quant_batchmatmul(
+    x,
+    weight,
+    antiquant_scale,
+    antiquant_offset=None,
+    quant_scale=None,
+    quant_offset=None,
+    bias=None,
+    antiquant_group_size=0,
+    *_,
+):
+    """(M, K) times int8 (K, N), whose columns are scaled by (N,); or 4 bits in int32 (K, N / 8) with (K / group, N)."""
+    if weight.dtype == torch.int8:
+        return (x.float() @ weight.float() * antiquant_scale.float()).to(x.dtype)
+    tables = (antiquant_offset, antiquant_scale)
+    offset, scale = (table.float().repeat_interleave(antiquant_group_size, 0) for table in tables)
+    codes = (weight[..., None] >> torch.arange(0, 32, 4, dtype=torch.int32)) & 15
+    numbers = (((codes ^ 8) - 8).flatten(1) + offset) * scale
+    return (x.float() @ numbers).to(x.dtype)
+
+
+def npu_convert_weight_to_int4pack(weight, inner_k_tiles=0):
+    """int32 (K, N) of -8 to 7 -> (K, N / 8), the first of eight in the lowest bits."""
+    codes = (weight & 15).unflatten(1, (-1, 8)) << torch.arange(0, 32, 4, dtype=torch.int32)
+    return codes.sum(-1, dtype=torch.int32)

@@ -1,17 +1,22 @@
 """Small random models of the release's architecture, and the parts of a run that the audit watches."""
 
+import contextlib
 import copy
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 
+from ..devices import kernels
+from ..devices.quantised_products import BITS, check_form
+from ..errors import InputError
 from ..models.config import GenerationConfig
 from ..models.glyph_encoder import GlyphEncoder
 from ..models.planner import Planner
 from ..models.tiny import dit_config, glyph_config, planner_config, vae_config
 from ..models.transformer import Dit
 from ..models.vae import Vae
-from ..models.weight_forms import round_layers
+from ..models.weight_forms import pack, round_layers
 from ..planning.controls import Steering
 from ..planning.decode_step import DecodeStep
 from ..planning.prefill import Prefix, prefill
@@ -51,8 +56,22 @@ def planner_parts(device: torch.device, dtype: torch.dtype) -> Iterator[Part]:
     window = new_window(planner, prefix, sampling)
     yield "planner: first window", False, lambda: window.first(prefix.logits)
     yield "planner: window for a graph", True, lambda: window.captured(window.cache.capacity)
-    small = new_step(round_layers(copy.deepcopy(planner), "w8"), prefix, sampling)
-    yield "planner: token by 8-bit weights", True, lambda: small.captured(small.cache.capacity)
+    for form, bits in forms_for(device, dtype):
+        small = new_step(rounded(copy.deepcopy(planner), form, device), prefix, sampling)
+        yield f"planner: token by {bits} weights", True, partial(small.captured, small.cache.capacity)
+
+
+def forms_for(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, str]]:
+    """(form, its bits in words) of the small weights that an NPU of this kind multiplies by."""
+    for form, bits in BITS.items():
+        with contextlib.suppress(InputError):
+            check_form(form, device, dtype)
+            if form == "w8" or "int4_linear" in kernels.registered_kernels(device.type):
+                yield form, bits
+
+
+def rounded(module: torch.nn.Module, form: str, device: torch.device) -> torch.nn.Module:
+    return pack(round_layers(module, form), device, "npu")  # as it lies there, on a CPU too
 
 
 def new_step(planner: Planner, prefix: Prefix, sampling: GenerationConfig) -> DecodeStep:
@@ -102,3 +121,6 @@ def decoder_parts(device: torch.device, dtype: torch.dtype) -> Iterator[Part]:
     yield "decoder: modulations", False, modulate
     context, modulations = prepare(), modulate()
     yield "decoder: step", True, lambda: dit.step(latents, modulations[0], context)
+    for form, bits in forms_for(device, dtype):
+        small = rounded(copy.deepcopy(dit), form, device)
+        yield f"decoder: step by {bits} weights", True, partial(small.step, latents, modulations[0], context)

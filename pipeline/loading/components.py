@@ -88,10 +88,10 @@ class Components:
         """What layers of 8 and 4 bits need to run well, and a warning where they cannot."""
         forms = {type(layer).form for layer in module.modules() if isinstance(layer, (W8Linear, W4Linear))}
         for form in forms:
-            check_form(form, device)
+            check_form(form, device, self.placement.dtypes[name])
             if name == PLANNER and (reason := slow_reason(form, device, self.placement.dtypes[name])):
                 logger.warning("the planner is slower than with whole weights: %s", reason)
-        if name == PLANNER and "w4" in forms:
+        if "w4" in forms and (name == PLANNER or device.type == "npu"):
             pack(module, device)
 
     def _read(self, name: str, device: torch.device) -> torch.nn.Module:

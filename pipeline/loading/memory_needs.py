@@ -160,7 +160,7 @@ def _sizes(numbers: Mapping[str, int], dtype: torch.dtype, form: str | None) -> 
     sizes = {key: n * dtype.itemsize for key, n in numbers.items()}
     for key, n in numbers.items() if form else ():
         layer, _, name = key.rpartition(".")
-        if own := name == "weight" and weight_forms.layer_form(form, layer, GROUP):
+        if own := name == "weight" and weight_forms.layer_form(form, layer, 2 * GROUP):
             sizes[key] = weight_forms.nbytes(own, n, dtype)
     return sizes
 

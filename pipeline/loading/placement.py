@@ -206,7 +206,7 @@ def plan_placement(model: Path | CheckpointSizes, request: PlacementRequest) -> 
 def _check_forms(placement: Placement, sizes: CheckpointSizes) -> None:
     """Refuse weights that a device cannot multiply by, those of the files included."""
     for name, form in (sizes.forms | dict(placement.forms)).items():
-        check_form(form, placement.devices[name])
+        check_form(form, placement.devices[name], placement.dtypes[name])
 
 
 def further_devices(main: torch.device) -> list[torch.device]:

@@ -87,7 +87,7 @@ class W4Linear(CodedLinear):
     """A linear layer of uint8 `weight` (out, in / 2), two codes a byte and the first one low, with `weight_scale` and
     `weight_zero` (out, in / 32) in the dtype that it computes in: number = (code - 8) * scale + zero.
 
-    After `pack` the first two are in the order of the CPU's own product instead, and there are no zeros.
+    After `pack` they are in the order of a device's own product instead, on a CPU without zeros.
     """
 
     form = "w4"
@@ -99,11 +99,10 @@ class W4Linear(CodedLinear):
         self.weight_zero = _constant(torch.empty(out, width // GROUP, dtype=dtype))
         self.bias = _constant(torch.empty(out, dtype=dtype)) if bias else None
 
-    def pack(self, device: torch.device) -> None:
-        """Bring the weights into the order that `device`'s product of few rows wants, if it wants another."""
-        if packed := pack_int4(self.weight, self.weight_scale, self.weight_zero, device):
-            self.weight, self.weight_scale = map(_constant, packed)
-            self.weight_zero = None
+    def pack(self, device: torch.device, kind: str | None = None) -> None:
+        """Bring the weights into the order that the product of `device`, or of a `kind`, wants, if it wants another."""
+        if packed := pack_int4(self.weight, self.weight_scale, self.weight_zero, device, kind):
+            self.weight, self.weight_scale, self.weight_zero = (t if t is None else _constant(t) for t in packed)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -126,11 +125,11 @@ LINEARS = {layer.form: layer for layer in (W8Linear, W4Linear)}
 def layer_form(form: str | None, layer: str, width: int) -> str | None:
     """The form of a layer of `width` inputs in a component of a form; None if it stays as it is.
 
-    Groups fill a row, so that a layer of another width has 8 bits where 4 are wanted.
+    Two groups or more fill a row, so that a layer of another width has 8 bits where 4 are wanted.
     """
     for own, names in LAYERS.get(form, {}).items():
         if names.fullmatch(layer):
-            return "w8" if width % GROUP else own
+            return "w8" if width % GROUP or width == GROUP else own
     return None
 
 
@@ -161,7 +160,7 @@ def _rounded_to_4(weight: torch.Tensor) -> dict[str, torch.Tensor]:
     scale, zero = _short(scale), zero.bfloat16().float()
     codes = _codes_of_4(groups, scale, zero).add_(MIDDLE).to(torch.uint8)
     first, second = codes.flatten(1).unflatten(1, (-1, 2)).unbind(2)
-    return {"weight": first | second << 4, "weight_scale": scale, "weight_zero": zero}
+    return {"weight": first + 16 * second, "weight_scale": scale, "weight_zero": zero}
 
 
 def _codes_of_4(groups: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
@@ -207,11 +206,11 @@ def round_layers(module: nn.Module, form: str) -> nn.Module:
     return module
 
 
-def pack(module: nn.Module, device: torch.device) -> nn.Module:
-    """Ready 4-bit layers for few rows on a device, as in planning tokens; the decoder's many rows want none of it."""
+def pack(module: nn.Module, device: torch.device, kind: str | None = None) -> nn.Module:
+    """Ready 4-bit layers for a device: for few rows, as in planning, and on an NPU for the decoder's many too."""
     for layer in module.modules():
         if isinstance(layer, W4Linear):
-            layer.pack(device)
+            layer.pack(device, kind)
     return module
 
 

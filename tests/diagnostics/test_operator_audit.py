@@ -22,7 +22,7 @@ def watched(run, hot=True):
 
 def test_the_model_runs_nothing_that_an_npu_does_badly(sections):
     assert [(s.name, s.findings) for s in sections if s.findings] == []
-    assert len(sections) == 15
+    assert len(sections) == 18
 
 
 def test_the_decode_step_uses_the_fused_operators(sections):

@@ -161,10 +161,18 @@ def test_cuda_without_triton_is_said(monkeypatch):
     assert "triton is not installed" in slow_reason("w8", torch.device("cuda"), torch.bfloat16)
 
 
-def test_4_bits_on_an_npu_are_refused():
-    with pytest.raises(InputError, match="use w8"):
-        check_form("w4", SimpleNamespace(type="npu"))
-    check_form("w8", SimpleNamespace(type="npu"))
+def test_4_bits_run_on_a2_and_a3_in_half_precision_and_are_refused_elsewhere_by_name(monkeypatch):
+    npu = SimpleNamespace(type="npu")
+    for family in ("A2", "A3", "310P", "A5", "Ascend910A"):
+        monkeypatch.setattr(quantised_products, "capabilities", lambda _, family=family: SimpleNamespace(family=family))
+        check_form("w8", npu)
+        if family in ("A2", "A3"):
+            check_form("w4", npu, torch.bfloat16)
+            with pytest.raises(InputError, match="not in fp32; use another dtype, or w8"):
+                check_form("w4", npu, torch.float32)
+        else:
+            with pytest.raises(InputError, match=rf"\({family}\): only A2 and A3 .*; use w8"):
+                check_form("w4", npu, torch.float16)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,8 @@ import pytest
 import torch
 from comfyui_glm_image.pipeline.devices import kernels
 from comfyui_glm_image.pipeline.devices.device import resolve_device
+from comfyui_glm_image.pipeline.models import weight_forms
+from torch import nn
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
@@ -108,6 +110,25 @@ def test_products_by_8_bit_weights(draw, dtype, rows):
         return kernels.int8_linear(x, codes.to(x.device), scale, bias)
 
     compare(product, draw(*rows, 32), draw(24).abs() / 400, draw(24), dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rows", [(1, 1), (2, 40)])
+def test_products_by_4_bit_weights(draw, cann, dtype, rows):
+    layer = nn.Linear(96, 24)
+    layer.weight.data[:, :32] = 0.1 + 1e-6 * layer.weight.data[:, :32]  # groups of one number in half precision
+    layer.weight.data[3] = 0
+    small = weight_forms._rounded_layer(layer.to(dtype), "w4")
+    x = draw(*rows, 96).to(dtype)
+    numbers = small.numbers(slice(None))
+    expected = x.float() @ numbers.T + small.bias.float()
+    small = small.npu()
+    small.pack(torch.device("npu"))
+    cann.launched.clear()
+    got = small(x.npu())
+    assert cann.launched["aclnnWeightQuantBatchMatmulV2"] == 1 and got.dtype == dtype
+    torch.testing.assert_close(got.cpu().float(), expected, rtol=2e-2, atol=2e-2)
+    assert len(small.weight) == 96 and small.weight.nbytes == 96 * 24 // 2
 
 
 @dtypes

@@ -11,8 +11,10 @@ from comfyui_glm_image.pipeline.devices.device import resolve_device
 from comfyui_glm_image.pipeline.devices.layer_offload import offload_layers
 from comfyui_glm_image.pipeline.diagnostics.tiny_models import GRID, dit_config
 from comfyui_glm_image.pipeline.loading import placement as P
+from comfyui_glm_image.pipeline.loading.checkpoint import BUNDLED
 from comfyui_glm_image.pipeline.loading.memory_needs import ON_HOST
 from comfyui_glm_image.pipeline.models.transformer import Dit
+from comfyui_glm_image.pipeline.models.weight_forms import W4Linear
 from PIL import Image
 from torch.testing import assert_close
 
@@ -99,6 +101,24 @@ def test_a_planner_of_8_bits_fits_in_half_and_plans_as_on_the_cpu(folder, npu):
         model.plan(PROMPT, HEIGHT, WIDTH)
         prefixes.append(next(reversed(model.memory.prefixes.values()))[1].logits.cpu().float())
     assert_close(*prefixes, rtol=0.1, atol=0.1)
+
+
+def test_weights_of_4_bits_draw_as_on_the_cpu(npu):
+    request = {"planner_weights": "w4", "decoder_weights": "w4"}
+    models = [
+        GlmImage.from_pretrained("small", placement=P.choose(BUNDLED, P.PlacementRequest(device, "bf16", **request)))
+        for device in ("cpu", npu)
+    ]
+    packed = [layer for layer in models[1].transformer.modules() if isinstance(layer, W4Linear)]
+    assert packed and all(layer.weight.dtype == torch.int32 for layer in packed)
+    plan = models[0].plan(PROMPT, HEIGHT, WIDTH, seed=5)
+    prefixes = []
+    for model in models:
+        model.plan(PROMPT, HEIGHT, WIDTH, seed=5)
+        prefixes.append(next(reversed(model.memory.prefixes.values()))[1].logits.cpu().float())
+    assert_close(*prefixes, rtol=0.1, atol=0.3)
+    ours, theirs = (model.denoise(plan, STEPS, seed=5).cpu() for model in models)
+    assert (ours - theirs).abs().mean() < 0.03 * theirs.abs().mean()
 
 
 def test_a_step_of_the_decoder_neither_copies_nor_waits(on_npu, drawn, cann):

@@ -1,5 +1,7 @@
 """Matrix products, convolutions, normalisations and the fused operators of transformers."""
 
+import os
+
 import torch
 import torch.nn.functional as F
 
@@ -26,10 +28,35 @@ def addmm_in_place(bias, x, y, beta, alpha, *_):
 
 @kernel("WeightQuantBatchMatmulV2")
 def weight_quant(x, weight, scale, offset, quant_scale, quant_offset, bias, group, out, *_):
-    for refused in (offset, quant_scale, quant_offset, bias):
+    for refused in (quant_scale, quant_offset, bias):
         assert optional(refused) is None
-    assert group == 0 and weight.dtype == torch.int8 and scale.dtype == x.dtype
-    put(out, wide(x) @ (wide(weight) * wide(scale)))
+    assert scale.dtype == x.dtype
+    if weight.dtype == torch.int8:
+        assert group == 0 and optional(offset) is None
+        return put(out, wide(x) @ (wide(weight) * wide(scale)))
+    chip = os.environ.get("FAKE_CANN_SOC", "")
+    assert chip.startswith(("Ascend910B", "Ascend910_93")), f"{chip} multiplies by no weights of 4 bits"
+    k = x.shape[1]
+    assert weight.dtype == torch.int32 and group % 32 == 0 and 32 <= group < k
+    assert offset.dtype == x.dtype and scale.shape == offset.shape == (-(-k // group), out.shape[1])
+    each = [wide(table).repeat_interleave(group, 0)[:k] for table in (offset, scale)]
+    return put(out, wide(x) @ ((int4_numbers(weight) + each[0]) * each[1]))
+
+
+@kernel("ConvertWeightToINT4Pack")
+def convert_to_int4(weight, out, *_):
+    """Eight numbers a word; which of them comes first is the operator's own affair, as long as products agree."""
+    assert weight.dtype == torch.int32 and weight.is_contiguous() and weight.shape[1] % 8 == 0
+    assert int(weight.min()) >= -8 and int(weight.max()) <= 7
+    nibbles = (weight & 15).to(torch.int64).unflatten(1, (-1, 8))
+    words = (nibbles << torch.arange(0, 32, 4)).sum(-1)
+    put(out, words.where(words < 1 << 31, words - (1 << 32)).to(torch.int32))
+
+
+def int4_numbers(words):
+    """int32 (K, N / 8) of `convert_to_int4` -> float (K, N)."""
+    nibbles = (words[..., None].to(torch.int64) >> torch.arange(0, 32, 4)) & 15
+    return (nibbles - 16 * (nibbles > 7)).flatten(1).to(torch.float32)
 
 
 @kernel("Convolution")
