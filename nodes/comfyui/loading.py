@@ -85,14 +85,14 @@ def choose_dtypes(choice: str, weights: Weights, device: torch.device) -> Dtypes
 
 def check_form(choice: str, weights: Weights, device: torch.device) -> str | None:
     """The form that a choice of the `dtype` widget rounds weights to; one that cannot be is an error."""
+    lying = set(weights.forms.values())
+    if device.type == "npu" and "w4" in {choice, *lying}:  # ComfyUI moves codes as they lie; the operator wants a pack
+        raise InputError("4-bit weights (w4) run on NPUs from the command line only; take w8")
     if choice not in weight_forms.FORMS:
         return None
-    lying = set(weights.forms.values())
     if lying and ("w4" in lying) != (choice == "w4"):
         raise InputError(f"{weights.folder} holds weights rounded otherwise; choose auto, or give whole weights")
     quantised_products.check_form(choice, device)
-    if choice == "w4" and device.type == "npu":  # ComfyUI moves codes as they lie, and the operator wants them packed
-        raise InputError("4-bit weights (w4) run on NPUs from the command line only; choose w8")
     return choice
 
 
