@@ -130,11 +130,11 @@ def test_adopted_layers_hold_what_rounding_makes():
 
 
 def test_another_form_of_the_product_is_used_where_one_is_registered():
-    layers = [small(linear(4, 32), form) for form in FORMS]
+    layers = [small(linear(4, 64), form) for form in FORMS]
     own = {"int8_linear": lambda x, *_: x[..., :1] * 0 + 5, "int4_linear": lambda x, *_: x[..., :1] * 0 + 6}
     kernels.register_kernels("cpu", **own)
     try:
-        assert [layer(draw(2, 32)).tolist() for layer in layers] == [[[5], [5]], [[6], [6]]]
+        assert [layer(draw(2, 64)).tolist() for layer in layers] == [[[5], [5]], [[6], [6]]]
     finally:
         kernels.register_kernels("cpu")
 
