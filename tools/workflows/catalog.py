@@ -288,6 +288,35 @@ EXAMPLES = (
         "中选择；glm-image train-lora planner 可以训练一个。",
         new=True,
     ),
+    Example(
+        "22 A card of 16 GB (35 GB to download) 16 GB 显卡（需下载 35 GB）",
+        examples.card_of_16_gb,
+        "The released model on a **card of 16 GB**, such as a GeForce RTX 4080: `w8` at the loader rounds planner and "
+        "decoder to 8 bits while they load, and ComfyUI lets them take turns. By calculation 12 GB of the card are "
+        "taken at "
+        "1024 x 1024; no such card was at hand.\n\n*GLM-Image Devices* says before anything is loaded whether it fits. "
+        "`glm-image quantize` rounds once and keeps the files. On 12 GB take `w4` for the planner.",
+        "在 **16 GB 显卡**（例如 GeForce RTX 4080）上运行正式模型：加载器的 `w8` 在加载时把规划器和解码器舍入为 8 位，"
+        "ComfyUI 让它们轮流使用显存。按计算，1024 x 1024 占用显卡 12 GB；没有在这样的显卡上实测。\n\n"
+        "*GLM-Image Devices* 在加载之前说明是否放得下。`glm-image quantize` 只舍入一次并保存文件。12 GB 显卡请为规划器选择 `w4`。",
+        small=False,
+        runs=False,
+        new=True,
+    ),
+    Example(
+        "23 An Ascend card of 32 GB (35 GB to download) 32 GB 昇腾卡（需下载 35 GB）",
+        examples.ascend_card_of_32_gb,
+        "The released model on an **Ascend card of 32 GB**, such as an Atlas A2: the planner in 8 bits (`w8`), which "
+        "every chip multiplies by one kernel, and the decoder exact. Both stay on the card. No such card was at "
+        "hand.\n\nOn a 310P with two dies of 24 GB choose `w8` for the decoder too. `w4` does not run on an NPU in ComfyUI. Run "
+        "`glm-image doctor` first: it names what is missing in the installation.",
+        "在 **32 GB 昇腾卡**（例如 Atlas A2）上运行正式模型：规划器用 8 位（`w8`，每种芯片都用一个算子完成乘法），"
+        "解码器保持原样，两者都留在卡上。没有在这样的卡上实测。\n\n310P（两个 24 GB 芯片）请为解码器也选择 `w8`。"
+        "`w4` 在 ComfyUI 中不能用于 NPU。请先运行 `glm-image doctor`：它会指出安装中缺少什么。",
+        small=False,
+        runs=False,
+        new=True,
+    ),
 )
 
 

@@ -69,6 +69,26 @@ def full_model(g: Graph) -> None:
     save(g, picture(g, ksampler(g, parts[1], text, latent[0], 50)[0], parts[3])[0])
 
 
+def card_of_16_gb(g: Graph) -> None:
+    """The release with planner and decoder in 8 bits, which take turns on the card."""
+    small = {"decoder_dtype": "w8", "planner_dtype": "w8"}
+    full_model_on(g, 'a market stall with a sign that says "FRESH BREAD"', small)
+
+
+def ascend_card_of_32_gb(g: Graph) -> None:
+    """The release with an exact decoder and a planner in 8 bits, all loaded on an Ascend card."""
+    full_model_on(g, 'a lantern shop at night with a sign that says "LIGHTS"', {"planner_dtype": "w8"})
+
+
+def full_model_on(g: Graph, words: str, forms: dict[str, str]) -> None:
+    """The release in forms that the estimate before it and the loader share."""
+    where = g.add("GLMImageDevices", 0, model=RELEASE, width=1024, height=1024, **forms)
+    parts = load(g, RELEASE, devices=where[0], **forms)
+    made = plan(g, parts[0], words, 1024, 1024, top_p=0.75)
+    text = conditioning(g, parts[2], made[0])
+    save(g, picture(g, decode(g, parts[1], made[0], text)[0], parts[3])[0])
+
+
 def one_plan_four_seeds(g: Graph) -> None:
     parts = load(g)
     made = plan(g, parts[0], 'a blue poster that says "TAXI" in yellow at the top', seed=3)
