@@ -298,7 +298,8 @@ EXAMPLES = (
         "`glm-image quantize` rounds once and keeps the files. On 12 GB take `w4` for the planner.",
         "在 **16 GB 显卡**（例如 GeForce RTX 4080）上运行正式模型：加载器的 `w8` 在加载时把规划器和解码器舍入为 8 位，"
         "ComfyUI 让它们轮流使用显存。按计算，1024 x 1024 占用显卡 12 GB；没有在这样的显卡上实测。\n\n"
-        "*GLM-Image Devices* 在加载之前说明是否放得下。`glm-image quantize` 只舍入一次并保存文件。12 GB 显卡请为规划器选择 `w4`。",
+        "*GLM-Image Devices* 在加载之前说明是否放得下。`glm-image quantize` 只舍入一次并保存文件。"
+        "12 GB 显卡请为规划器选择 `w4`。",
         small=False,
         runs=False,
         new=True,
@@ -312,7 +313,8 @@ EXAMPLES = (
         "`glm-image doctor` first: it names what is missing in the installation.",
         "在 **32 GB 昇腾卡**（例如 Atlas A2）上运行正式模型：规划器用 8 位（`w8`，每种芯片都用一个算子完成乘法），"
         "解码器保持原样，两者都留在卡上。没有在这样的卡上实测。\n\n310P（两个 24 GB 芯片）请为解码器也选择 `w8`。"
-        "`w4` 在 ComfyUI 中不能用于 NPU。请先运行 `glm-image doctor`：它会指出安装中缺少什么。",
+        "`w4` 在 ComfyUI 中不能用于 NPU。请先运行 `glm-image doctor`："
+        "它会指出安装中缺少什么。",
         small=False,
         runs=False,
         new=True,
