@@ -309,8 +309,8 @@ EXAMPLES = (
         examples.ascend_card_of_32_gb,
         "The released model on an **Ascend card of 32 GB**, such as an Atlas A2: the planner in 8 bits (`w8`), which "
         "every chip multiplies by one kernel, and the decoder exact. Both stay on the card. No such card was at "
-        "hand.\n\nOn a 310P with two dies of 24 GB choose `w8` for the decoder too. `w4` does not run on an NPU in ComfyUI. Run "
-        "`glm-image doctor` first: it names what is missing in the installation.",
+        "hand.\n\nOn a 310P with two dies of 24 GB choose `w8` for the decoder too. `w4` does not run on an NPU in "
+        "ComfyUI. Run `glm-image doctor` first: it names what is missing in the installation.",
         "在 **32 GB 昇腾卡**（例如 Atlas A2）上运行正式模型：规划器用 8 位（`w8`，每种芯片都用一个算子完成乘法），"
         "解码器保持原样，两者都留在卡上。没有在这样的卡上实测。\n\n310P（两个 24 GB 芯片）请为解码器也选择 `w8`。"
         "`w4` 在 ComfyUI 中不能用于 NPU。请先运行 `glm-image doctor`："
