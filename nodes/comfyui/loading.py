@@ -132,21 +132,22 @@ def fill(
     compare(known, weights)
     rounded = weight_forms.forms_of(known, form)
     weight_forms.adopt(module, weights.forms | rounded)
-    state, lying, given = {}, {}, {}
+    state, lying, given = {}, set(), {}
     for key, tensor in weights.tensors():
         for name, part in parts_of(key, tensor, rounded).items():
-            dtype = dtype_of(part, dtypes)
-            state[name] = part if changes_on_its_way(part.dtype, dtype, device) else part.to(dtype)
-            if part is tensor and state[name] is tensor and weights.maps(key):
+            dtype, mapped = dtype_of(part, dtypes), part is tensor and weights.maps(key)
+            late = mapped and changes_on_its_way(part.dtype, dtype, device)
+            state[name] = part if late else part.to(dtype)
+            if mapped and state[name] is tensor:
                 own = getattr(module, "aliases", {}).get(name, name)
-                lying[own] = tensor
-                given |= {own: dtype} if dtype != tensor.dtype else {}
+                lying.add(own)
+                given |= {own: dtype} if late and dtype != tensor.dtype else {}
     module.load_state_dict(state, strict=True, assign=True)
     let_codes_wait(module)
     module.filled_from = weights.folder
     if hasattr(comfy.model_management, "archive_model_dtypes"):  # newer than 0.3.75, which notes dtypes as built
         comfy.model_management.archive_model_dtypes(module)
-    stay_in_file(module, lying, given)
+    stay_in_file(module, {key: module.get_parameter(key).data for key in lying}, given)
     return module.eval().requires_grad_(False)
 
 

@@ -11,6 +11,7 @@ import re
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 ROOT, EXPERIMENT, *ARGUMENTS = sys.argv[1:]
 sys.argv = ["main.py", "--cpu"]
@@ -169,7 +170,9 @@ def _coming_and_going(folder: str, lora: str, dtype: str) -> dict:
         del layer._moved
         patcher.detach()
         seen[f"{name}, broken"] = back()
-    return seen
+    with mock.patch.object(pack("pipeline.loading.weights").Weights, "maps", return_value=False):
+        made = model.open_decoder(home, home / "transformer", dtype).model.state_dict().values()
+    return seen | {"made": sorted({str(weight.dtype) for weight in made if weight.ndim == 2})}
 
 
 def late_weights(folder: str) -> dict:

@@ -82,6 +82,7 @@ def test_weights_that_leave_a_device_are_the_files_own_again(inside, random_fold
         assert seen[f"{name}, device"] == ["meta", {"bf16": "torch.bfloat16", "fp16": "torch.float16"}[dtype]]
         assert seen[f"{name}, whole"] and seen[f"{name}, part"] and seen[f"{name}, broken"]
         assert 0 < seen[f"{name}, left"] < seen[f"{name}, there"]
+        assert seen["made"] == seen[f"{name}, device"][1:]  # of other formats, which lie in no file as they are used
 
 
 def bfloat16_folder(folder: Path, out: Path) -> Path:
