@@ -129,9 +129,9 @@ class Server:
 
     def unload(self) -> None:
         """Have ComfyUI unload its models, as its menu does, and wait until its device is empty."""
-        self.post("/free", {"unload_models": True})
         deadline = time.monotonic() + RUN_SECONDS
         while time.monotonic() < deadline:
+            self.post("/free", {"unload_models": True})  # one is forgotten while ComfyUI tidies up after a graph
             if self.get("/system_stats")["devices"][0]["torch_vram_total"] < EMPTY:
                 return
             time.sleep(0.1)
