@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from ..devices.kernel_memory import attention_nbytes, rotary_nbytes, widened_nbytes
-from ..geometry import TOKEN, check_size, patch_count, preview_grid, token_grid
+from ..geometry import PATCH, TOKEN, check_size, patch_count, preview_grid, token_grid
 from ..models.config import DitConfig, VaeConfig, VisionLanguageConfig
 from ..models.kv_cache import BUCKET, cache_nbytes
 from ..models.planner import PREFILL_CHUNK
@@ -27,6 +27,7 @@ NOISE_BYTES = 2 << 30  # that the noise of a window may take on its device
 NOISE_ROWS = 32  # tokens whose noise is made and sent at once
 MARGIN = 1.06  # for statistics of norms, tables, and what an allocator rounds up
 BLOCK = 11  # activations at a block's feed-forward: before and after attention, normed, four and four
+PRODUCT = 7  # at the first product of its feed-forward, beside weights that are widened for it
 SEEN = 6  # at its attention: before, normed, keys, values, queries, and those of which a rotation is under way
 CACHED = 7  # with a first-block cache: two of each pass, and three that its comparison keeps alive
 ENCODED = 5  # of the widest level that are alive at once in the VAE's encoder, which works on whole images
@@ -123,7 +124,7 @@ def decoder_work(
     batch if `batched`, or of a reference.
     """
     patches, number = patch_count(images.height, images.width), config.inner_dim * dtype.itemsize
-    references = [h * w * (TOKEN // 16) ** 2 for h, w in images.references]
+    references = [h * w * (TOKEN // PATCH) ** 2 for h, w in images.references]
     modulations = images.steps * (12 * config.num_layers + 2)
     contexts = images.count * (patches + GLYPH_TOKENS) * (3 if batched else 1)
     cached = CACHED * images.count * (patches + GLYPH_TOKENS) if images.step_cache else 0
@@ -142,7 +143,7 @@ def _block(config: DitConfig, dtype, rows: int, tokens: int, before: int, device
     width, all_tokens = config.inner_dim, rows * tokens
     feed_forward = BLOCK * all_tokens * width * dtype.itemsize
     widened = widened_nbytes(device, form, 4 * width * width, dtype)
-    product = 7 * all_tokens * width * dtype.itemsize + widened
+    product = PRODUCT * all_tokens * width * dtype.itemsize + widened
     scores = attention_nbytes(device, rows * config.num_attention_heads, tokens, before + tokens)
     rotated = max(rotary_nbytes(device) * all_tokens * width, scores)
     seen = (SEEN * all_tokens + 2 * rows * before) * width * dtype.itemsize + rotated
