@@ -11,6 +11,7 @@ import re
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 ROOT, EXPERIMENT, *ARGUMENTS = sys.argv[1:]
@@ -448,7 +449,19 @@ def placements() -> dict:
     for state in ("NORMAL_VRAM", "DISABLED"):
         memory.vram_state = memory.VRAMState[state]
         found[f"{state}, short"] = fitting.as_comfyui_loads(wanted, needs).name
-    return found
+    return found | {"w4 on an NPU": refused_on_npu("w4", "auto")}
+
+
+def refused_on_npu(*choices: str) -> list[str]:
+    """What the loaders say of 4-bit weights there: of whole ones to round, and of a file that has them."""
+    loading, said = pack("nodes.comfyui.loading"), []
+    for choice in choices:
+        files = SimpleNamespace(forms={} if choice == "w4" else {"layer": "w4"}, folder=Path())
+        try:
+            loading.check_form(choice, files, SimpleNamespace(type="npu"))
+        except ValueError as error:
+            said.append(str(error))
+    return said
 
 
 print(json.dumps(globals()[EXPERIMENT](*ARGUMENTS)))

@@ -149,6 +149,11 @@ def test_a_part_never_waits_on_another_card(placements):
     assert waits == ["cpu", "cpu", "cuda:1"]
 
 
+def test_4_bits_on_an_npu_are_refused_with_what_to_take(placements):
+    said = placements["w4 on an NPU"]
+    assert len(said) == 2 and all("command line only; take w8" in text for text in said)
+
+
 def test_comfyuis_own_layers_read_a_w8_file(inside, install, random_folder, tmp_path):
     """ComfyUI has no class for this model, so that its own loader does not open the file; its layers do."""
     (file,) = quantize_to_files(FileQuantization(resolve(random_folder), tmp_path, {DECODER: "w8"}))
