@@ -13,7 +13,9 @@ const SECONDS = 15 // that a warning is seen wherever the user is looking
 const LINE = 44 // characters in a line of a node of usual width
 // They always say something, and have their field from the start: Nodes 2.0 draws the widgets that a node begins with.
 const TALKERS = new Set(
-  ["Devices", "LoRA", "Conditioning", "Remote", "Plan", "PlanFromImage", "Size"].map((name) => `GLMImage${name}`),
+  ["Devices", "LoRA", "PlannerLoRA", "Conditioning", "Remote", "RemotePlan", "Plan", "PlanFromImage", "Size"].map(
+    (name) => `GLMImage${name}`,
+  ),
 )
 TALKERS.add("EmptyGLMImageLatent")
 
