@@ -40,7 +40,7 @@ def _wanted(args: argparse.Namespace) -> tuple:
     name, args.model = args.model or "the release", args.model or HUB_ID
     arguments.choose_size(args)
     arguments.denoise_options(args)
-    arguments.check_loras(args)
+    arguments.plan_request(args, "any prompt")
     sizes, folder = arguments.known_sizes(args)
     if folder is None and args.model != HUB_ID:
         name = f"{name} (not here; by the release's sizes)"

@@ -81,6 +81,17 @@ def test_doctor_judges_what_generate_with_the_same_options_would_do(options, sho
     assert asked[0] == asked[1]
 
 
+@pytest.mark.parametrize("option", ["count 0", "count 65", "plan-rows 0", "temperature nan"])
+def test_doctor_refuses_what_generate_refuses(option, capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "CHECKS", (doctor.check_placement,))
+    name, value = option.split()
+    options = ["--model", "small", "--device", "cpu", f"--{name}", value]
+    assert main(["generate", "a sign", *options]) == 1
+    said = capsys.readouterr().err.removeprefix("glm-image: ").strip()
+    assert main(["doctor", *options]) == 1
+    assert said in " ".join(capsys.readouterr().out.split())
+
+
 def test_the_release_has_about_9_and_7_billion_parameters():
     counts = dict(text.split() for _, text in reported(doctor.check_model_info))
     numbers = {name: int(count.replace(",", "")) for name, count in counts.items()}
