@@ -8,6 +8,8 @@ import math
 import struct
 from dataclasses import dataclass
 
+from ..text import shown
+
 ALIGNMENT = 32  # where general.alignment is not given
 SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # kind of a value -> bytes
 UINT16, UINT32, STRING, ARRAY = 2, 4, 8, 9
@@ -99,11 +101,15 @@ def read_head(data) -> Head:
     if alignment % 8:
         raise ValueError(f"it aligns to {alignment} bytes")
     begin = -(-cursor.at // alignment) * alignment
-    tensors = {}
+    tensors, after = {}, 0
     for name, shape, kind, offset in found:
-        tensors[name] = Tensor(shape, kind, begin + offset, _nbytes(name, shape, kind))
-        if tensors[name].start + tensors[name].nbytes > len(data):
-            raise ValueError(f"it ends within {name}")
+        nbytes = _nbytes(name, shape, kind)
+        if after is not None and offset != after:
+            raise ValueError(f"{shown(name)} lies at byte {offset} of the data, where {after} is the next")
+        after = -(-(offset + nbytes) // alignment) * alignment if after is not None and kind in BLOCKS else None
+        tensors[name] = Tensor(shape, kind, begin + offset, nbytes)
+        if tensors[name].start + nbytes > len(data):
+            raise ValueError(f"it ends within {shown(name)}")
     if len(tensors) < count:
         raise ValueError("it holds a tensor twice")
     return Head(version, known.get("split.count") or 1, tensors)

@@ -131,6 +131,19 @@ def test_a_type_of_the_future_is_refused(tmp_path):
         _ = weights_at(path).headers
 
 
+@pytest.mark.parametrize("moved", [-32, 4, 32])
+def test_tensors_that_do_not_follow_each_other_are_refused(tmp_path, moved):
+    """As ggml does; else one would be read out of another, or by a type that is not its own."""
+    arrays = {NAME: (ONES, TYPES.F32), "proj_out.bias": (ONES, TYPES.F32), "proj_out.weight": (ONES, TYPES.F32)}
+    path = write(tmp_path / "one.gguf", arrays)
+    content = bytearray(path.read_bytes())
+    at = content.index(b"proj_out.bias") + len("proj_out.bias") + 4 + 2 * 8 + 4
+    content[at : at + 8] = (ONES.nbytes + moved).to_bytes(8, "little")
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"'proj_out.bias' lies at byte {2048 + moved} .* where 2048 is the next"):
+        _ = weights_at(path).headers
+
+
 def test_without_the_package_the_error_says_how_to_get_it(tmp_path, monkeypatch):
     path = write(tmp_path / "one.gguf", {NAME: quantised(torch.ones(2, 64), "Q8_0")})
     for name in [name for name in sys.modules if name.partition(".")[0] == "gguf"]:
