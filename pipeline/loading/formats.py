@@ -14,13 +14,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
 from ..devices.quantised_products import GROUP
 from ..errors import CheckpointError
 from ..text import shown
 from . import sdnq
-from .stored import FLOATS, Entry, Layout, Stored, refuse
+from .stored import FLOATS, Entry, Layout, Stored, open_shard, refuse
 
 MARK = "comfy_quant"  # a layer's key whose bytes are JSON about its weight, as ComfyUI writes it
 INT8, INT4 = "int8_tensorwise", "glm_image_int4"  # `format` of the forms of 8 bits (ComfyUI's) and 4 bits (ours)
@@ -88,7 +87,7 @@ def _marks(source: Path, entries: Mapping[str, Entry]) -> dict[str, dict]:
     marks = {key: entry for key, entry in entries.items() if key.endswith(f".{MARK}")}
     found = {}
     for shard in dict.fromkeys(entry.shard for entry in marks.values()):
-        with safe_open(shard, "pt") as file:
+        with open_shard(shard) as file:
             for key, entry in marks.items():
                 if entry.shard == shard and entry.nbytes <= 4096:
                     try:
@@ -134,7 +133,7 @@ def _notes_of_torchao(source: Path, entries: dict[str, Entry], codes: list[str])
 
 
 def _any(entry: Entry) -> bool:
-    with safe_open(entry.shard, "pt") as file:
+    with open_shard(entry.shard) as file:
         return bool(file.get_tensor(entry.key).any())
 
 

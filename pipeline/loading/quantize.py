@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import FileError, InputError
-from ..files import replacing, write_text
+from ..errors import CheckpointError, FileError, InputError
+from ..files import errors_about, replacing, write_text
 from ..models.weight_forms import FORMS
 from ..progress import Progress
 from .checkpoint import DECODER, PATTERNS, PLANNER, Checkpoint, title
@@ -37,11 +37,14 @@ def check_forms(checkpoint: Checkpoint, forms: Mapping[str, str]) -> None:
         if checkpoint.weights(name).forms:
             source = checkpoint.weights(name).folder
             raise InputError(f"the {title(name)} in {source} is rounded already; give whole weights")
+        for shard in checkpoint.weights(name).shards:
+            with checkpoint.weights(name).open(shard):
+                pass  # a head that lies is an error now
 
 
 def check_room(out: Path, wanted: int) -> None:
     """Raise `FileError` if the disk of `out` has fewer free bytes."""
-    home = next(parent for parent in out.absolute().parents if parent.exists())
+    home = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     free = shutil.disk_usage(home).free
     if wanted > free:
         raise FileError(f"{out} needs {wanted / 2**30:.1f} GiB, and {free / 2**30:.1f} are free on that disk")
@@ -106,13 +109,21 @@ def _is_of_weights(path: Path) -> bool:
 
 
 def quantize(job: Quantization, progress: Progress | None = None) -> Path:
-    """Write the folder, or what is missing of it. `progress` counts bytes of the source; it may raise to interrupt."""
-    job.partial.mkdir(parents=True, exist_ok=True)
+    """Write the folder, or what is missing of it. `progress` counts bytes of the source; it may raise to interrupt.
+
+    A source that turns out to be damaged leaves nothing: a sound one is another, and goes on with none of it.
+    """
+    with errors_about(job.partial):
+        job.partial.mkdir(parents=True, exist_ok=True)
     write_text(job.run_file, job.run)
     for path in job.copied():
         _copy(job.checkpoint.folder / path, job.partial / path)
-    for name, form in job.forms.items():
-        _round_component(job.checkpoint.weights(name), job.partial / name, form, name, progress)
+    try:
+        for name, form in job.forms.items():
+            _round_component(job.checkpoint.weights(name), job.partial / name, form, name, progress)
+    except CheckpointError:
+        shutil.rmtree(job.partial)
+        raise
     if job.out.is_dir():
         job.out.rmdir()  # an empty one, of which Windows lets nothing take the place
     job.run_file.unlink()

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import FileError
+from ..errors import CheckpointError, FileError
 from ..files import errors_about, write_text
 from ..progress import Progress
 from .checkpoint import DECODER, PLANNER, Checkpoint, title
@@ -33,14 +33,15 @@ class FileQuantization:
 
     def __post_init__(self):
         check_forms(self.checkpoint, self.forms)
-        if self.out.exists() and not self.out.is_dir():
-            raise FileError(f"{self.out} is a file; give a folder, such as ComfyUI's models")
+        for folder in (self.out, *(self.target(name).parent for name in self.forms)):
+            if folder.exists() and not folder.is_dir():
+                raise FileError(f"{folder} is a file; give a folder, such as ComfyUI's models")
         for name in self.forms:
             if self.target(name).exists():
                 raise FileError(f"{self.target(name)} is there already; remove it, or give another folder")
             if self.partial(name).exists() and self._noted(name).get("run") != self.run(name):
                 raise FileError(f"{self.partial(name)} belongs to another checkpoint; remove it")
-        check_room(self.out / "file", sum(self.missing(name) for name in self.forms))
+        check_room(self.out, sum(self.missing(name) for name in self.forms))
 
     def target(self, component: str) -> Path:
         name = f"glm_image_{title(component)}_{self.forms[component]}.safetensors"
@@ -56,8 +57,10 @@ class FileQuantization:
         return description_of(self.checkpoint, {component: self.forms[component]})
 
     def done(self, component: str) -> list[str]:
-        """Shards whose tensors are in the partial file."""
-        return self._noted(component).get("shards", []) if self.partial(component).exists() else []
+        """Shards whose tensors are in the partial file: none where it became shorter since that was noted."""
+        noted, partial = self._noted(component), self.partial(component)
+        whole = partial.exists() and partial.stat().st_size >= noted.get("bytes", 0)
+        return noted.get("shards", []) if whole else []
 
     def _noted(self, component: str) -> dict:
         try:
@@ -73,10 +76,18 @@ class FileQuantization:
 
 
 def quantize_to_files(job: FileQuantization, progress: Progress | None = None) -> list[Path]:
-    """Write the files, or what is missing of them. `progress` counts bytes of the source; it may raise to interrupt."""
+    """Write the files, or what is missing of them. `progress` counts bytes of the source; it may raise to interrupt.
+
+    A source that turns out to be damaged leaves nothing of its file.
+    """
     for name in job.forms:
-        with errors_about(job.target(name)):
-            _write_component(job, name, progress)
+        try:
+            with errors_about(job.target(name)):
+                _write_component(job, name, progress)
+        except CheckpointError:
+            job.partial(name).unlink()
+            job.note(name).unlink()
+            raise
     return [job.target(name) for name in job.forms]
 
 
@@ -107,4 +118,5 @@ def _write_component(job: FileQuantization, component: str, progress: Progress |
 
 
 def _note(job: FileQuantization, component: str, finished: list[str]) -> None:
-    write_text(job.note(component), json.dumps({"run": job.run(component), "shards": finished}))
+    size = job.partial(component).stat().st_size if finished else 0
+    write_text(job.note(component), json.dumps({"run": job.run(component), "shards": finished, "bytes": size}))

@@ -12,7 +12,7 @@ from ..errors import CheckpointError
 from ..models.weight_forms import layer_form, rounded
 from .formats import MARK, mark
 from .stored import Stored
-from .weights import STORED, Weights
+from .weights import STORED, Weights, finite_flag, not_finite
 
 ROWS = 4096  # of a matrix that are rounded at once, which bounds the memory of float32 copies
 NAMES = {dtype: name for name, dtype in STORED.items()} | {torch.int8: "I8", torch.uint8: "U8"}
@@ -88,9 +88,9 @@ def write(out: BinaryIO, file, tensors: dict[str, Stored], form: str, places: di
 
 def _read_parts(key: str, tensor: Stored, form: str, file) -> dict[str, torch.Tensor]:
     own, weight = _form_of(key, tensor, form), tensor.read(file)
+    if not_finite({key: finite_flag(weight)}):
+        raise CheckpointError(f"{tensor.entry.shard}: {key} holds NaN or infinite numbers; the file is damaged")
     if own is None:
         return {key: weight.to(STORED[tensor.dtype])}
-    if not torch.isfinite(torch.stack(weight.aminmax())).all():
-        raise CheckpointError(f"{tensor.entry.shard}: {key} holds NaN or infinite numbers; the file is damaged")
     layer = key.rpartition(".")[0]
     return {f"{layer}.{name}": part for name, part in _stored_parts(weight, own).items()}

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from ..errors import CheckpointError
 
@@ -43,7 +43,7 @@ class Stored:
 
     def _other(self, entry: Entry, file) -> torch.Tensor:
         here = entry.shard == self.entry.shard
-        with contextlib.nullcontext(file) if here else safe_open(entry.shard, "pt") as its:
+        with contextlib.nullcontext(file) if here else open_shard(entry.shard) as its:
             return its.get_tensor(entry.key)
 
 
@@ -58,3 +58,16 @@ class Layout:
 def refuse(source: Path, name: str) -> None:
     """Raise `CheckpointError` for weights in a format that is not read."""
     raise CheckpointError(f"{source} holds weights in {name}, a format that is not read; {ADVICE}")
+
+
+def open_shard(shard: Path) -> safe_open:
+    """A safetensors file, mapped; raises `CheckpointError` for one whose head lies about what follows."""
+    try:
+        return safe_open(shard, "pt")
+    except SafetensorError as error:
+        raise damaged(shard, error) from None
+
+
+def damaged(shard: Path, error: SafetensorError) -> CheckpointError:
+    """The error about a file that safetensors does not read."""
+    return CheckpointError(f"{shard} is damaged: {error}; download it again")

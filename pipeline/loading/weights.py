@@ -13,14 +13,14 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from ..errors import CheckpointError
 from ..models import weight_forms
 from ..models.config import LAYERS, read_json
 from ..text import shown
 from .formats import layout_of
-from .stored import Entry, Layout
+from .stored import Entry, Layout, damaged, open_shard
 
 WEIGHT_NAMES = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 STORED = {
@@ -99,8 +99,8 @@ class Weights:
         return {key: Entry(shard, key, *about) for key, about in read_header(shard).items()}
 
     def open(self, shard: Path) -> contextlib.AbstractContextManager:
-        """Something whose `get_tensor(key)` reads a tensor by the file's key."""
-        return safe_open(shard, "pt")
+        """Something whose `get_tensor(key)` reads a tensor by the file's key; a head that lies is an error here."""
+        return open_shard(shard)
 
     def name(self, key: str) -> str:
         """The model's name of a file's key."""
@@ -156,7 +156,7 @@ class Weights:
                         if tensor.entry.shard == shard:
                             yield key, tensor.read(file)
             except SafetensorError as error:
-                raise CheckpointError(f"{shard} is damaged: {error}; download it again") from None
+                raise damaged(shard, error) from None
 
 
 def _is_file_name(name: str) -> bool:

@@ -34,6 +34,10 @@ def job(source, out, forms=BOTH):
     return Quantization(resolve(str(source)), out, forms)
 
 
+def file_job(source, out, forms=BOTH):
+    return FileQuantization(resolve(str(source)), out, forms)
+
+
 def contents(folder):
     return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
@@ -143,16 +147,36 @@ def test_damaged_numbers_are_named_and_no_folder_appears(source, tmp_path):
     edit_weights(source / "transformer/diffusion_pytorch_model.safetensors", **{key: torch.full((64, 64), torch.nan)})
     with pytest.raises(CheckpointError, match=f"{key} holds NaN"):
         quantize(job(source, tmp_path / "out"))
-    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize("make", [job, file_job], ids=["folder", "files"])
+def test_damage_is_named_in_tensors_that_stay_too_and_leaves_nothing(source, tmp_path, make):
+    edit_weights(source / SHARD, **{"proj_out.bias": torch.full((64,), torch.inf)})
+    work = quantize if make is job else quantize_to_files
+    with pytest.raises(CheckpointError, match="proj_out.bias holds NaN or infinite"):
+        work(make(source, tmp_path / "out", {P.DECODER: "w8"}))
+    assert not [path for path in tmp_path.glob("out*/**/*") if path.is_file()]
+
+
+@pytest.mark.parametrize("make", [job, file_job], ids=["folder", "files"])
+def test_a_head_that_lies_is_refused_before_anything_is_written(source, tmp_path, make):
+    """Two tensors of one place: the lengths are right, and one sees it only where all are compared."""
+    content = (source / SHARD).read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    head = json.loads(content[8 : 8 + size])
+    first, second = (f"transformer_blocks.0.attn1.to_{name}.weight" for name in "qk")
+    head[first]["data_offsets"] = head[second]["data_offsets"]
+    text = json.dumps(head).encode()
+    (source / SHARD).write_bytes(len(text).to_bytes(8, "little") + text + content[8 + size :])
+    with pytest.raises(CheckpointError, match="diffusion_pytorch_model.safetensors is damaged: .*download it again"):
+        make(source, tmp_path / "out")
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_the_command_wants_something_to_round(tmp_path, capsys):
     assert main(["quantize", "small", "-o", str(tmp_path / "out"), "--planner", "bf16"]) == 1
     assert "nothing would be rounded" in capsys.readouterr().err
-
-
-def file_job(source, out, forms=BOTH):
-    return FileQuantization(resolve(str(source)), out, forms)
 
 
 NAMES = {"text_encoders/glm_image_planner_w4.safetensors", "diffusion_models/glm_image_decoder_w8.safetensors"}
@@ -206,9 +230,14 @@ def test_an_interrupted_file_goes_on_with_the_next_shard(source, tmp_path):
         with pytest.raises(Stopped):
             quantize_to_files(file_job(source, tmp_path / "out", only), stopping(after))
         assert not list((tmp_path / "out").rglob("*.safetensors"))
+    cut = shutil.copytree(tmp_path / "out", tmp_path / "cut")
     (file,) = quantize_to_files(file_job(source, tmp_path / "out", only), rest := stopping(0))
     assert file.read_bytes() == whole.read_bytes() and len(every.calls) - len(rest.calls) == first
     assert list(contents(tmp_path / "out")) == [file.relative_to(tmp_path / "out")]
+    (left,) = cut.rglob("*.partial")
+    left.write_bytes(left.read_bytes()[:5000])  # what it says is finished is not there
+    (file,) = quantize_to_files(file_job(source, cut, only))
+    assert file.read_bytes() == whole.read_bytes()
 
 
 def test_files_that_cannot_be_made_are_refused_before_anything_is_written(source, tmp_path, monkeypatch):
@@ -226,6 +255,9 @@ def test_files_that_cannot_be_made_are_refused_before_anything_is_written(source
     (tmp_path / "file").touch()
     with pytest.raises(FileError, match="is a file; give a folder"):
         file_job(source, tmp_path / "file")
+    (tmp_path / "diffusion_models").touch()
+    with pytest.raises(FileError, match="diffusion_models is a file; give a folder"):
+        file_job(source, tmp_path, only)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1000, 999, 1))
     with pytest.raises(FileError, match="needs .* GiB, and 0.0 are free"):
         file_job(source, models, {P.DECODER: "w4"})
