@@ -79,7 +79,7 @@ def picture(path, size=(64, 64), colour="red"):
 @pytest.mark.parametrize("change", [
     {"component": "vae"}, {"rank": 0}, {"steps": 0}, {"batch": True}, {"lr": 0}, {"lr": float("nan")}, {"alpha": -1},
     {"schedule": "linear"}, {"targets": "to_q"}, {"drop": 1.5}, {"pixels": 100}, {"seed": -1}, {"samples": ("",)},
-    {"save_every": 0}, {"weight_decay": 2},
+    {"save_every": 0}, {"weight_decay": 2}, {"keep_layers": -1}, {"keep_layers": 2, "checkpointing": False},
 ])  # fmt: skip
 def test_a_setting_out_of_range_is_refused_when_it_is_made(settings, change):
     with pytest.raises(InputError):
@@ -87,7 +87,7 @@ def test_a_setting_out_of_range_is_refused_when_it_is_made(settings, change):
 
 
 @pytest.mark.parametrize(("words", "message"), [
-    (["--rank", "0"], "--rank 0 is not accepted"),
+    (["--rank", "0"], "--rank 0 is not accepted; use a whole number from 1 to 16777216"),
     (["--targets", "to_q"], "'to_q' is no layer of the planner that can be adapted"),
     (["--threads", "0"], "--threads 0 is not accepted"),
     (["--threads", str(2**64)], "use 1 to 1024"),

@@ -81,6 +81,10 @@ class LoraSettings:
             _check_whole(name, getattr(self, name), 1, 1 << 24)
         if self.keep_layers is not None:
             _check_whole("keep_layers", self.keep_layers, 0, 1 << 24)
+        if self.keep_layers and not self.checkpointing:
+            raise InputError(
+                f"--no-checkpointing keeps all layers, --keep-layers {self.keep_layers}; leave one of them out"
+            )
         _check_whole("warmup", self.warmup, 0, 1 << 24)
         _check_whole("seed", self.seed, 0, SEED_LIMIT - 1)
         if self.pixels is not None:
@@ -142,7 +146,9 @@ def _option(name: str) -> str:
 
 def _check_whole(name: str, value, lowest: int, highest: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= highest:
-        raise InputError(f"{_option(name)} {shown(value)} is not accepted; use a whole number from {lowest} on")
+        raise InputError(
+            f"{_option(name)} {shown(value)} is not accepted; use a whole number from {lowest} to {highest}"
+        )
 
 
 def _check_number(name: str, value, lowest: float, highest: float, lowest_too: bool = True) -> None:
