@@ -1,8 +1,8 @@
 """Planner and decoder rounded to 8 or 4 bits as single files, in the folders where ComfyUI looks for them.
 
 A file grows as `NAME.partial` beside its place: shard after shard of the source, each tensor where it belongs. What is
-finished is noted in `NAME.partial.json`, so that an interrupted run goes on with the next shard. The whole file takes
-its name at the end.
+finished is noted in `NAME.partial.json`, so that an interrupted run goes on with the next shard. The whole files take
+their names at the end.
 """
 
 import json
@@ -78,16 +78,22 @@ class FileQuantization:
 def quantize_to_files(job: FileQuantization, progress: Progress | None = None) -> list[Path]:
     """Write the files, or what is missing of them. `progress` counts bytes of the source; it may raise to interrupt.
 
-    A source that turns out to be damaged leaves nothing of its file.
+    Files take their names when all are whole, so that the same job goes on until then. A source that turns out to be
+    damaged leaves nothing.
     """
-    for name in job.forms:
-        try:
+    try:
+        for name in job.forms:
             with errors_about(job.target(name)):
                 _write_component(job, name, progress)
-        except CheckpointError:
-            job.partial(name).unlink()
+    except CheckpointError:
+        for name in job.forms:
+            job.partial(name).unlink(missing_ok=True)
+            job.note(name).unlink(missing_ok=True)
+        raise
+    for name in job.forms:
+        with errors_about(job.target(name)):
+            os.replace(job.partial(name), job.target(name))
             job.note(name).unlink()
-            raise
     return [job.target(name) for name in job.forms]
 
 
@@ -113,8 +119,6 @@ def _write_component(job: FileQuantization, component: str, progress: Progress |
             os.fsync(out.fileno())
             finished = [*finished, shard.name]
             _note(job, component, finished)
-    os.replace(partial, job.target(component))
-    job.note(component).unlink()
 
 
 def _note(job: FileQuantization, component: str, finished: list[str]) -> None:

@@ -240,6 +240,15 @@ def test_an_interrupted_file_goes_on_with_the_next_shard(source, tmp_path):
     assert file.read_bytes() == whole.read_bytes()
 
 
+def test_a_run_interrupted_in_the_second_file_goes_on_too(source, tmp_path):
+    whole = quantize_to_files(file_job(source, tmp_path / "whole"), every := stopping(0))
+    with pytest.raises(Stopped):
+        quantize_to_files(file_job(source, tmp_path / "out"), stopping(len(every.calls) - 3))
+    quantize_to_files(file_job(source, tmp_path / "out"), rest := stopping(0))
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole") and len(whole) == 2
+    assert len(rest.calls) < len(every.calls)
+
+
 def test_files_that_cannot_be_made_are_refused_before_anything_is_written(source, tmp_path, monkeypatch):
     models, only = tmp_path / "models", {P.DECODER: "w8"}
     with pytest.raises(Stopped):
