@@ -145,6 +145,7 @@ export const MESSAGES = {
   "sketch_level {} follows the sketch; connect vae and sketch, or use 1": "sketch_level {0} 要跟随草图；请连接 vae 和 sketch，或设为 1",
   "nothing to rank by; connect a layout or write the texts that should be read": "没有排名依据；请连接布局，或写出应读到的文字",
   "plan {} is not in the input or output folder; choose one from the list": "规划 {0} 不在输入或输出文件夹中；请从列表中选择",
+  "4-bit weights (w4) run on NPUs from the command line only; take w8": "4 位权重（w4）在 NPU 上只能从命令行运行；请选择 w8",
   "{} does not run on {}, which has no operator for it; choose w8 for 8 bits": "{0} 不能在 {1} 上运行，它没有相应的算子；请选择 w8（8 位）",
   "{} holds the weights of a {}, and those of a {} are wanted": "{0} 中是{1}的权重，而此处需要{2}的权重",
   "{}: {} keys missing, first {}; is the download complete?": "{0}：缺少 {1} 个张量，第一个是 {2}；下载是否完整？",

@@ -17,6 +17,7 @@ dependencies = [
 [project.optional-dependencies]
 ocr = ["pytesseract>=0.3.10"]
 plots = ["matplotlib>=3.8"]
+gguf = ["gguf>=0.17.1"]  # a comment
 test = [
     "pytest>=8",
     "transformers==5.23.0",
@@ -33,7 +34,8 @@ def versions():
 
 
 def test_every_bound_is_read(versions):
-    wanted = {"torch": "2.6", "huggingface-hub": "0.25", "pytesseract": "0.3.10", "matplotlib": "3.8", "pytest": "8"}
+    needed = {"torch": "2.6", "huggingface-hub": "0.25"}
+    wanted = needed | {"pytesseract": "0.3.10", "matplotlib": "3.8", "gguf": "0.17.1", "pytest": "8"}
     assert versions.requirements(PROJECT) == wanted
 
 
