@@ -1,5 +1,5 @@
 """Estimates of each stage's work against what torch_npu's allocator counts, on modules of a fraction of the release's
-widths: at least as much, and at most a quarter more.
+widths: at least as much, and at most a quarter and a block more.
 """
 
 import contextlib
@@ -22,16 +22,20 @@ DIT = replace(released.DIT, num_layers=3, num_attention_heads=4, attention_head_
 VAE = replace(released.VAE, block_out_channels=(32, 128, 128, 128), layers_per_block=1, norm_num_groups=8)
 SIDE = 256
 LARGER = 1.25
+BLOCK = 1 << 20  # bytes by which a block may be larger than what was asked for
 
 
 @contextlib.contextmanager
 def peak(device):
-    """`found.bytes`: the most that the block held beyond what was there before."""
+    """`found.bytes`: the most that the block asked for beyond what was there before.
+
+    What it got can be more, by what others left: the allocator gives out a free block of up to 1 MB more whole.
+    """
     found = type("Peak", (), {})
-    before = torch.npu.memory_allocated(device)
     torch.npu.reset_peak_memory_stats(device)
+    before = torch.npu.memory_stats(device)["requested_bytes.all.current"]
     yield found
-    found.bytes = torch.npu.max_memory_allocated(device) - before
+    found.bytes = torch.npu.memory_stats(device)["requested_bytes.all.peak"] - before
 
 
 @pytest.fixture(params=["A2", "310P"])
@@ -50,7 +54,7 @@ def module(build, config, npu):
 
 
 def covered(used, estimated):
-    return used <= estimated <= LARGER * used
+    return used <= estimated <= LARGER * used + BLOCK
 
 
 @pytest.mark.parametrize(
