@@ -62,23 +62,17 @@ def weight_files_as_text(args: argparse.Namespace) -> dict[str, str]:
 
 
 def add_planner_lora(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--planner-lora",
-        action="append",
-        type=_lora,
-        metavar="FILE[:STRENGTH]",
-        help="LoRA of the planner as PEFT writes it, a file or its folder; may be repeated (default strength 1)",
-    )
+    about = "LoRA of the planner as PEFT writes it, a file or its folder; may be repeated (default strength 1)"
+    _add_lora_files(parser, "--planner-lora", about)
 
 
 def add_lora(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--lora",
-        action="append",
-        type=_lora,
-        metavar="FILE[:STRENGTH]",
-        help="LoRA of the decoder as diffusers or PEFT writes it, a file or its folder; may be repeated",
-    )
+    about = "LoRA of the decoder as diffusers or PEFT writes it, a file or its folder; may be repeated"
+    _add_lora_files(parser, "--lora", about)
+
+
+def _add_lora_files(parser: argparse.ArgumentParser, option: str, about: str) -> None:
+    parser.add_argument(option, action="append", type=_lora, metavar="FILE[:STRENGTH]", help=about)
 
 
 def _lora(text: str) -> tuple[Path, float]:

@@ -288,11 +288,8 @@ class GlmImage:
         """Whether both passes of guidance run as one batch."""
         if options.step_cache is not None or options.guidance_batching != "auto":
             return options.guidance_batching == "batched"
-        dtype = self.placement.dtypes[DECODER]
-        images, device = (
-            ImageBatch(plan.height, plan.width, len(plan), steps=options.steps),
-            self.placement.devices[DECODER],
-        )
+        dtype, device = self.placement.dtypes[DECODER], self.placement.devices[DECODER]
+        images = ImageBatch(plan.height, plan.width, len(plan), steps=options.steps)
         work = decoder_work(self.configs[DECODER], dtype, images, True, device, self.placement.forms.get(DECODER))
         return passes.batches_well(device, work, DECODER in self.placement.streamed)
 

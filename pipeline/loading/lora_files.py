@@ -179,7 +179,7 @@ def numbers_of(target: LoraTarget, path: Path) -> int:
 
 
 def _digest(file: Path, settings: str) -> str:
-    """Tells apart what files make of a planner, whatever their names."""
+    """Tells apart what files make of a component, whatever their names."""
     found = hashlib.sha256(settings.encode("utf-8", "replace"))
     with file.open("rb") as opened:
         while block := opened.read(1 << 20):

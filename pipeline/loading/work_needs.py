@@ -1,7 +1,7 @@
 """Bytes that the work of each component takes besides its weights.
 
 Each function follows what is alive at the widest moments of its module's forward pass; activations are counted as
-tensors of one width. `tests/npu/test_memory_needs.py` compares them with what torch_npu's allocator counts.
+tensors of one width. `tests/npu/test_work_needs.py` compares them with what torch_npu's allocator counts.
 """
 
 import math
