@@ -1,6 +1,7 @@
 """Training LoRAs: what is read, what is learnt, what is written, and that a run goes on wherever it ended."""
 
 import argparse
+import gc
 import importlib.util
 import json
 import random
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -22,8 +24,10 @@ from comfyui_glm_image.pipeline.errors import InputError
 from comfyui_glm_image.pipeline.geometry import preview_grid
 from comfyui_glm_image.pipeline.loading.checkpoint import resolve
 from comfyui_glm_image.pipeline.loading.placement import HEADROOM
+from comfyui_glm_image.pipeline.models import tiny
+from comfyui_glm_image.pipeline.models.planner import Planner
 from comfyui_glm_image.training import data, lora_pictures, lora_score
-from comfyui_glm_image.training.lora import layers, memory, pictures, prepared
+from comfyui_glm_image.training.lora import layers, memory, pictures, prepared, residuals
 from comfyui_glm_image.training.lora import train as training
 from comfyui_glm_image.training.lora.batches import Batches
 from comfyui_glm_image.training.lora.planner_loss import PlannerLoss
@@ -343,9 +347,50 @@ def test_recomputing_layers_changes_no_gradient(settings, tmp_path, component):
         assert_close(curve, curves[0], rtol=1e-5, atol=1e-6)
 
 
-def test_the_gradient_of_the_gate_is_that_of_plain_operators():
-    x = torch.randn(2, 3, 8, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(layers.swiglu, x)
+def test_the_gradient_of_the_gate_is_that_of_plain_operators(monkeypatch):
+    x = torch.randn(2, 3, 8, requires_grad=True)
+
+    def gradient_of(product):
+        return torch.autograd.grad((product * torch.arange(4.0)).sum(), x)[0]
+
+    gate, up = x.chunk(2, -1)
+    expected = gradient_of(F.silu(gate) * up)
+    for cached in (8, 1 << 20):  # a token at a time, and all at once
+        monkeypatch.setattr(layers, "CACHED", cached)
+        product = layers.swiglu(x.clone())  # whose gradient is written over it
+        assert torch.equal(product, F.silu(gate) * up)
+        assert_close(gradient_of(product), expected)
+
+
+@pytest.mark.parametrize("apart", [1, 3, 9])
+def test_inputs_of_layers_are_added_up_again_to_the_bit(monkeypatch, apart):
+    monkeypatch.setattr(residuals, "APART", apart)
+    torch.manual_seed(0)
+    config = replace(tiny.planner_config(), text_config=replace(tiny.planner_config().text_config, num_hidden_layers=7))
+    planner = Planner(config).requires_grad_(False)
+    model, inputs = planner.model.language_model, []
+    for layer in model.layers:
+        layer.self_attn.fused = None
+        layer.input_layernorm.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+    tables = planner.rope_tables(torch.arange(6).expand(3, 1, -1))
+    embedded = torch.randn(1, 6, config.text_config.hidden_size, requires_grad=True)
+
+    def gradient(checkpointing):
+        inputs.clear()
+        hidden = layers.run_language_model(model, embedded, tables, None, 4, checkpointing)
+        first, held = [x.detach().clone() for x in inputs], [weakref.ref(x.untyped_storage()) for x in inputs]
+        return hidden, first, held
+
+    hidden, first, _ = gradient(False)
+    (expected,) = torch.autograd.grad(hidden.square().sum(), embedded)
+    hidden, _, held = gradient(True)
+    inputs.clear()
+    gc.collect()
+    assert [i for i, storage in enumerate(held) if storage() is not None] == list(range(0, 7, apart))
+    (found,) = torch.autograd.grad(hidden.square().sum(), embedded)
+    again = dict(zip(range(len(inputs) - 1, -1, -1), inputs))
+    assert all(torch.equal(x, first[i]) for i, x in again.items())
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("component", ["planner", "decoder"])

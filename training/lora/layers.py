@@ -1,10 +1,13 @@
 """The passes that training takes through our modules: adapters, recomputed layers and the head, with little memory.
 
 They are cheaper than the modules' own: an adapted layer is three products and nothing between them, the recomputation
-of a half layer ends before its last product, layers that memory has room for keep the widest one, the gradient of the
-feed-forward's gate is written in place, and logits are never kept.
+of a half layer ends before its last product, layers that memory has room for keep the widest one, most layers' inputs
+are added up again, the gradient of the feed-forward's gate is written in place, and logits are never kept.
 Shapes: B images, T tokens, H hidden size, N tokens that count, V vocabulary.
 """
+
+from collections.abc import Iterator
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +17,10 @@ from ...pipeline.devices import kernels
 from ...pipeline.devices.kernels import CAUSAL
 from ...pipeline.models.planner import DecoderLayer, LanguageModel
 from .adapters import NAME, adapted_layers
+from .residuals import Residuals
 
-LOGITS = 1 << 21  # numbers of the logits that are alive at once
+LOGITS = 1 << 20  # numbers of the logits that are alive at once
+CACHED = 1 << 16  # numbers of the widest product that a CPU's cache holds, with what is computed of them
 
 
 class NoCache:
@@ -70,25 +75,30 @@ def run_language_model(
     """
     x, length = embedded, embedded.shape[1]
     about = (*tables, CAUSAL if mask is None else mask, NoCache, 0, 0, length)
-    for i, layer in enumerate(model.layers[:-1], 1):
-        x = _layer(layer, x, about, length, checkpointing, i >= len(model.layers) - keep)
-    # The backward pass begins with the last layer: whatever it keeps would be there at that moment anyway.
-    return model.norm(_layer(model.layers[-1], x, about, last, checkpointing=False))
+    residuals = Residuals(lambda i, *parts: _sum(model.layers[i], *parts))
+    with residuals.saving() if checkpointing else nullcontext():
+        for i, layer in enumerate(model.layers[:-1], 1):
+            residuals.enter(x)
+            attended, fed = _halves(layer, x, about, length, checkpointing, i >= len(model.layers) - keep)
+            x = _sum(layer, x, attended, fed)
+            residuals.leave(attended, fed)
+        # The backward pass begins with the last layer: whatever it keeps would be there at that moment anyway.
+        residuals.enter(x)
+        given = _halves(model.layers[-1], x, about, last, checkpointing=False)
+        residuals.leave(*given)
+        return model.norm(_sum(model.layers[-1], x[:, -last:], *given))
 
 
-def _layer(layer: DecoderLayer, x, about: tuple, last: int, checkpointing: bool, keep: bool = True) -> torch.Tensor:
-    """A decoder layer -> the `last` tokens. It keeps its input and what both halves give; the sum between them, which
-    each needs, is computed again.
+def _halves(layer: DecoderLayer, x, about: tuple, last: int, checkpointing: bool, keep: bool = True):
+    """What the halves of a decoder layer give to the `last` tokens. That is kept, which no half keeps: the sum between
+    them, which the second needs, is computed again.
     """
 
     def attention(x):
         return layer.self_attn(layer.input_layernorm(x), *about)
 
-    def middle(x, attended):
-        return x + layer.post_self_attn_layernorm(attended)
-
     def gate_up(*parts):
-        return layer.mlp.gate_up_proj(layer.post_attention_layernorm(middle(*parts)))
+        return layer.mlp.gate_up_proj(layer.post_attention_layernorm(_middle(layer, *parts)))
 
     def down(gate_up):
         return layer.mlp.down_proj(swiglu(gate_up))
@@ -96,11 +106,23 @@ def _layer(layer: DecoderLayer, x, about: tuple, last: int, checkpointing: bool,
     run = recomputed if checkpointing else (lambda half, *parts: half(*parts))
     parts = [part[:, -last:] for part in (x, run(attention, x))]
     fed = run(down, gate_up(*parts)) if keep else run(lambda *parts: down(gate_up(*parts)), *parts)
-    return middle(*parts) + layer.post_mlp_layernorm(fed)
+    return parts[1], fed
+
+
+def _middle(layer: DecoderLayer, x, attended) -> torch.Tensor:
+    return x + layer.post_self_attn_layernorm(attended)
+
+
+def _sum(layer: DecoderLayer, x, attended, fed) -> torch.Tensor:
+    """The layer's input and what its halves gave -> the input of the next."""
+    return _middle(layer, x, attended) + layer.post_mlp_layernorm(fed)
 
 
 def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
-    """`kernels.swiglu`, whose gradient takes fewer passes and less memory where it is made of plain operators."""
+    """`kernels.swiglu`, whose gradient takes fewer passes and less memory where it is made of plain operators.
+
+    `gate_up` must be nobody else's: its gradient is written over it.
+    """
     return kernels.swiglu(gate_up) if gate_up.device.type == "npu" else _Swiglu.apply(gate_up)
 
 
@@ -108,18 +130,29 @@ class _Swiglu(torch.autograd.Function):
     @staticmethod
     def forward(ctx, gate_up):
         ctx.save_for_backward(gate_up)
-        return kernels.swiglu(gate_up)
+        product = gate_up.new_empty(*gate_up.shape[:-1], gate_up.shape[-1] // 2)
+        for (gate, up), part in zip(_pieces(gate_up), _rows(product, gate_up), strict=True):
+            torch.mul(F.silu(gate), up, out=part)
+        return product
 
     @staticmethod
     def backward(ctx, of_product):
         (gate_up,) = ctx.saved_tensors
-        gate, up = gate_up.chunk(2, dim=-1)
-        gradient = torch.empty_like(gate_up)
-        of_gate, of_up = gradient.chunk(2, dim=-1)
-        torch.mul(of_product, up, out=of_gate)
-        torch.ops.aten.silu_backward.grad_input(of_gate, gate, grad_input=of_gate)
-        torch.mul(of_product, F.silu(gate), out=of_up)
-        return gradient
+        for (gate, up), part in zip(_pieces(gate_up), _rows(of_product, gate_up), strict=True):
+            of_activation = part * up
+            torch.mul(part, F.silu(gate), out=up)
+            torch.ops.aten.silu_backward.grad_input(of_activation, gate, grad_input=gate)
+        return gate_up
+
+
+def _pieces(gate_up: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    return (rows.chunk(2, dim=-1) for rows in _rows(gate_up, gate_up))
+
+
+def _rows(of: torch.Tensor, gate_up: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """`of` (B, T, ...) as views of some tokens each: on a CPU so few that its cache holds what is done to them."""
+    tokens = of.flatten(0, -2)
+    return tokens.split(max(1, CACHED // gate_up.shape[-1]) if of.device.type == "cpu" else len(tokens))
 
 
 def recomputed(function, *inputs):
@@ -153,6 +186,7 @@ class _HeadLoss(torch.autograd.Function):
             share = shares.exp_()
             share.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=share.dtype))
             gradient[part] = share.mul_(weights[part, None]).to(hidden.dtype) @ weight
+            del logits, shares, share  # or the next ones are made beside them
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(losses, hits)
         return (losses * weights).sum(), losses, hits

@@ -14,11 +14,14 @@ from ...pipeline.loading.placement import HEADROOM, gib
 from ...pipeline.loading.work_needs import GLYPH_TOKENS
 from ...pipeline.text import shown
 from .layers import LOGITS
+from .residuals import APART
 from .settings import LoraSettings
 
 PROMPT_TOKENS = 256  # of a caption
 MASTER = 16  # bytes of a number of the adapter: itself, its gradient and two moments in float32
-KEPT = {"planner": 3, "decoder": 1}  # activations of a layer's width that are kept where layers are recomputed
+# Activations of a layer's width that are kept where layers are recomputed: of the planner, what both halves of a layer
+# give and one input in a few, of the decoder the input.
+KEPT = {"planner": 2 + 1 / APART, "decoder": 1}
 ALLOCATOR = 1.15  # what a block is larger than asked for, on average
 
 
@@ -97,12 +100,12 @@ def _planner_work(sizes: CheckpointSizes, settings: LoraSettings, dtype: torch.d
     text = sizes.planner.text_config
     tokens = settings.batch * (PROMPT_TOKENS + math.prod(grid) + math.prod(preview_grid(*grid)))
     half = 2 * (4 * text.intermediate_size + 10 * text.hidden_size)  # a half layer and its gradients
-    layers = KEPT["planner"] * text.hidden_size * text.num_hidden_layers
+    layers = KEPT["planner"] * text.hidden_size * text.num_hidden_layers + APART * text.hidden_size
     if not settings.checkpointing:
         layers = half * text.num_hidden_layers
     kept = 2 * text.intermediate_size + 2 * text.hidden_size
     step = tokens * (layers + half) * dtype.itemsize + 3 * LOGITS * 4
-    return step, tokens * kept * dtype.itemsize, text.num_hidden_layers - 1
+    return int(step), tokens * kept * dtype.itemsize, text.num_hidden_layers - 1
 
 
 def _decoder_work(sizes: CheckpointSizes, settings: LoraSettings, dtype: torch.dtype, grid) -> tuple[int, int, int]:
