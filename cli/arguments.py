@@ -242,7 +242,6 @@ def _known_sizes(args: argparse.Namespace):
 
 def open_model(args: argparse.Namespace, bar, local_only: bool = False, saved=None):
     """The `GlmImage` of these arguments, which is to draw what they say or a `saved` plan; `bar` shows loading."""
-    from ..pipeline.glm_image import GlmImage
     from ..pipeline.loading.checkpoint import resolve
     from ..pipeline.loading.memory_needs import CheckpointSizes
     from ..pipeline.loading.placement import choose
@@ -252,15 +251,23 @@ def open_model(args: argparse.Namespace, bar, local_only: bool = False, saved=No
     sizes = CheckpointSizes.of(checkpoint.folder, checkpoint.files)
     request = placement_request(args, checkpoint.folder, saved)
     placement = choose(sizes, request, report=lambda text: print(text, file=sys.stderr))
-    model = GlmImage(checkpoint, placement, bool(getattr(args, "compile", None)))
+    model = placed_model(args, checkpoint, placement)
     model.components.on_load = bar
+    return model
+
+
+def placed_model(args: argparse.Namespace, checkpoint, placement):
+    """The `GlmImage` of a checkpoint with what these arguments add to it, checked; no weight of it is read."""
+    from ..pipeline.glm_image import GlmImage
+
+    model = GlmImage(checkpoint, placement, bool(getattr(args, "compile", None)))
     model.use_planner_loras(*(getattr(args, "planner_lora", None) or ()))
     model.use_loras(*(getattr(args, "lora", None) or ()))
     return model
 
 
 def known_sizes(args: argparse.Namespace):
-    """(sizes of the checkpoint of these arguments, its folder), of the release and None where it is not here."""
+    """(sizes of the checkpoint of these arguments, itself), of the release and None where it is not here."""
     from ..pipeline.errors import CheckpointError
     from ..pipeline.loading.checkpoint import resolve
     from ..pipeline.loading.memory_needs import CheckpointSizes
@@ -274,7 +281,7 @@ def known_sizes(args: argparse.Namespace):
         checkpoint = None
     if checkpoint is None:
         return CheckpointSizes.of_release(), None
-    return CheckpointSizes.of(checkpoint.folder, checkpoint.files), checkpoint.folder
+    return CheckpointSizes.of(checkpoint.folder, checkpoint.files), checkpoint
 
 
 def _weight_files(args: argparse.Namespace):

@@ -5,7 +5,7 @@ import json
 from dataclasses import asdict
 
 from ..pipeline.diagnostics.doctor import examine
-from ..pipeline.diagnostics.findings import CheckContext
+from ..pipeline.diagnostics.findings import CheckContext, Wanted
 from ..pipeline.loading import HUB_ID
 from . import arguments
 
@@ -35,13 +35,19 @@ def run(args: argparse.Namespace) -> int:
     return 0 if good else 1
 
 
-def _wanted(args: argparse.Namespace) -> tuple:
-    """What `generate` would place: its name, the sizes of its weights, the request."""
+def _wanted(args: argparse.Namespace) -> Wanted:
+    """What `generate` would place, and what it checks before it plans."""
     name, args.model = args.model or "the release", args.model or HUB_ID
     arguments.choose_size(args)
-    arguments.denoise_options(args)
-    arguments.plan_request(args, "any prompt")
-    sizes, folder = arguments.known_sizes(args)
-    if folder is None and args.model != HUB_ID:
+    options, plan = arguments.denoise_options(args), arguments.plan_request(args, "any prompt")
+    sizes, checkpoint = arguments.known_sizes(args)
+    if checkpoint is None and args.model != HUB_ID:
         name = f"{name} (not here; by the release's sizes)"
-    return name, sizes, arguments.placement_request(args, folder)
+
+    def check(placement) -> None:
+        if checkpoint is not None:
+            model = arguments.placed_model(args, checkpoint, placement)
+            model.check(plan, options)
+            model.settings.prepare(plan)
+
+    return Wanted(name, sizes, arguments.placement_request(args, checkpoint and checkpoint.folder), check)

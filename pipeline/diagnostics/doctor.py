@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 
-from .findings import Check, CheckContext, CheckResult, run_checks
+from .findings import Check, CheckContext, CheckResult, Wanted, run_checks
 from .software import check_cann, check_environment, check_packages, check_python, check_torch, check_torch_npu
 
 
@@ -76,16 +76,19 @@ def check_placement(context: CheckContext) -> Iterator[CheckResult]:
     from ..loading.memory_needs import CheckpointSizes
     from ..loading.placement import PlacementRequest, describe, fits, plan_placement
 
-    wanted = context.wanted or (lambda: ("the release", CheckpointSizes.of_release(), PlacementRequest()))
-    name, sizes, request = wanted()
-    request = replace(request, device=device_of(context))
-    placement, needs = plan_placement(sizes, request)
-    text = f"{name}, {request.images}; {describe(placement, needs)}"
+    if context.wanted:
+        wanted = context.wanted()
+    else:
+        wanted = Wanted("the release", CheckpointSizes.of_release(), PlacementRequest())
+    request = replace(wanted.request, device=device_of(context))
+    placement, needs = plan_placement(wanted.sizes, request)
+    text = f"{wanted.name}, {request.images}; {describe(placement, needs)}"
     if fits(placement, needs):
         yield CheckResult("ok", "placement", text)
     else:
         verdict = "generate refuses this" if request.refuses(placement) else "generate warns of this, and tries"
         yield CheckResult("warn", "placement", f"{text}\nthis does not fit: {verdict}")
+    wanted.check(placement)
 
 
 def check_kernels(context: CheckContext) -> Iterator[CheckResult]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # they import torch, which may be what is broken
     from ..loading.memory_needs import CheckpointSizes
-    from ..loading.placement import PlacementRequest
+    from ..loading.placement import Placement, PlacementRequest
 
 
 @dataclass(frozen=True)
@@ -19,13 +19,25 @@ class CheckResult:
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """What is to be placed: its name, the checkpoint's sizes and the request; `check` raises what cannot be made in the
+    placement that was found.
+    """
+
+    name: str
+    sizes: "CheckpointSizes"
+    request: "PlacementRequest"
+    check: "Callable[[Placement], None]" = lambda _: None
+
+
+@dataclass(frozen=True)
 class CheckContext:
-    """What the user asked for: a device to try, and `wanted()`, which gives what is to be placed: its name, the sizes
-    of the checkpoint and the request. It is called by the check of the placement, which reports what it raises.
+    """What the user asked for: a device to try, and `wanted()`, which the check of the placement calls; it reports what
+    that raises.
     """
 
     device: str | None = None
-    wanted: "Callable[[], tuple[str, CheckpointSizes, PlacementRequest]] | None" = None
+    wanted: Callable[[], Wanted] | None = None
 
 
 Check = Callable[[CheckContext], Iterator[CheckResult]]

@@ -31,7 +31,7 @@ from .prefill import Prefix, prefill
 from .prompt import EncodedPrompt, Grid, PromptEncoder, collate
 from .references import PreparedReference, prepare_reference
 from .rows import check_rows
-from .sampling import check_sampling
+from .sampling import check_sampling, check_temperature, check_top_p
 from .steps import fits, new_step, plan_rows
 
 MAX_COUNT = 64  # images of one plan
@@ -73,8 +73,8 @@ class PlanRequest:
         check_size(self.height, self.width)
         check_count(self.count, len(self.prompts))
         check_seed("plan seed", self.seed, self.rows)
-        _check_number("temperature", self.temperature)
-        _check_number("top_p", self.top_p)
+        _check_number("temperature", self.temperature, check_temperature)
+        _check_number("top_p", self.top_p, check_top_p)
         check_rows(self.plan_rows)
 
     @property
@@ -282,11 +282,12 @@ def check_count(count: int, prompts: int = 1) -> None:
         raise InputError(f"{count} images for each of {prompts} prompts; use 1 to {MAX_COUNT} images in all")
 
 
-def _check_number(name: str, value: float | None) -> None:
+def _check_number(name: str, value: float | None, check_range: Callable[[float], None]) -> None:
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise InputError(f"{name} {shown(value)} is not accepted; use a number, or leave it out for the checkpoint's")
+    check_range(value)
 
 
 def _digest(reference: PreparedReference) -> tuple[Grid, bytes]:

@@ -21,12 +21,20 @@ LOOKED_AT = 1 << 17  # numbers that are compared at once, which should stay in a
 
 def check_sampling(sampling: GenerationConfig) -> None:
     """Refuse values that no distribution has."""
-    if not 0 <= sampling.temperature < math.inf:
-        raise InputError(f"temperature {sampling.temperature} is not accepted; use 0 (greedy) or more, such as 0.9")
-    if not 0 < sampling.top_p <= 1:
-        raise InputError(f"top_p {sampling.top_p} is not accepted; use more than 0 and at most 1, such as 0.75")
+    check_temperature(sampling.temperature)
+    check_top_p(sampling.top_p)
     if sampling.top_k < 0:
         raise InputError(f"top_k {sampling.top_k} is not accepted; use 0 (off) or more")
+
+
+def check_temperature(temperature: float) -> None:
+    if not 0 <= temperature < math.inf:
+        raise InputError(f"temperature {temperature} is not accepted; use 0 (greedy) or more, such as 0.9")
+
+
+def check_top_p(top_p: float) -> None:
+    if not 0 < top_p <= 1:
+        raise InputError(f"top_p {top_p} is not accepted; use more than 0 and at most 1, such as 0.75")
 
 
 def choose(logits: torch.Tensor, noise: torch.Tensor | None, sampling: GenerationConfig) -> torch.Tensor:

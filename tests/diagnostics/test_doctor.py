@@ -21,6 +21,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 LORA = ROOT / "checkpoints" / "loras" / "glm_image_small_planner_top.safetensors"
+PLANNER = ROOT / "checkpoints" / "small" / "vision_language_encoder" / "model.safetensors"
 
 
 CONTEXT = CheckContext("cpu")
@@ -81,11 +82,36 @@ def test_doctor_judges_what_generate_with_the_same_options_would_do(options, sho
     assert asked[0] == asked[1]
 
 
-@pytest.mark.parametrize("option", ["count 0", "count 65", "plan-rows 0", "temperature nan"])
-def test_doctor_refuses_what_generate_refuses(option, capsys, monkeypatch):
+REFUSED = (
+    "count 0",
+    "count 65",
+    "plan-rows 0",
+    "temperature nan",
+    "temperature -1",
+    "top-p 0",
+    "top-p 2",
+    "cfg 0.5",
+    "steps 0",
+    "steps 1001",
+    "seed 18446744073709551616",
+    "step-cache 1",
+    "guidance-interval 0.5 0.2",
+    f"lora {LORA}",
+    f"planner-file {LORA}",
+    f"decoder-file {PLANNER}",
+    "planner-int8 --planner-weights w4",
+    "dtype int4",
+    "offload never",
+    "image WIDE",
+)
+
+
+@pytest.mark.parametrize("option", REFUSED)
+def test_doctor_refuses_what_generate_refuses(option, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(doctor, "CHECKS", (doctor.check_placement,))
-    name, value = option.split()
-    options = ["--model", "small", "--device", "cpu", f"--{name}", value]
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (500, 100)).save("WIDE", "PNG")
+    options = ["--model", "small", "--device", "cpu", *f"--{option}".split()]
     assert main(["generate", "a sign", *options]) == 1
     said = capsys.readouterr().err.removeprefix("glm-image: ").strip()
     assert main(["doctor", *options]) == 1
