@@ -160,7 +160,7 @@ export const MESSAGES = {
   "{} is one of several files; join them by 'llama-gguf-split --merge'": "{0} 只是多个文件之一；请用 'llama-gguf-split --merge' 合并",
   "{} has llama.cpp's names ({}); only the hub's are read": "{0} 使用 llama.cpp 的张量名（{1}）；只能读取模型库的张量名",
   "GGUF's {}; {} are read": "GGUF 的 {0}（可读取 {1}）",
-  "{} holds weights rounded otherwise; choose auto, or give whole weights": "{0} 中的权重已按其他方式舍入；请选择 auto，或提供完整权重",
+  "the {}'s weights are rounded to {} already, not to {}; choose auto or {}, or give whole weights": "{0}的权重已舍入为 {1}，不能再变为 {2}；请选择 auto 或 {3}，或提供完整权重",
   "the plan uses a codebook of {} tokens, this planner one of {}; use the planner of the checkpoint it was made with": "规划使用 {0} 个 token 的码本，此规划器是 {1} 个；请用生成它的模型的规划器",
   "this is a {} model; connect the model of Load GLM-Image": "这是 {0} 模型；请连接“加载 GLM-Image”的模型",
   "the model's sampling has no shift that GLM-Image Sigmas could follow; remove that node": "模型的采样没有“GLM-Image Sigmas”可遵循的 shift；请移除该节点",

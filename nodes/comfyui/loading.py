@@ -19,11 +19,13 @@ from ...pipeline.devices.capabilities import resolve_dtype
 from ...pipeline.devices.device import resolve_device
 from ...pipeline.errors import CheckpointError, InputError
 from ...pipeline.loading.single_files import weights_at
+from ...pipeline.loading.stored import check_rounding
 from ...pipeline.loading.weights import (
     Weights,
     build_empty,
     check_layers,
     compare,
+    component_of,
     finite_flag,
     not_finite,
     parts_of,
@@ -85,13 +87,14 @@ def choose_dtypes(choice: str, weights: Weights, device: torch.device) -> Dtypes
 
 def check_form(choice: str, weights: Weights, device: torch.device) -> str | None:
     """The form that a choice of the `dtype` widget rounds weights to; one that cannot be is an error."""
-    lying = set(weights.forms.values())
-    if device.type == "npu" and "w4" in {choice, *lying}:  # ComfyUI moves codes as they lie; the operator wants a pack
+    if device.type == "npu" and "w4" in (
+        choice,
+        weights.form,
+    ):  # ComfyUI moves codes as they lie; the operator wants a pack
         raise InputError("4-bit weights (w4) run on NPUs from the command line only; take w8")
     if choice not in weight_forms.FORMS:
         return None
-    if lying and ("w4" in lying) != (choice == "w4"):
-        raise InputError(f"{weights.folder} holds weights rounded otherwise; choose auto, or give whole weights")
+    check_rounding(component_of(weights.headers) or "file", weights.form, choice)
     quantised_products.check_form(choice, device)
     return choice
 

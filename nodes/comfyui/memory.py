@@ -19,6 +19,7 @@ from ...pipeline.loading import placement
 from ...pipeline.loading.checkpoint import COMPONENTS, DECODER, GLYPH, PLANNER, VAE, title
 from ...pipeline.loading.memory_needs import CheckpointSizes, MemoryNeeds, memory_needs
 from ...pipeline.loading.placement import Offload, Placement, gib
+from ...pipeline.loading.stored import check_rounding
 from ...pipeline.loading.work_needs import ImageBatch
 from ...pipeline.models.weight_forms import FORMS
 from . import model_folders
@@ -40,6 +41,8 @@ def choose_all(
         VAE: choose_device(where.vae, comfy.model_management.vae_device),
     }
     wishes = {PLANNER: planner_dtype, DECODER: decoder_dtype, GLYPH: "auto"}
+    for name, wish in wishes.items():
+        check_rounding(title(name), sizes.forms.get(name), wish)
     forms = {name: wish for name, wish in wishes.items() if wish in FORMS and not sizes.codes.get(name)}
     dtypes = choose_all_dtypes(sizes, devices, wishes)
     wanted = Placement(

@@ -25,6 +25,7 @@ from .checkpoint import DECODER, GLYPH, PLANNER, VAE, Checkpoint, title
 from .lora_files import TARGETS, ComponentLoras, LoraFile, by_layer, check_strength, read_lora, used_loras
 from .memory_needs import ON_HOST
 from .placement import Placement
+from .stored import check_rounding
 from .weights import load_module, matching
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,8 @@ class Components:
             name: config.from_json(checkpoint.component(name) / "config.json") for name, (_, config) in MODULES.items()
         }
         check_files(checkpoint)
+        for name, form in placement.forms.items():
+            check_rounding(title(name), checkpoint.weights(name).form, form)
 
     def __getitem__(self, name: str) -> torch.nn.Module:
         if name not in self.loaded:

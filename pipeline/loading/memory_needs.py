@@ -69,7 +69,7 @@ class CheckpointSizes:
             VaeConfig.from_json(folder / VAE / "config.json"),
             {name: weights[name].dtype for name in COMPONENTS},
             {name: _codes(weights[name]) for name in COMPONENTS},
-            {name: min(weights[name].forms.values()) for name in COMPONENTS if weights[name].forms},
+            {name: form for name in COMPONENTS if (form := weights[name].form)},
             frozenset(name for name in COMPONENTS if not all(map(weights[name].maps, weights[name].headers))),
         )
 

@@ -23,6 +23,7 @@ from ..errors import DeviceError, InputError
 from ..models.weight_forms import FORMS
 from .checkpoint import COMPONENTS, DECODER, GLYPH, PLANNER, VAE, title
 from .memory_needs import NOTHING, CheckpointSizes, MemoryNeeds, memory_needs
+from .stored import check_rounding
 from .work_needs import ONE_IMAGE, ImageBatch
 
 logger = logging.getLogger(__name__)
@@ -134,9 +135,9 @@ class PlacementRequest:
     lora_numbers: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self):
-        for name, word in (("planner", self.planner_weights), ("decoder", self.decoder_weights)):
+        for name, word in self.weights.items():
             if word not in WEIGHTS:
-                raise InputError(f"{name} weights {word!r} are not known; use {', '.join(WEIGHTS)}")
+                raise InputError(f"{title(name)} weights {word!r} are not known; use {', '.join(WEIGHTS)}")
 
     @property
     def may_use_others(self) -> bool:
@@ -147,9 +148,14 @@ class PlacementRequest:
         """Whether a placement that does not fit is refused, and not only warned about."""
         return self.offload == Offload.AUTO and placement.accelerated
 
+    @property
+    def weights(self) -> dict[str, str]:
+        """Component -> the word for its weights."""
+        return {PLANNER: self.planner_weights, DECODER: self.decoder_weights}
+
     def forms(self) -> list[dict[str, str]]:
         """Component -> form, from the exact to the frugal: those that may be tried one after the other."""
-        words = {PLANNER: self.planner_weights, DECODER: self.decoder_weights}
+        words = self.weights
         asked = {name: word for name, word in words.items() if word in FORMS}
         free = [name for name, word in words.items() if word == "auto" and self.offload != Offload.LAYERWISE]
         return [asked | dict.fromkeys(free[:count], "w8") for count in range(len(free) + 1)]
@@ -186,9 +192,14 @@ def choose(
 
 
 def plan_placement(model: Path | CheckpointSizes, request: PlacementRequest) -> tuple[Placement, MemoryNeeds]:
-    """The first placement that fits, or the most frugal one, and the needs of the model in it."""
+    """The first placement that fits, or the most frugal one, and the needs of the model in it.
+
+    Raises InputError for weights that lie in another form of 8 or 4 bits than the request's.
+    """
     where = request.devices()
     sizes = model if isinstance(model, CheckpointSizes) else CheckpointSizes.of(model)
+    for name, word in request.weights.items():
+        check_rounding(title(name), sizes.forms.get(name), word)
     whole = Placement.split(where, request.dtype, sizes.files)
     others = further_devices(where[VAE]) if request.may_use_others else []
     for forms, batched in product(request.forms(), request.images.batched(where[DECODER])):

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, InputError
 
 ADVICE = "round the checkpoint's own bf16 weights instead: 'glm-image quantize MODEL -o OUT --planner w8 --decoder w8'"
 FLOATS = {"BF16": 2, "F16": 2, "F32": 4, "F8_E4M3": 1, "F8_E5M2": 1}  # names of dtypes -> bytes of a number
@@ -58,6 +58,15 @@ class Layout:
 def refuse(source: Path, name: str) -> None:
     """Raise `CheckpointError` for weights in a format that is not read."""
     raise CheckpointError(f"{source} holds weights in {name}, a format that is not read; {ADVICE}")
+
+
+def check_rounding(component: str, held: str | None, wanted: str | None) -> None:
+    """Refuse to round weights that lie in another form ("w8", "w4") than the `wanted` one; other words ask for none."""
+    if held and wanted in ("w8", "w4") and held != wanted:
+        raise InputError(
+            f"the {component}'s weights are rounded to {held} already, not to {wanted}; choose auto or {held}, or give "
+            "whole weights"
+        )
 
 
 def open_shard(shard: Path) -> safe_open:

@@ -125,6 +125,11 @@ class Weights:
         return self.layout.forms
 
     @property
+    def form(self) -> str | None:
+        """The form of the component: the smallest among its layers'."""
+        return min(self.forms.values(), default=None)
+
+    @property
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.layout.tensors.values())
 

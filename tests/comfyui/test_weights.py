@@ -109,7 +109,7 @@ def test_weights_that_are_rounded_otherwise_are_refused_at_the_loader(server, ra
     server.add_model("rounded", folder)
     graph = saving_latent(text_to_image("rounded/model_index.json", sample_steps=2), plan=False)
     assert torch.isfinite(latent_of(server, server.run(graph))).all()
-    with pytest.raises(PromptError, match="rounded otherwise; choose auto"):
+    with pytest.raises(PromptError, match="rounded to w8 already, not to w4; choose auto or w8"):
         server.run(change(graph, load_decoder_dtype="w4"))
 
 

@@ -1,12 +1,13 @@
 """A planner or decoder in one file, as ComfyUI's model folders have them, in place of the checkpoint's own weights."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from comfyui_glm_image.cli.main import main
 from comfyui_glm_image.pipeline import GlmImage
-from comfyui_glm_image.pipeline.errors import CheckpointError
+from comfyui_glm_image.pipeline.errors import CheckpointError, InputError
 from comfyui_glm_image.pipeline.loading import placement as P
 from comfyui_glm_image.pipeline.loading.checkpoint import BUNDLED as SMALL
 from comfyui_glm_image.pipeline.loading.checkpoint import resolve
@@ -67,6 +68,26 @@ def test_rounded_files_stay_as_they_are(folder, tmp_path):
         assert torch.equal(tensor.float(), tensors[key].float()), key
     layer = "model.language_model.layers.0.self_attn.q_proj.weight"
     assert torch.equal(state_of(model, P.PLANNER)[layer], load_file(rounded / PLANNER)[layer])
+
+
+def test_files_rounded_otherwise_than_asked_are_refused(folder, tmp_path, capsys):
+    rounded = quantize(Quantization(resolve(folder), tmp_path / "out", {P.PLANNER: "w4", P.DECODER: "w8"}))
+    message = "the {}'s weights are rounded to {} already, not to {}; choose auto or {}, or give whole weights"
+    planner = ["--model", str(folder), "--planner-file", str(rounded / PLANNER), "--planner-weights"]
+    decoder = ["--model", str(rounded), "--decoder-weights"]
+    for options, words in ((planner, ("planner", "w4", "w8", "w4")), (decoder, ("decoder", "w8", "w4", "w8"))):
+        asked, refusal = [*options, words[2], "--device", "cpu"], message.format(*words)
+        assert main(["generate", "a sign", "-o", str(tmp_path / "out.png"), *asked]) == 1
+        assert refusal in capsys.readouterr().err
+        assert main(["doctor", *asked]) == 1 and refusal in capsys.readouterr().out
+    placement = replace(P.Placement.on(torch.device("cpu")), forms={P.DECODER: "w4"})
+    with pytest.raises(InputError, match=message.format("decoder", "w8", "w4", "w8")):
+        GlmImage.from_pretrained(rounded, placement=placement)
+    for words in (("auto", "auto"), ("full", "full"), ("w4", "w8")):  # full: as the files have them
+        request = P.PlacementRequest("cpu", planner_weights=words[0], decoder_weights=words[1])
+        assert P.choose(rounded, request).forms == {}
+    same = replace(placement, forms={P.PLANNER: "w4", P.DECODER: "w8"})
+    assert GlmImage.from_pretrained(rounded, placement=same).placement is same
 
 
 def test_fp8_with_scales_is_read_from_a_planners_file(folder, tmp_path):
