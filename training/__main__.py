@@ -63,6 +63,7 @@ def main() -> None:
     parser.add_argument("--sizes", default=SIZES, help="ROWSxCOLUMNS:WEIGHT of tokens of 32 px, comma-separated")
     parser.add_argument("--regions", type=float, default=0.5, help="share of pictures with two to four words")
     parser.add_argument("--edits", type=float, default=0.4, help="share of steps on edits, of planner and decoder")
+    parser.add_argument("--scenes", type=float, default=0.4, help="share of the other steps on scenes of 256 px a side")
     parser.add_argument("--lr", type=float, help="of AdamW")
     parser.add_argument("--muon-lr", type=float, default=0.02)
     parser.add_argument(
@@ -94,6 +95,7 @@ def run(args: argparse.Namespace) -> None:
             sizes=args.sizes,
             regions=args.regions,
             edits=args.edits,
+            scenes=args.scenes,
             muon_lr=args.muon_lr,
             seed=args.seed,
             start=args.start,

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from . import data, latent, models
+from . import data, drawing, latent, models
 from .common import Recipe, Stage
 
 LATENT_NOISE = 0.3
@@ -47,7 +47,7 @@ def train(folder: Path, recipe: Recipe) -> None:
     rng, sizes = random.Random(recipe.seed + stage.step), data.parse_sizes(recipe.sizes)
     while stage.running():
         grids = draw_grids(rng, sizes, recipe.batch)
-        x = to_pixels(data.render(*grids)).to(recipe.device, memory_format=torch.channels_last)
+        x = to_pixels(drawing.render(*grids)).to(recipe.device, memory_format=torch.channels_last)
         z = torch.from_numpy(latent.latents(*grids)).to(recipe.device)
         noise = LATENT_NOISE * torch.rand(len(z), 1, 1, 1, device=recipe.device) * torch.randn_like(z)
         mean = stage.model.encode(x)

@@ -31,6 +31,7 @@ class Recipe:
     sizes: str = "2x4"
     regions: float = 0.5  # share of pictures with several words
     edits: float = 0.4  # share of steps on edits of references, of planner and decoder
+    scenes: float = 0.4  # share of the other steps on scenes of 256 px, of planner and decoder
     muon_lr: float = 0.02
     seed: int = 0
     start: Path | None = None  # a checkpoint folder whose weights a new stage starts from

@@ -17,12 +17,13 @@ from torch import nn
 
 from ..pipeline.models.glyph_encoder import glyph_ids
 from ..pipeline.models.transformer_context import ReferenceCache
-from . import data, edits, latent, models
+from . import data, drawing, edits, latent, models, panel_scenes
 from .common import Recipe, Stage, optimisers, read_component, read_meta
 
 AUX_LAYER = 2  # the aux head reads this block's output
 BACKGROUND_WEIGHT = 0.1  # most patches are empty
 REFERENCE_NOISE = 0.1  # on latents of references: those of the autoencoder are not exact either
+LARGE_SCENES = 4  # in a step, of 64 tokens each
 COMBINED = 0.2  # share of edits that have two references
 
 
@@ -211,15 +212,19 @@ def train(folder: Path, recipe: Recipe) -> None:
     grids = data.parse_sizes(recipe.sizes)
     while stage.running():
         h, w, _ = rng.choices(grids, [weight for *_, weight in grids])[0]
-        # ragged pictures cost what their patches cost: keep the tokens of a batch alike
-        count = max(8, math.ceil(recipe.batch * 8 / (h * w)))
-        train_step(stage, draw_batch(rng, h, w, count, recipe), rng, generator, aux=0.3)
+        train_step(stage, draw_batch(rng, h, w, recipe), rng, generator, aux=0.3)
         if stage.step % 250 == 0:
             log_words(stage, *grids[stage.step // 250 % len(grids)][:2])
 
 
-def draw_batch(rng: random.Random, h: int, w: int, count: int, recipe: Recipe) -> list[data.Scene]:
-    """Scenes with the same number of references: none, one or two."""
+def draw_batch(rng: random.Random, h: int, w: int, recipe: Recipe) -> list[data.Scene]:
+    """Scenes of one size with the same number of references: none, one or two."""
+    if rng.random() < recipe.scenes:
+        if rng.random() < panel_scenes.CARDS:
+            return panel_scenes.draw_cards(rng, recipe.batch)
+        return panel_scenes.draw_scenes(rng, LARGE_SCENES)
+    # ragged pictures cost what their patches cost: keep the tokens of a batch alike
+    count = max(8, math.ceil(recipe.batch * 8 / (h * w)))
     if rng.random() >= recipe.edits:
         return data.draw_scenes(rng, h, w, count, recipe.regions)
     kinds = ("combine",) if rng.random() < COMBINED else edits.SINGLE
@@ -231,9 +236,14 @@ def log_words(stage: Stage, h: int, w: int) -> None:
     rng, kinds = random.Random(7), edits.SINGLE
     held = {
         "words": data.held_scenes(32, h, w),
-        "edited words": [edits.draw_edit(rng, h, w, rng.choice(kinds), edits.held_word).scene for _ in range(32)],
+        "edited words": [edits.draw_edit(rng, h, w, rng.choice(kinds), data.held_word).scene for _ in range(32)],
     }
-    drawn = {name: sample_latents(stage.ema, scenes).cpu() for name, scenes in held.items()}
-    stage.log({**{name: read_words(z, held[name]) for name, z in drawn.items()}, "grid": [h, w]})
+    drawn = {name: sample_latents(stage.ema, group).cpu() for name, group in held.items()}
     sheet = np.concatenate([latent.pictures(z.numpy()) for z in drawn.values()])
-    data.write_sheet(sheet, stage.folder / f"samples_{h}x{w}.png", columns=8)
+    drawing.write_sheet(sheet, stage.folder / f"samples_{h}x{w}.png", columns=8)
+    held["scene words"] = panel_scenes.draw_scenes(rng, 8, data.held_word)
+    drawn["scene words"] = sample_latents(stage.ema, held["scene words"]).cpu()
+    held["texts of several words"] = panel_scenes.draw_cards(rng, 16, data.held_word)
+    drawn["texts of several words"] = sample_latents(stage.ema, held["texts of several words"]).cpu()
+    drawing.write_sheet(latent.pictures(drawn["scene words"].numpy()), stage.folder / "samples_scenes.png")
+    stage.log({**{name: read_words(z, held[name]) for name, z in drawn.items()}, "grid": [h, w]})

@@ -5,15 +5,13 @@ follows one rule, so that each edit has one right answer: a line stays centred, 
 """
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from . import data
-from .data import INKS, NAMES, SHAPES, Line, Picture, Scene
+from .data import INKS, NAMES, SHAPES, Line, Picture, Scene, Words
 
-Words = Callable[[random.Random, int], str]  # (rng, longest) -> a word
 LINES = (1, 1, 1, 2, 2, 3)  # how many lines pictures have
 
 
@@ -150,10 +148,6 @@ KINDS = {
 
 def random_word(rng: random.Random, longest: int) -> str:
     return data.random_word(rng, longest)
-
-
-def held_word(rng: random.Random, longest: int) -> str:
-    return rng.choice([word for word in data.HELD_OUT if 2 <= len(word) <= min(longest, data.MAX_WORD)])
 
 
 def draw_edit(rng: random.Random, h: int, w: int, kind: str, words: Words = random_word) -> Edit:

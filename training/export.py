@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..pipeline.evaluation.edits import EditCase, write_edits
-from . import bundle, data, edits
+from . import bundle, data, drawing, edits
 from .common import read_component, read_meta, read_state
 
 STAGES = ("vae", "vision", "planner", "decoder")
@@ -76,7 +76,7 @@ def write_benchmark(out: Path) -> None:
 def edit_cases(per_kind: int = 40, seed: int = 2000) -> list[EditCase]:
     """Edits of pictures with words that training never drew, 192x96 px."""
     rng = random.Random(seed)
-    drawn = [(kind, edits.draw_edit(rng, 3, 6, kind, edits.held_word)) for kind in edits.KINDS for _ in range(per_kind)]
+    drawn = [(kind, edits.draw_edit(rng, 3, 6, kind, data.held_word)) for kind in edits.KINDS for _ in range(per_kind)]
     return [_edit_case(i, kind, edit) for i, (kind, edit) in enumerate(drawn)]
 
 
@@ -87,7 +87,7 @@ def _edit_case(index: int, kind: str, edit: edits.Edit) -> EditCase:
 
 
 def _image(picture: data.Picture) -> Image.Image:
-    return Image.fromarray(data.render(picture.codes[None], picture.chars[None])[0])
+    return Image.fromarray(drawing.render(picture.codes[None], picture.chars[None])[0])
 
 
 def benchmark_scenes() -> Iterator[tuple[int, list[data.Scene]]]:

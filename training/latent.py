@@ -10,7 +10,7 @@ from functools import cache
 
 import numpy as np
 
-from . import data
+from . import drawing
 
 BLOCK = 8
 COLOUR_SCALE = 1.5
@@ -29,7 +29,7 @@ def _blocks(masks: np.ndarray) -> np.ndarray:
 @cache
 def _basis() -> np.ndarray:
     """(64, 10) whitening projection of the masks that are neither empty nor full."""
-    blocks = np.concatenate([_blocks(m).reshape(-1, 64) for m in (data.glyph_masks(), data.shape_masks())])
+    blocks = np.concatenate([_blocks(m).reshape(-1, 64) for m in (drawing.glyph_masks(), drawing.shape_masks())])
     mixed = blocks[(blocks.max(1) > 0.03) & (blocks.min(1) < 0.97)]
     _, scale, components = np.linalg.svd(mixed, full_matrices=False)
     return components[:MASK_CHANNELS].T / scale[:MASK_CHANNELS] * len(mixed) ** 0.5 * MASK_SCALE
@@ -39,7 +39,7 @@ def _basis() -> np.ndarray:
 def _tables() -> tuple[np.ndarray, np.ndarray]:
     """Per character (N, 4, 2, 11) and per shape (N, 4, 4, 11): ten mask channels, then empty 0, mixed 1, full 2."""
     tables = []
-    for masks in (data.glyph_masks(), data.shape_masks()):
+    for masks in (drawing.glyph_masks(), drawing.shape_masks()):
         blocks = _blocks(masks)
         kind = np.where(blocks.max(-1) <= 0.03, 0, np.where(blocks.min(-1) >= 0.97, 2, 1))[..., None]
         tables.append(np.concatenate([np.where(kind == 1, blocks @ _basis(), 0), kind], -1).astype(np.float32))
@@ -49,7 +49,7 @@ def _tables() -> tuple[np.ndarray, np.ndarray]:
 def latents(codes: np.ndarray, chars: np.ndarray) -> np.ndarray:
     """(B, h, w) codes and (B, h, 2w) characters -> (B, 16, 4h, 4w) float32 latents."""
     b, h, w = codes.shape
-    paper, ink, shape = data.code_table()
+    paper, ink, shape = drawing.code_table()
     letters, shapes = _tables()
     cells = letters[chars].reshape(b, h, w, 2, 4, 2, -1).swapaxes(3, 4).reshape(b, h, w, 4, 4, -1)
     cells = np.where(shape[codes][:, :, :, None, None, None] > 0, shapes[shape[codes]], cells)

@@ -26,7 +26,7 @@ from ..pipeline.layout.control import PlanControl
 from ..pipeline.layout.layout_control import LayoutControl
 from ..pipeline.layout.regions import Layout, TextRegion
 from ..pipeline.loading.checkpoint import BUNDLED as SMALL
-from . import data
+from . import data, drawing
 
 GRID = (3, 6)  # tokens: images of 192x96 px, the small checkpoint's default
 HEIGHT, WIDTH = (TOKEN * side for side in GRID)
@@ -158,7 +158,7 @@ class Planted:
             pair = by_length[slot[0]][2 * slot[1] : 2 * slot[1] + 2]
             for i, letter in enumerate(pair):
                 chars[0, row, 2 * column + i] = data.ALPHABET.index(letter) + 1
-        return Image.fromarray(data.render(codes, chars)[0])
+        return Image.fromarray(drawing.render(codes, chars)[0])
 
 
 def measure(model: GlmImage, cases: list[Case], decoder, rows: dict[str, Switches], out: Path) -> list[dict]:

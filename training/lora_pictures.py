@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from . import data
+from . import data, drawing
 
 SIZES = ((3, 6),)  # tokens: the small checkpoint's own size
 LABEL = 2  # rows of tokens of the white label
@@ -73,7 +73,7 @@ def write_pictures(out: Path, count: int, scene, sizes, seed: int) -> None:
         h, w = rng.choice(sizes)
         drawn = scene(rng, h, w, data.random_word(rng, 2 * w))
         name = f"{number:04d}.png"
-        Image.fromarray(data.render(drawn.codes[None], drawn.chars[None])[0]).save(out / name)
+        Image.fromarray(drawing.render(drawn.codes[None], drawn.chars[None])[0]).save(out / name)
         rows.append(json.dumps({"file_name": name, "text": drawn.prompt}))
     (out / "metadata.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
 

@@ -16,7 +16,7 @@ from ..pipeline import GlmImage, Plan
 from ..pipeline.images import to_pil
 from ..pipeline.loading.checkpoint import BUNDLED
 from ..pipeline.models.lora import LayerLora, apply_loras
-from . import data
+from . import data, drawing
 from .lora_pictures import DIGITS, HELD, digit_scene, held_prompts
 
 STEPS = 20
@@ -34,8 +34,8 @@ def merge(decoder: torch.nn.Module, file: Path) -> None:
 
 def read_words(pixels: np.ndarray, codes: np.ndarray) -> list[str]:
     """(H, W, 3) uint8 and the plan's (h, w) tokens -> the words that stand there, from the top down."""
-    words, cells = [], data.glyph_masks()[1:].reshape(len(data.ALPHABET), -1)
-    paper, ink, _ = data.code_table()
+    words, cells = [], drawing.glyph_masks()[1:].reshape(len(data.ALPHABET), -1)
+    paper, ink, _ = drawing.code_table()
     for row, column in np.ndindex(codes.shape):
         slot = data.code_slot(int(codes[row, column]))
         if slot is None:

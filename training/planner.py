@@ -20,7 +20,7 @@ from ..pipeline.models.config import GenerationConfig
 from ..pipeline.planning.generate import decode
 from ..pipeline.planning.prefill import prefill
 from ..pipeline.planning.prompt import PromptBatch, PromptEncoder, collate
-from . import bundle, data, edits, models
+from . import bundle, data, edits, models, panel_scenes
 from .common import Recipe, Stage, optimisers, read_component, read_meta
 from .lora.layers import NoCache
 
@@ -144,13 +144,19 @@ def _prompt_places(ids: list[int]) -> list[int]:
         mark = length
         if quote is None and character in ('"', "'"):
             quote, count, mark, length = character, 0, UNMARKED, UNMARKED
-        elif quote is not None and character == quote:
+        elif quote is not None and (character == quote or token == _space()):
             mark = length = data.MAX_WORD + count - 1
-            quote = None
+            quote, count = (None if character == quote else quote), 0
         elif quote is not None:
             mark, count = count, count + 1
         marks.append(mark)
     return marks
+
+
+@cache
+def _space() -> int:
+    """The id of the space between two words of a quoted text."""
+    return prompt_encoder().tokenizer.token_to_id("Ġ")
 
 
 @cache
@@ -252,10 +258,13 @@ def train(folder: Path, recipe: Recipe) -> None:
         count = recipe.batch if mode == "preview" else 3 * recipe.batch
         mistakes = rng.choice((0.0, 0.1, 0.3))
         if mode == "edit":
-            scenes = edits.draw_edits(rng, h, w, count)
+            drawn = edits.draw_edits(rng, h, w, count)
+        elif rng.random() < recipe.scenes:
+            cards = rng.random() < panel_scenes.CARDS
+            drawn = (panel_scenes.draw_cards if cards else panel_scenes.draw_scenes)(rng, count)
         else:
-            scenes = data.draw_scenes(rng, h, w, count, recipe.regions, CENTRED)
-        train_step(stage, scenes, mode, mistakes, aux)
+            drawn = data.draw_scenes(rng, h, w, count, recipe.regions, CENTRED)
+        train_step(stage, drawn, mode, mistakes, aux)
         if stage.step % 500 == 0:
             h, w, _ = grids[stage.step // 500 % len(grids)]
             log_plans(stage, h, w)
@@ -264,7 +273,11 @@ def train(folder: Path, recipe: Recipe) -> None:
 def log_plans(stage: Stage, h: int, w: int) -> None:
     """Log how many plans are right without a preview, which are cheap."""
     figures = {f"plans{n}": plans_right(stage.ema.planner, h, w, n) for n in range(1, min(4, h) + 1)}
-    stage.log({**figures, "edited": edits_right(stage.ema.planner, h, w), "grid": [h, w]})
+    figures["edited"] = edits_right(stage.ema.planner, h, w)
+    large, cards = (
+        scenes_right(stage.ema.planner, draw) for draw in (panel_scenes.draw_scenes, panel_scenes.draw_cards)
+    )
+    stage.log({**figures, "scenes": large, "cards": cards, "grid": [h, w]})
 
 
 def plans_right(planner, h: int, w: int, regions: int, count: int = 32, preview: bool = False) -> float:
@@ -277,9 +290,17 @@ def plans_right(planner, h: int, w: int, regions: int, count: int = 32, preview:
 def edits_right(planner, h: int, w: int, count: int = 32) -> float:
     """Share of edits of pictures of held-out words whose every token is right."""
     rng, kinds = random.Random(7), tuple(edits.KINDS)
-    scenes = [edits.draw_edit(rng, h, w, rng.choice(kinds), edits.held_word).scene for _ in range(count)]
+    scenes = [edits.draw_edit(rng, h, w, rng.choice(kinds), data.held_word).scene for _ in range(count)]
     plans = sample_plans(planner, scenes, preview=False)
     return sum(bool((codes == scene.codes).all()) for codes, scene in zip(plans, scenes)) / count
+
+
+def scenes_right(planner, draw, count: int = 16) -> float:
+    """Share of scenes with held-out words whose every token is right."""
+    rng = random.Random(7)
+    drawn = draw(rng, count, data.held_word)
+    plans = sample_plans(planner, drawn, preview=False)
+    return sum(bool((codes == scene.codes).all()) for codes, scene in zip(plans, drawn)) / count
 
 
 def print_plans(checkpoint: Path, count: int = 64) -> None:
@@ -291,4 +312,9 @@ def print_plans(checkpoint: Path, count: int = 64) -> None:
             f"{regions} words on {h}x{w} tokens: {plans_right(model, h, w, regions, count, preview=True):.3f}",
             flush=True,
         )
-    print(f"edits on 3x6 tokens: {edits_right(model, 3, 6, count):.3f}")
+    print(f"edits on 3x6 tokens: {edits_right(model, 3, 6, count):.3f}", flush=True)
+    for name, draw in (
+        ("scenes of 256 px", panel_scenes.draw_scenes),
+        ("texts of several words", panel_scenes.draw_cards),
+    ):
+        print(f"{name}: {scenes_right(model, draw, count):.3f}", flush=True)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from . import data, models
+from . import data, drawing, models
 from .common import Recipe, Stage, optimisers
 
 SHARPNESS = 12.0  # of the softmax over cosines
@@ -52,7 +52,7 @@ def train(folder: Path, recipe: Recipe) -> None:
         h, w, _ = rng.choices(grids, [weight for *_, weight in grids])[0]
         scenes = data.draw_scenes(rng, h, w, recipe.batch, recipe.regions)
         codes = np.stack([s.codes for s in scenes])
-        pixels = pixels_for_vit(data.render(codes, np.stack([s.chars for s in scenes]))).to(recipe.device)
+        pixels = pixels_for_vit(drawing.render(codes, np.stack([s.chars for s in scenes]))).to(recipe.device)
         logits = code_logits(stage.model, pixels + 0.03 * torch.randn_like(pixels))
         target = torch.from_numpy(codes).to(recipe.device)
         hits = (logits.argmax(1) == target).float().mean()

@@ -26,7 +26,7 @@ from comfyui_glm_image.pipeline.loading.checkpoint import resolve
 from comfyui_glm_image.pipeline.loading.placement import HEADROOM
 from comfyui_glm_image.pipeline.models import tiny
 from comfyui_glm_image.pipeline.models.planner import Planner
-from comfyui_glm_image.training import data, lora_pictures, lora_score
+from comfyui_glm_image.training import data, drawing, lora_pictures, lora_score
 from comfyui_glm_image.training.lora import layers, memory, pictures, prepared, residuals
 from comfyui_glm_image.training.lora import train as training
 from comfyui_glm_image.training.lora.batches import Batches
@@ -192,7 +192,7 @@ def test_the_bundled_decoder_lora_draws_digits_for_letters():
 
 def items_of(count, grids=((2, 4),), seed=0):
     rng = random.Random(seed)
-    return [Item(f"{k}", rng.choice(grids), data.FONT) for k in range(count)]
+    return [Item(f"{k}", rng.choice(grids), drawing.FONT) for k in range(count)]
 
 
 def test_every_epoch_has_every_item_once_in_batches_of_one_grid():
@@ -253,7 +253,7 @@ def test_what_is_taught_is_what_planning_does(settings, folder):
     for checkpointing in (True, False):
         loss = PlannerLoss(model.planner, model.settings.prompts, checkpointing)
         with torch.no_grad():
-            figures = loss([Planned(prompt, plan.grid, data.FONT) for prompt in prompts], CPU, None)
+            figures = loss([Planned(prompt, plan.grid, drawing.FONT) for prompt in prompts], CPU, None)
         assert (figures["preview_right"], figures["full_right"]) == (1, 1)
 
 

@@ -17,16 +17,18 @@ from comfyui_glm_image.training import (
     common,
     data,
     decoder,
+    drawing,
     edits,
     export,
     latent,
     models,
+    panel_scenes,
     planner,
     vision,
 )
 from comfyui_glm_image.training.common import Recipe, Stage
 
-SMALL = data.FONT.parent.parent.parent / "checkpoints" / "small"
+SMALL = drawing.FONT.parent.parent.parent / "checkpoints" / "small"
 CPU = torch.device("cpu")
 RECIPE = Recipe(minutes=1.0, batch=2, lr=1e-3, device=CPU, sizes="1x4,2x4", regions=0.5)
 
@@ -71,6 +73,53 @@ def test_words_of_the_benchmark_are_never_drawn_in_training():
 
 def test_sizes_are_read_with_their_weights():
     assert data.parse_sizes("2x4:3,3x6") == [(2, 4, 3), (3, 6, 1)]
+
+
+# ---- scenes of 256 px ----
+
+
+SCENES = {**panel_scenes.KINDS, "card": panel_scenes.card}
+
+
+@pytest.mark.parametrize("kind", SCENES)
+def test_a_scene_quotes_texts_of_up_to_three_words_that_differ_in_length(kind):
+    rng, counts = random.Random(8), set()
+    for _ in range(60):
+        scene = SCENES[kind](rng, data.random_word)
+        sizes = {"book": panel_scenes.COVER, "card": panel_scenes.CARD}
+        assert scene.picture.size == sizes.get(kind, panel_scenes.SIDES)
+        assert quoted_texts(scene.prompt, "prompt_order") == scene.texts
+        words = [word for text in scene.texts for word in text.split()]
+        assert words == [line.word for line in scene.picture.lines]
+        assert len({len(word) for word in words}) == len(words)
+        assert not any(data.held_out(word) for word in words)
+        assert planner.is_plan_of(scene.codes, words)
+        counts.update(text.count(" ") + 1 for text in scene.texts)
+    assert counts == {"card": {2, 3}, "sign": {1, 2}, "shop": {1}, "book": {1, 2, 3}, "menu": {1}}[kind]
+
+
+@pytest.mark.parametrize("kind", SCENES)
+def test_everything_in_a_scene_stands_on_the_colour_that_its_token_names(kind):
+    rng = random.Random(9)
+    for _ in range(60):
+        picture = SCENES[kind](rng, data.held_word).picture
+        pixels = drawing.render(picture.codes[None], picture.chars[None])[0]
+        for panel in picture.panels[-1:]:  # nothing but words and shapes covers the last one
+            corner = pixels[data.TOKEN * panel.row, data.TOKEN * panel.left]
+            assert tuple(corner) == data.COLOURS[panel.colour]
+        for line in picture.lines:
+            under = tuple(pixels[data.TOKEN * line.row, data.TOKEN * line.left])
+            assert under == data.COLOURS[line.plate] and line.ink in data.INKS[line.plate]
+            left = pixels[data.TOKEN * line.row, data.TOKEN * line.left - 1] if line.left else under
+            assert tuple(left) in data.COLOURS.values()
+
+
+def test_the_planner_tells_the_words_of_a_quoted_text_apart():
+    ids = planner.prompt_encoder().tokenizer.encode('a red book with the title "OLD FOX" in white').ids
+    marks = planner._prompt_places(ids)
+    text = [mark for mark in marks if mark != planner.UNMARKED]
+    assert text[:8] == [0, 1, 2, data.MAX_WORD + 2] * 2
+    assert set(text[8:]) == {data.MAX_WORD + 2}  # what follows the text knows its last word's length
 
 
 # ---- edits ----
@@ -162,7 +211,7 @@ def test_pictures_can_be_told_from_their_latents():
     grids = np.stack([s.codes for s in drawn]), np.stack([s.chars for s in drawn])
     z = latent.latents(*grids)
     assert z.shape == (24, latent.CHANNELS, 16, 24) and z.std() == pytest.approx(1, abs=0.6)
-    error = latent.pictures(z).astype(float) - data.render(*grids)
+    error = latent.pictures(z).astype(float) - drawing.render(*grids)
     assert 10 * np.log10(255**2 / (error**2).mean()) > 25
     assert decoder.read_words(torch.from_numpy(z), drawn) == 1.0
 
