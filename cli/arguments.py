@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
@@ -330,16 +329,9 @@ def image_batch(args: argparse.Namespace, folder: Path | None, saved=None):
 
 def _reference_grids(paths: list[Path], folder: Path | None) -> tuple[tuple[int, int], ...]:
     """What the checkpoint makes of these images' sizes."""
-    if not paths:
-        return ()
-    from ..pipeline.loading.checkpoint import BUNDLED
-    from ..pipeline.models.config import ProcessorConfig
-    from ..pipeline.models.released import REFERENCE_PIXELS
-    from ..pipeline.planning.references import reference_grid
+    from ..pipeline.planning.references import reference_grids
 
-    config = ProcessorConfig.from_folder((folder or BUNDLED) / "processor")
-    config = config if folder else replace(config, **REFERENCE_PIXELS)
-    return tuple(reference_grid(image.height, image.width, config) for image in read_images(paths))
+    return reference_grids([(image.height, image.width) for image in read_images(paths)], folder)
 
 
 def _planner_weights(args: argparse.Namespace) -> str:

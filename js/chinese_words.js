@@ -37,6 +37,7 @@ export const VALUES = {
   "DOES NOT FIT": "放不下",
   "a few sizes": "少数几种尺寸",
   "1 image": "1 张图像",
+  "1 reference": "1 张参考图",
   "an area": "区域",
   "a ControlNet": "ControlNet",
   "GLIGEN boxes": "GLIGEN 框",
@@ -49,7 +50,9 @@ export const VALUES = {
 export const MESSAGES = {
   "{}; the prompt has a quote \" that is not closed": "{0}；提示词中有未闭合的引号 \"",
   "{}, {} of {} px: {}": "{0}，{1}，{2} 像素：{3}",
+  "{}, {} of {} px, {}: {}": "{0}，{1}，{2} 像素，{3}：{4}",
   "{} images": "{0} 张图像",
+  "{} references": "{0} 张参考图",
   "{} of {} px": "{0}，{1} 像素",
   "{} lacks {}": "{0} 缺少 {1}",
   "Better: {} on {}": "更好：把{0}放到 {1}",

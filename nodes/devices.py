@@ -1,13 +1,29 @@
 """GLM-Image Devices: a device for each component, and whether it all fits, reported before anything is loaded."""
 
+from pathlib import Path
+
 from comfy_api.latest import io
 
+from ..pipeline.loading.checkpoint import DECODER, PLANNER
+from ..pipeline.loading.work_needs import ImageBatch
+from ..pipeline.planning.references import reference_grids
 from . import sockets
 from .comfyui import model_folders
 from .comfyui.loading import Devices
-from .comfyui.memory import choose_all, describe
+from .comfyui.memory import choose_all, describe, read_sizes
 from .comfyui.page import show
-from .inputs import LOADERS, MAX_COUNT, device_input, model_input, rounded_dtype_input, size_inputs
+from .inputs import (
+    LOADERS,
+    MAX_COUNT,
+    device_input,
+    model_input,
+    rounded_dtype_input,
+    size_inputs,
+    weights_input,
+)
+
+FILES = {PLANNER: "text_encoders", DECODER: "diffusion_models"}  # component -> ComfyUI's folder of single files of it
+MAX_REFERENCES = 16  # any number may come by batches; more are slow on every device
 
 
 class GLMImageDevices(io.ComfyNode):
@@ -28,6 +44,16 @@ class GLMImageDevices(io.ComfyNode):
                 io.Int.Input("count", default=1, min=1, max=MAX_COUNT, tooltip="Images at once."),
                 rounded_dtype_input("decoder_dtype", "the decoder's weights, as in Load GLM-Image"),
                 rounded_dtype_input("planner_dtype", "the planner's weights, as in Load GLM-Image"),
+                weights_input(FILES[PLANNER], optional=True, name="planner_weights"),
+                weights_input(FILES[DECODER], optional=True, name="decoder_weights"),
+                io.Int.Input(
+                    "references",
+                    default=0,
+                    min=0,
+                    max=MAX_REFERENCES,
+                    optional=True,
+                    tooltip="Reference images of GLM-Image Plan, counted at the size of the image.",
+                ),
             ],
             outputs=[
                 sockets.Devices.Output(display_name="devices"),
@@ -52,15 +78,32 @@ class GLMImageDevices(io.ComfyNode):
         count,
         decoder_dtype,
         planner_dtype,
+        planner_weights=model_folders.FROM_FOLDER,
+        decoder_weights=model_folders.FROM_FOLDER,
+        references=0,
     ) -> io.NodeOutput:
         where = Devices(planner_device, decoder_device, glyph_encoder_device, vae_device)
-        chosen, needs = choose_all(model, where, planner_dtype, decoder_dtype, height, width, count)
-        images = f"{count} images" if count > 1 else "1 image"
-        text = describe(
-            f"{model.removesuffix(f'/{model_folders.INDEX}')}, {images} of {width}x{height} px", chosen, needs
-        )
+        files = single_files(planner_weights, decoder_weights)
+        sizes, folder = read_sizes(model, files)
+        grids = reference_grids([(height, width)] * references, folder)
+        images = ImageBatch(height, width, count, grids)
+        chosen, needs = choose_all(sizes, where, planner_dtype, decoder_dtype, images)
+        text = describe(f"{model.removesuffix(f'/{model_folders.INDEX}')}, {images}", chosen, needs)
         return io.NodeOutput(where, text, ui=show(text, cls.hidden.unique_id))
 
     @classmethod
-    def fingerprint_inputs(cls, model, **_):
-        return model_folders.state_of(model_folders.find_folder(model))
+    def fingerprint_inputs(
+        cls, model, planner_weights=model_folders.FROM_FOLDER, decoder_weights=model_folders.FROM_FOLDER, **_
+    ):
+        files = single_files(planner_weights, decoder_weights).values()
+        return [model_folders.state_of(path) for path in (model_folders.find_folder(model), *files)]
+
+
+def single_files(planner: str, decoder: str) -> dict[str, Path]:
+    """Component -> the file that was chosen in place of the checkpoint's own weights."""
+    chosen = {PLANNER: planner, DECODER: decoder}
+    return {
+        name: model_folders.weight_path(FILES[name], file, Path())
+        for name, file in chosen.items()
+        if file != model_folders.FROM_FOLDER
+    }

@@ -35,9 +35,9 @@ def model_input() -> io.Combo.Input:
     return models
 
 
-def weights_input(kind: str, optional: bool = False) -> io.Combo.Input:
+def weights_input(kind: str, optional: bool = False, name: str = "weights") -> io.Combo.Input:
     return io.Combo.Input(
-        "weights",
+        name,
         options=model_folders.weight_names(kind),
         default=model_folders.FROM_FOLDER,
         optional=optional,

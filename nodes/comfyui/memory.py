@@ -5,8 +5,10 @@ beside its work. The estimate assumes just that.
 """
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import comfy.model_management
 import torch
@@ -30,10 +32,9 @@ IN_PIECES = (VRAMState.NORMAL_VRAM, VRAMState.LOW_VRAM)
 
 
 def choose_all(
-    model: str, where: Devices, planner_dtype: str, decoder_dtype: str, height: int, width: int, count: int
+    sizes: CheckpointSizes, where: Devices, planner_dtype: str, decoder_dtype: str, images: ImageBatch
 ) -> tuple[Placement, MemoryNeeds]:
     """What the loaders will do with these choices, and what that takes."""
-    sizes = read_sizes(model)
     devices = {
         PLANNER: choose_device(where.planner),
         GLYPH: choose_device(where.glyph_encoder),
@@ -52,7 +53,6 @@ def choose_all(
         stored={name: dtype.storage for name, dtype in dtypes.items() if dtype.storage != dtype.compute},
         forms=forms,
     )
-    images = ImageBatch(height, width, count)
     needs = memory_needs(
         sizes, wanted.dtypes, images, stored=wanted.stored, forms=forms, devices=devices, apart=False
     )  # ComfyUI moves components whole
@@ -73,12 +73,13 @@ def choose_all_dtypes(
     return found | {VAE: Dtypes(vae, vae)}
 
 
-def read_sizes(model: str) -> CheckpointSizes:
-    """A checkpoint's sizes; the release's are known before it is there."""
+def read_sizes(model: str, files: Mapping[str, Path]) -> tuple[CheckpointSizes, Path | None]:
+    """A checkpoint's sizes with these single files, and its folder; the release's are known before it is there."""
     folder = model_folders.find_folder(model)
-    if folder.name == model_folders.RELEASE and not model_folders.is_checkpoint(folder):
-        return released()
-    return CheckpointSizes.of(model_folders.model_folder(model))
+    if folder.name == model_folders.RELEASE and not model_folders.is_checkpoint(folder) and not files:
+        return released(), None
+    folder = model_folders.model_folder(model)
+    return CheckpointSizes.of(folder, files), folder
 
 
 @cache

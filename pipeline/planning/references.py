@@ -7,7 +7,9 @@ Shapes: h w grid of a reference.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,7 +18,9 @@ from PIL import Image
 from ..errors import InputError
 from ..geometry import TOKEN
 from ..images import to_rgb
+from ..loading.checkpoint import BUNDLED
 from ..models.config import ProcessorConfig
+from ..models.released import REFERENCE_PIXELS
 
 MAX_REFERENCE_ASPECT = 4
 
@@ -59,6 +63,15 @@ def reference_grid(height: int, width: int, config: ProcessorConfig) -> tuple[in
         shrink = max(sides) / longest
         sides = [max(patch, math.floor(side / shrink / patch) * patch) for side in sides]
     return sides[0] // patch, sides[1] // patch
+
+
+def reference_grids(sizes: Sequence[tuple[int, int]], folder: Path | None) -> tuple[tuple[int, int], ...]:
+    """Pixels (height, width) of references -> what the checkpoint in a folder makes of them, or the release (None)."""
+    if not sizes:
+        return ()
+    config = ProcessorConfig.from_folder((folder or BUNDLED) / "processor")
+    config = config if folder else replace(config, **REFERENCE_PIXELS)
+    return tuple(reference_grid(height, width, config) for height, width in sizes)
 
 
 def vit_pixels(image: Image.Image, config: ProcessorConfig) -> torch.Tensor:

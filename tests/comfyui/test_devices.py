@@ -4,6 +4,9 @@ import json
 
 import pytest
 import torch
+from comfyui_glm_image.pipeline.loading.checkpoint import DECODER, PLANNER, resolve
+from comfyui_glm_image.pipeline.loading.quantize import Quantization, quantize
+from comfyui_glm_image.pipeline.loading.quantize_files import FileQuantization, quantize_to_files
 from comfyui_glm_image.tests.comfyui.events import Events, messages
 from comfyui_glm_image.tests.comfyui.graphs import change, node, saving_latent, text_to_image
 from comfyui_glm_image.tests.comfyui.server import PromptError
@@ -78,6 +81,39 @@ def test_8_bit_weights_count_as_such(server):
     assert small.count("float8_e4m3fn weights") == 2
     assert gib_of(plain, "planner") == pytest.approx(2 * gib_of(small, "planner"), abs=0.1)
     assert gib_of(plain, "decoder") == pytest.approx(2 * gib_of(small, "decoder"), abs=0.1)
+
+
+def test_references_count_in_the_work_of_planner_and_decoder(server):
+    asked = [devices(RELEASE, 1024, 1024, decoder_dtype="fp32", references=n) for n in (0, 2)]
+    plain, edit = (text_of(server.run({"devices": one})) for one in asked)
+    assert plain.startswith("GLM-Image, 1 image of 1024x1024 px: ")
+    assert edit.startswith("GLM-Image, 1 image of 1024x1024 px, 2 references: ")
+    kept = 2 * 2 * 30 * 4096 * 4096 * 4 / 2**30  # GiB of keys and values: references, both, layers, patches, width
+    assert 1 < (work_of(edit, "decoder") - work_of(plain, "decoder")) / kept < 1.25
+    assert work_of(edit, "planner") > work_of(plain, "planner")
+
+
+def test_single_files_count_in_place_of_the_checkpoints_own_weights(server, random_model, random_folder, tmp_path):
+    """As a folder of the same weights does; a form that a file is not rounded to is refused as at its loader."""
+    forms = {PLANNER: "w4", DECODER: "w8"}
+    whole = server.add_model("both", quantize(Quantization(resolve(random_folder), tmp_path / "both", forms)))
+    made = quantize_to_files(FileQuantization(resolve(random_folder), server.base / "models", forms))
+    files = {"planner_weights": made[0].name, "decoder_weights": made[1].name}
+    found, wanted = (text_of(server.run({"devices": devices(*one)})) for one in ((random_model,), (whole,)))
+    assert found.partition("\n")[2] != wanted.partition("\n")[2]
+    found = text_of(server.run({"devices": devices(random_model, **files)}))
+    assert found.startswith("random, ") and found.partition("\n")[2] == wanted.partition("\n")[2]
+    with pytest.raises(PromptError, match="the planner's weights are rounded to w4 already, not to w8"):
+        server.run({"devices": devices(random_model, planner_dtype="w8", **files)})
+    with pytest.raises(PromptError, match="hf download"):  # settings of a checkpoint that is not here
+        server.run({"devices": devices(RELEASE, **files)})
+
+
+def work_of(text: str, part: str) -> float:
+    """GiB of work."""
+    line = next(line for line in text.splitlines() if line.split()[0] == part)
+    number, unit = line.split()[-3:-1]
+    return float(number) / (1 if unit == "GiB" else 1024)
 
 
 def gib_of(text: str, part: str) -> float:
