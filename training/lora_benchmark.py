@@ -3,8 +3,8 @@
     python -m comfyui_glm_image.training.lora_benchmark --side 1024
 
 Both have the same random weights of the `third` configuration, the same adapter, tokens, AdamW and loss, and recompute
-layers; their steps take turns. On a CPU, seconds are those of the processor, whatever else runs there; the peak
-is that of the process, in which both share one copy of the weights.
+layers; their steps take turns. On a CPU, seconds are those of the processor, whatever else runs there. The peak is
+what a step's tensors hold beside the weights, of which both share one copy.
 """
 
 import argparse
