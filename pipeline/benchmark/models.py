@@ -15,6 +15,7 @@ from ..loading.memory_needs import NOTHING
 from ..models import released as release
 from ..models import tiny
 from ..models.config import RopeConfig
+from ..models.on_meta import on_meta
 from ..models.weight_forms import pack, round_layers
 
 RELEASE = {
@@ -109,7 +110,7 @@ class RandomModels:
 
 def random_module(build, config, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
     """`build(config)` on the device: matrices keep their inputs' size, norms are near one, biases small."""
-    with torch.device("meta"):
+    with on_meta():
         module = build(config, dtype=dtype)
     module = module.to_empty(device=device).eval().requires_grad_(False)
     if device.type == "meta":

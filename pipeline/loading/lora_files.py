@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from ..errors import InputError
 from ..models.config import DitConfig, VisionLanguageConfig
 from ..models.lora import LayerLora, Loras
+from ..models.on_meta import on_meta
 from ..models.planner import Planner
 from ..models.transformer import Dit
 from ..models.weight_forms import linear_layers
@@ -293,8 +294,8 @@ def _pattern(settings: dict, name: str, layer: str, default):
 
 @functools.lru_cache(maxsize=2)
 def _linear_shapes(target: LoraTarget, config) -> dict[str, tuple[int, int]]:
-    """(o, i) of every linear layer of the component; some seconds for the release's planner."""
-    with torch.device("meta"):
+    """(o, i) of every linear layer of the component."""
+    with on_meta():
         return {name: tuple(layer.weight.shape) for name, layer in linear_layers(target.build(config))}
 
 

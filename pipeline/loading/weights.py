@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from ..errors import CheckpointError
 from ..models import weight_forms
 from ..models.config import LAYERS, read_json
+from ..models.on_meta import on_meta
 from ..text import shown
 from .formats import layout_of
 from .stored import Entry, Layout, damaged, open_shard
@@ -230,7 +231,7 @@ def settings_of(weights: Weights) -> Iterator[None]:
 
 def build_empty(build: Callable[[], torch.nn.Module], weights: Weights) -> torch.nn.Module:
     """`build()` on the meta device, from the settings beside these weights."""
-    with settings_of(weights), torch.device("meta"):
+    with settings_of(weights), on_meta():
         return build()
 
 

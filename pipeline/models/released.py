@@ -16,6 +16,7 @@ from .config import (
     VisionLanguageConfig,
     VQConfig,
 )
+from .on_meta import on_meta
 
 VISION_LANGUAGE = VisionLanguageConfig(
     text_config=TextConfig(
@@ -105,7 +106,7 @@ def meta_modules() -> dict[str, torch.nn.Module]:
         "transformer": (Dit, DIT),
         "vae": (Vae, VAE),
     }
-    with torch.device("meta"):
+    with on_meta():
         return {name: build(config, dtype=torch.bfloat16) for name, (build, config) in builds.items()}
 
 
