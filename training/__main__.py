@@ -6,6 +6,7 @@
     python -m comfyui_glm_image.training decoder --minutes 60
     python -m comfyui_glm_image.training export --out checkpoints/small
     python -m comfyui_glm_image.training plans --start checkpoints/small    a minute's look at a planner
+    python -m comfyui_glm_image.training words --start checkpoints/small    the same at a decoder
     python -m comfyui_glm_image.training benchmark --out checkpoints/small/benchmark
     python -m comfyui_glm_image.training truth --out out/truth     the benchmark's scenes, the ceiling of any score
     python -m comfyui_glm_image.training curves --out docs/images/small_model_training.png
@@ -36,6 +37,7 @@ STAGES = {
 
 OUTPUTS = {
     "plans": lambda args: planner.print_plans(args.start),
+    "words": lambda args: decoder.print_words(args.start),
     "export": lambda args: export.write_checkpoint(args.runs, args.out, args.start),
     "benchmark": lambda args: export.write_benchmark(args.out),
     "truth": lambda args: export.write_truth(args.out),
@@ -44,6 +46,7 @@ OUTPUTS = {
 }
 NEEDS = {
     "plans": ("start",),
+    "words": ("start",),
     "export": ("out",),
     "benchmark": ("out",),
     "truth": ("out",),

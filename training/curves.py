@@ -12,9 +12,12 @@ STAGES = {
     "vae": (("psnr",), ""),
     "vision": (("tokens",), ""),
     "planner": (("full", "preview", "counting"), "y"),
-    "planner plans": (("plans1", "plans2", "plans3", "plans4", "edited"), ""),
+    "planner plans": (("plans1", "plans2", "plans3", "plans4", "edited", "scenes"), ""),
     "decoder": (("flow", "edit flow"), "y"),
-    "decoder words": (("routing", "words", "edit routing", "edited words"), ""),
+    "decoder words": (
+        ("routing", "words", "edit routing", "edited words", "scene words", "texts of several words"),
+        "",
+    ),
 }
 PEERS = {"planner decode": "transformers", "decoder step": "diffusers", "vae decode": "diffusers"}
 

@@ -260,8 +260,7 @@ def train(folder: Path, recipe: Recipe) -> None:
         if mode == "edit":
             drawn = edits.draw_edits(rng, h, w, count)
         elif rng.random() < recipe.scenes:
-            cards = rng.random() < panel_scenes.CARDS
-            drawn = (panel_scenes.draw_cards if cards else panel_scenes.draw_scenes)(rng, count)
+            drawn = panel_scenes.draw_scenes(rng, count)
         else:
             drawn = data.draw_scenes(rng, h, w, count, recipe.regions, CENTRED)
         train_step(stage, drawn, mode, mistakes, aux)
@@ -295,10 +294,10 @@ def edits_right(planner, h: int, w: int, count: int = 32) -> float:
     return sum(bool((codes == scene.codes).all()) for codes, scene in zip(plans, scenes)) / count
 
 
-def scenes_right(planner, draw, count: int = 16) -> float:
-    """Share of scenes with held-out words whose every token is right."""
+def scenes_right(planner, count: int = 16) -> float:
+    """Share of scenes of 256 px with held-out words whose every token is right."""
     rng = random.Random(7)
-    drawn = draw(rng, count, data.held_word)
+    drawn = panel_scenes.draw_scenes(rng, count, data.held_word)
     plans = sample_plans(planner, drawn, preview=False)
     return sum(bool((codes == scene.codes).all()) for codes, scene in zip(plans, drawn)) / count
 
@@ -313,8 +312,4 @@ def print_plans(checkpoint: Path, count: int = 64) -> None:
             flush=True,
         )
     print(f"edits on 3x6 tokens: {edits_right(model, 3, 6, count):.3f}", flush=True)
-    for name, draw in (
-        ("scenes of 256 px", panel_scenes.draw_scenes),
-        ("texts of several words", panel_scenes.draw_cards),
-    ):
-        print(f"{name}: {scenes_right(model, draw, count):.3f}", flush=True)
+    print(f"scenes of 256 px: {scenes_right(model, count):.3f}", flush=True)

@@ -128,8 +128,8 @@ def two_references(g: Graph) -> None:
     parts = load(g)
     one = reference(g, 0x2850C8, "First picture · 第一张图")
     two = reference(g, 0xF5D232, "Second picture · 第二张图")
-    words = 'a blue sign that says "HELLO" in yellow at the bottom'
-    made = plan(g, parts[0], words, reference_1=one[0], reference_2=two[0], seed=3)
+    words = 'a blue poster with the word "HELLO" in yellow'
+    made = plan(g, parts[0], words, reference_1=one[0], reference_2=two[0], seed=2)
     text = conditioning(g, parts[2], made[0], vae=parts[3])
     save(g, picture(g, decode(g, parts[1], made[0], text)[0], parts[3])[0])
 
@@ -147,7 +147,7 @@ def planner_lora(g: Graph) -> None:
     parts, words = load(g), 'a blue poster that says "HELLO" in yellow'
     tuned = g.add("GLMImagePlannerLoRA", 0, planner=parts[0], lora=PLANNER_LORA, strength=1.0)
     for planner, title in ((parts[0], "Without · 不用 LoRA"), (tuned[0], "With · 使用 LoRA")):
-        made = plan(g, planner, words, seed=2)
+        made = plan(g, planner, words, seed=3)
         text = conditioning(g, parts[2], made[0])
         save(g, picture(g, decode(g, parts[1], made[0], text)[0], parts[3])[0], title=title)
 
@@ -291,7 +291,7 @@ def read_as_plan(g: Graph, parts: Node, image: Output, prompt: str, **more) -> N
 
 def image_to_image(g: Graph) -> None:
     parts = load(g)
-    image = first_image(g, parts, 'a blue card that says "TAXI" in yellow')
+    image = first_image(g, parts, 'a blue card that says "TAXI" in yellow in the middle')
     made = read_as_plan(g, parts, image[0], '"SHOP"')
     text = conditioning(g, parts[2], made[0], column=4)
     latent = g.add("VAEEncode", 4, pixels=made[1], vae=parts[3])
