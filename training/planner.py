@@ -273,10 +273,8 @@ def log_plans(stage: Stage, h: int, w: int) -> None:
     """Log how many plans are right without a preview, which are cheap."""
     figures = {f"plans{n}": plans_right(stage.ema.planner, h, w, n) for n in range(1, min(4, h) + 1)}
     figures["edited"] = edits_right(stage.ema.planner, h, w)
-    large, cards = (
-        scenes_right(stage.ema.planner, draw) for draw in (panel_scenes.draw_scenes, panel_scenes.draw_cards)
-    )
-    stage.log({**figures, "scenes": large, "cards": cards, "grid": [h, w]})
+    figures["scenes"] = scenes_right(stage.ema.planner)
+    stage.log({**figures, "grid": [h, w]})
 
 
 def plans_right(planner, h: int, w: int, regions: int, count: int = 32, preview: bool = False) -> float:

@@ -49,7 +49,7 @@ def test_the_size_of_an_image(chosen, words, size):
 
 def test_the_demo_has_a_size_of_its_own_and_takes_another(chosen):
     assert chosen(command="demo") == (192, 96)
-    assert chosen("--aspect", "1:4", command="demo") == (192, 128)
+    assert chosen("--aspect", "1:4", command="demo") == (192, 256)
 
 
 @pytest.mark.parametrize(("size", "said"), [("160", True), ("96", False)])
