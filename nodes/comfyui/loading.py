@@ -87,10 +87,8 @@ def choose_dtypes(choice: str, weights: Weights, device: torch.device) -> Dtypes
 
 def check_form(choice: str, weights: Weights, device: torch.device) -> str | None:
     """The form that a choice of the `dtype` widget rounds weights to; one that cannot be is an error."""
-    if device.type == "npu" and "w4" in (
-        choice,
-        weights.form,
-    ):  # ComfyUI moves codes as they lie; the operator wants a pack
+    # ComfyUI moves codes as they lie; the operator wants a pack.
+    if device.type == "npu" and "w4" in (choice, weights.form):
         raise InputError("4-bit weights (w4) run on NPUs from the command line only; take w8")
     if choice not in weight_forms.FORMS:
         return None
