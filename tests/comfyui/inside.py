@@ -456,7 +456,7 @@ def refused_on_npu(*choices: str) -> list[str]:
     """What the loaders say of 4-bit weights there: of whole ones to round, and of a file that has them."""
     loading, said = pack("nodes.comfyui.loading"), []
     for choice in choices:
-        files = SimpleNamespace(forms={} if choice == "w4" else {"layer": "w4"}, folder=Path())
+        files = SimpleNamespace(form=None if choice == "w4" else "w4")
         try:
             loading.check_form(choice, files, SimpleNamespace(type="npu"))
         except ValueError as error:
