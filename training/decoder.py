@@ -253,13 +253,11 @@ def log_words(stage: Stage, h: int, w: int) -> None:
     held = {
         "words": data.held_scenes(32, h, w),
         "edited words": [edits.draw_edit(rng, h, w, rng.choice(kinds), data.held_word).scene for _ in range(32)],
+        "scene words": panel_scenes.draw_scenes(rng, 8, data.held_word),
+        "texts of several words": panel_scenes.draw_cards(rng, 16, data.held_word),
     }
     drawn = {name: sample_latents(stage.ema, group).cpu() for name, group in held.items()}
-    sheet = np.concatenate([latent.pictures(z.numpy()) for z in drawn.values()])
+    sheet = np.concatenate([latent.pictures(drawn[name].numpy()) for name in ("words", "edited words")])
     drawing.write_sheet(sheet, stage.folder / f"samples_{h}x{w}.png", columns=8)
-    held["scene words"] = panel_scenes.draw_scenes(rng, 8, data.held_word)
-    drawn["scene words"] = sample_latents(stage.ema, held["scene words"]).cpu()
-    held["texts of several words"] = panel_scenes.draw_cards(rng, 16, data.held_word)
-    drawn["texts of several words"] = sample_latents(stage.ema, held["texts of several words"]).cpu()
     drawing.write_sheet(latent.pictures(drawn["scene words"].numpy()), stage.folder / "samples_scenes.png")
     stage.log({**{name: read_words(z, held[name]) for name, z in drawn.items()}, "grid": [h, w]})

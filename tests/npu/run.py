@@ -2,10 +2,10 @@
 
 Without arguments it takes two pairs of torch and torch_npu: the oldest for what differs by version, then for everything
 the newest that starts beside the build of torch that pip gets here. Where disk does not suffice for the oldest, a line
-says so. Each has an environment in .venv-npu, made once;
-tests/fake_cann is built for it in seconds. Arguments are pytest's, on the newest pair alone: `python tests/npu/run.py
-tests/npu -k graph -x`. `python tests/npu/run.py --python FILE` runs a script instead. The environment variable NPU_PAIR
-chooses another pair, and NPU_PYTHON an interpreter that has one already. x86-64 Linux with gcc, Python 3.10 to 3.13.
+says so. Each has an environment in .venv-npu, made once; tests/fake_cann is built for it in seconds. Arguments are
+pytest's, on the newest pair alone: `python tests/npu/run.py tests/npu -k graph -x`. `python tests/npu/run.py --python
+FILE` runs a script instead. The environment variable NPU_PAIR chooses another pair, and NPU_PYTHON an interpreter that
+has one already. x86-64 Linux with gcc, Python 3.10 to 3.13.
 """
 
 import os
