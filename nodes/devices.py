@@ -4,7 +4,7 @@ from pathlib import Path
 
 from comfy_api.latest import io
 
-from ..pipeline.loading.checkpoint import DECODER, PLANNER
+from ..pipeline.loading.checkpoint import DECODER, MODEL_FOLDERS, PLANNER
 from ..pipeline.loading.work_needs import ImageBatch
 from ..pipeline.planning.references import reference_grids
 from . import sockets
@@ -22,7 +22,6 @@ from .inputs import (
     weights_input,
 )
 
-FILES = {PLANNER: "text_encoders", DECODER: "diffusion_models"}  # component -> ComfyUI's folder of single files of it
 MAX_REFERENCES = 16  # any number may come by batches; more are slow on every device
 
 
@@ -44,8 +43,8 @@ class GLMImageDevices(io.ComfyNode):
                 io.Int.Input("count", default=1, min=1, max=MAX_COUNT, tooltip="Images at once."),
                 rounded_dtype_input("decoder_dtype", "the decoder's weights, as in Load GLM-Image"),
                 rounded_dtype_input("planner_dtype", "the planner's weights, as in Load GLM-Image"),
-                weights_input(FILES[PLANNER], optional=True, name="planner_weights"),
-                weights_input(FILES[DECODER], optional=True, name="decoder_weights"),
+                weights_input(MODEL_FOLDERS[PLANNER], optional=True, name="planner_weights"),
+                weights_input(MODEL_FOLDERS[DECODER], optional=True, name="decoder_weights"),
                 io.Int.Input(
                     "references",
                     default=0,
@@ -103,7 +102,7 @@ def single_files(planner: str, decoder: str) -> dict[str, Path]:
     """Component -> the file that was chosen in place of the checkpoint's own weights."""
     chosen = {PLANNER: planner, DECODER: decoder}
     return {
-        name: model_folders.weight_path(FILES[name], file, Path())
+        name: model_folders.weight_path(MODEL_FOLDERS[name], file, Path())
         for name, file in chosen.items()
         if file != model_folders.FROM_FOLDER
     }

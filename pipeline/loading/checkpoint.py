@@ -20,6 +20,7 @@ BUNDLED = Path(__file__).resolve().parents[2] / "checkpoints" / "small"  # comes
 # Height, width in pixels, the usual one first.
 BUNDLED_SIZES = ((96, 192), (128, 192), (64, 192), (64, 128), (32, 128), (256, 256), (256, 192))
 PLANNER, GLYPH, DECODER, VAE = COMPONENTS = ("vision_language_encoder", "text_encoder", "transformer", "vae")
+MODEL_FOLDERS = {PLANNER: "text_encoders", DECODER: "diffusion_models"}  # in ComfyUI, of single files
 COMPONENT_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json")
 PATTERNS = (  # what is read, here and by the reference libraries; no code, no weights of another format
     "model_index.json",

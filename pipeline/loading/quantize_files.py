@@ -14,11 +14,9 @@ from pathlib import Path
 from ..errors import CheckpointError, FileError
 from ..files import errors_about, write_text
 from ..progress import Progress
-from .checkpoint import DECODER, PLANNER, Checkpoint, title
+from .checkpoint import MODEL_FOLDERS, Checkpoint, title
 from .quantize import check_forms, check_room, description_of
 from .rounding import all_parts, header_of, nbytes, of_shard, write
-
-FOLDERS = {PLANNER: "text_encoders", DECODER: "diffusion_models"}  # of ComfyUI's models folder
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class FileQuantization:
 
     def target(self, component: str) -> Path:
         name = f"glm_image_{title(component)}_{self.forms[component]}.safetensors"
-        return self.out / FOLDERS[component] / name
+        return self.out / MODEL_FOLDERS[component] / name
 
     def partial(self, component: str) -> Path:
         return self.target(component).with_suffix(".safetensors.partial")
