@@ -3,8 +3,10 @@
     python -m comfyui_glm_image.training.lora_benchmark --side 1024
 
 Both have the same random weights of the `third` configuration, the same adapter, tokens, AdamW and loss, and recompute
-layers; their steps take turns. On a CPU, seconds are those of the processor, whatever else runs there. The peak is
-what a step's tensors hold beside the weights, of which both share one copy.
+layers; their steps take turns. On a CPU, seconds are those of the processor, whatever else runs there. Memory is
+counted in two ways. "step": the most that a step's tensors hold beside what stays. "weights": what stays on the device
+from step to step, which is the weights of each side's module, as it is trained, its adapter and the adapter's moments.
+Here both sides share one copy; each is counted as if it were alone.
 """
 
 import argparse
@@ -26,9 +28,10 @@ from ..pipeline.benchmark.timing import peak_bytes, reset_peak
 from ..pipeline.devices.device import resolve_device, synchronize
 from ..pipeline.geometry import preview_grid, token_grid
 from ..pipeline.loading.checkpoint import COMPONENTS
+from ..pipeline.models.planner import Planner
 from .lora.adapters import add_adapter, lora_config
 from .lora.layers import streamline
-from .lora.planner_loss import PlannerLoss
+from .lora.planner_loss import PlannerLoss, strip
 from .lora.settings import LoraSettings
 
 
@@ -84,19 +87,45 @@ def peer_own_loss(model, made: tuple, device: torch.device) -> Callable[[], torc
     return loss
 
 
-def step_of(loss: Callable[[], torch.Tensor], parameters: list) -> Callable[[], float]:
-    """One step of training -> its loss."""
-    optimiser = torch.optim.AdamW(parameters, lr=1e-4)
+class Side:
+    """A module in training by a loss: one step, and what it takes."""
 
-    def step() -> float:
-        value = loss()
+    def __init__(self, module: torch.nn.Module, loss: Callable[[], torch.Tensor], device: torch.device):
+        self.module, self.loss, self.device = module, loss, device
+        self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self.optimiser = torch.optim.AdamW(self.parameters, lr=1e-4)
+
+    def step(self) -> float:
+        """One step of training -> its loss."""
+        value = self.loss()
         value.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
         return value.item()
 
-    return step
+    @property
+    def weights(self) -> int:
+        """Bytes on the device that stay there from step to step, after the first of them."""
+        moments = [state[name] for state in self.optimiser.state.values() for name in ("exp_avg", "exp_avg_sq")]
+        tensors = (*self.module.parameters(), *moments)
+        return sum(tensor.nbytes for tensor in tensors if tensor.device.type == self.device.type)
+
+    def memory(self) -> dict[str, int]:
+        """Bytes, by a step that is counted."""
+        weights, step = self.weights, peak_of(self.step, self.device)
+        return {"weights": weights, "step": step, "whole": weights + step}
+
+
+def as_trained(planner: Planner, settings: LoraSettings, device: torch.device) -> Planner:
+    """Our planner as `train-lora` trains it."""
+    if device.type != "cpu":
+        planner.model.language_model.embed_tokens.to("cpu")
+        planner.leave_on_host(device)
+    strip(planner)
+    add_adapter(planner, settings)
+    streamline(planner)
+    return planner
 
 
 def with_peft(model, settings: LoraSettings, recompute: bool):
@@ -110,25 +139,28 @@ def with_peft(model, settings: LoraSettings, recompute: bool):
     return model.train()
 
 
-def measure(steps: dict[str, Callable[[], float]], device: torch.device, repeats: int) -> dict[str, dict]:
-    """Seconds (median) of each, after a step that warms up, then peak bytes; the steps take turns."""
+def most_layers(whole: Callable[[int], int], layers: int, limit: int) -> int:
+    """The most of so many layers that can be kept so that `whole(kept)` is at most the limit; 0 where it never is."""
+    least, most = 0, layers
+    while least < most:
+        kept = (least + most + 1) // 2
+        least, most = (kept, most) if whole(kept) <= limit else (least, kept - 1)
+    return least
+
+
+def measure(sides: dict[str, Side], device: torch.device, repeats: int) -> dict[str, dict]:
+    """Seconds (median) of each side's steps, which take turns, then bytes."""
     now = time.process_time if device.type == "cpu" else time.perf_counter
-    seconds, losses = {name: [] for name in steps}, {}
-    for turn in range(repeats + 1):
-        for name, step in steps.items():
+    seconds = {name: [] for name in sides}
+    for _ in range(repeats):
+        for name, side in sides.items():
             synchronize(device)
             began = now()
-            losses.setdefault(name, step())
+            side.step()
             synchronize(device)
-            if turn:
-                seconds[name].append(now() - began)
+            seconds[name].append(now() - began)
     return {
-        name: {
-            "seconds": statistics.median(taken),
-            "fastest": min(taken),
-            "peak": peak_of(steps[name], device),
-            "loss": losses[name],
-        }
+        name: {"seconds": statistics.median(taken), "fastest": min(taken), **sides[name].memory()}
         for name, taken in seconds.items()
     }
 
@@ -151,7 +183,11 @@ def most_allocated(step: Callable[[], float]) -> int:
     return max(itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
 
 
-def main() -> None:
+def layers_to_keep(text: str) -> int | str:
+    return text if text == "auto" else int(text)
+
+
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", choices=sorted(CONFIGURATIONS), default="third")
     parser.add_argument("--side", type=int, default=1024, help="pixels of the square image")
@@ -163,39 +199,66 @@ def main() -> None:
         action="store_true",
         help="the peer computes its own loss, over the logits of all tokens, as Trainer does",
     )
-    parser.add_argument("--keep-layers", type=int, default=0, help="as of train-lora")
+    parser.add_argument(
+        "--keep-layers",
+        type=layers_to_keep,
+        default=0,
+        metavar="N",
+        help="as of train-lora; auto: as many as our whole memory stays within the peer's with",
+    )
     parser.add_argument("--device")
     parser.add_argument("--dtype", default="fp32")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int)
-    args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    device = resolve_device(args.device)
+    return parser.parse_args()
+
+
+def sides_of(args: argparse.Namespace, device: torch.device) -> tuple[dict[str, Side], Sequence]:
+    """Ours and the peer's, on the same weights, and our loss."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[args.dtype]
     settings = LoraSettings("planner", Path(), Path(), rank=args.rank, targets=args.targets)
     planner = RandomModels(CONFIGURATIONS[args.config], device, dict.fromkeys(COMPONENTS, dtype)).planner
-    for layer in planner.model.language_model.layers:
-        layer.self_attn.fused = None
     made = sequence(planner.config, args.side, args.prompt_tokens)
     peer = with_peft(peers.planner(planner.config, planner), settings, recompute=True)
-    theirs = [p for p in peer.parameters() if p.requires_grad]
-    ours = add_adapter(planner, settings)
-    streamline(planner)
-    loss = Sequence(planner, made, True, args.keep_layers)
-    steps = {
-        "ours": step_of(lambda: loss([()], device, None)["loss"], list(ours.values())),
-        "peft on transformers": step_of((peer_own_loss if args.labels else peer_loss)(peer, made, device), theirs),
+    loss = Sequence(as_trained(planner, settings, device), made, True, 0)
+    theirs = (peer_own_loss if args.labels else peer_loss)(peer, made, device)
+    sides = {
+        "ours": Side(planner, lambda: loss([()], device, None)["loss"], device),
+        "peft on transformers": Side(peer, theirs, device),
     }
-    results = measure(steps, device, args.repeats)
-    first, second = results.values()
-    ratio = second["seconds"] / first["seconds"], second["peak"] / first["peak"]
+    return sides, loss
+
+
+def main() -> None:
+    args = arguments()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    device = resolve_device(args.device)
+    sides, loss = sides_of(args, device)
+    ours, peer = sides.values()
+    layers = len(ours.module.model.language_model.layers) - 1  # the last one is never recomputed
+    loss.keep = 0 if args.keep_layers == "auto" else min(args.keep_layers, layers)
+    losses = {name: side.step() for name, side in sides.items()}  # which warms up, too
+
+    def whole(kept: int) -> int:
+        loss.keep = kept
+        return ours.memory()["whole"]
+
+    if args.keep_layers == "auto":
+        loss.keep = most_layers(whole, layers, peer.memory()["whole"])
+    results = measure(sides, device, args.repeats)
     for name, found in results.items():
-        print(f"{name:22} {found['seconds']:8.3f} s  peak {found['peak'] / 2**20:8.0f} MiB  loss {found['loss']:.4f}")
-    print(f"{ratio[0]:.2f} times as fast at {1 / ratio[1]:.2f} of the memory")
+        sizes = ", ".join(f"{part} {found[part] / 2**20:.0f} MiB" for part in ("weights", "step", "whole"))
+        print(f"{name:22} {found['seconds']:8.3f} s  {sizes}, loss {losses[name]:.4f}")
+    first, second = results.values()
+    ratios = {part: first[part] / second[part] for part in ("weights", "step", "whole")}
+    ratios["speed"] = second["seconds"] / first["seconds"]
     print(
-        json.dumps({"arguments": vars(args), "torch": torch.__version__, "peers": peers.versions(), "results": results})
+        f"{ratios['speed']:.2f} times as fast with {loss.keep} of {layers} layers kept, "
+        f"at {ratios['whole']:.3f} of the peer's memory with weights, {ratios['step']:.2f} beside them"
     )
+    about = {"arguments": vars(args), "torch": torch.__version__, "peers": peers.versions(), "kept": loss.keep}
+    print(json.dumps({**about, "losses": losses, "results": results, "ratios": ratios}))
 
 
 if __name__ == "__main__":

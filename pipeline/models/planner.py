@@ -16,8 +16,9 @@ from .config import RopeConfig, TextConfig, VisionLanguageConfig
 from .kv_cache import KVCache
 from .vision_tokenizer import VisionModel, VQModel
 
+VISION = ("model.visual.", "model.vqmodel.")  # beginnings of the vision tokenizer's keys
 # What an accelerator needs for prompts only: the vision tokenizer, and the embeddings of text.
-ON_HOST = ("model.visual.", "model.vqmodel.", "model.language_model.embed_tokens.")
+ON_HOST = (*VISION, "model.language_model.embed_tokens.")
 PREFILL_CHUNK = 2048  # prompt tokens in one pass; bounds the mask's memory for prompts with many references
 
 
@@ -199,6 +200,10 @@ class Planner(nn.Module):
         self.prompt_table = table.weight.detach()
         rows = self.prompt_table[: self.config.text_config.vision_vocab_size].to(device, copy=True)
         table.weight, table.num_embeddings = nn.Parameter(rows, requires_grad=False), len(rows)
+
+    def drop_vision(self) -> None:
+        """Free the vision tokenizer: from now on there are prompts without references, and no images to tokenize."""
+        self.model.visual = self.model.vqmodel = None
 
     def embed(self, ids: torch.Tensor, device: torch.device | str) -> torch.Tensor:
         """(B, L) ids of a prompt in host memory -> their embeddings (B, L, H) on the device, for `forward`."""

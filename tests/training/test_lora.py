@@ -23,9 +23,10 @@ from comfyui_glm_image.pipeline import GlmImage
 from comfyui_glm_image.pipeline.errors import InputError
 from comfyui_glm_image.pipeline.geometry import preview_grid
 from comfyui_glm_image.pipeline.loading.checkpoint import resolve
+from comfyui_glm_image.pipeline.loading.memory_needs import CheckpointSizes
 from comfyui_glm_image.pipeline.loading.placement import HEADROOM
 from comfyui_glm_image.pipeline.models import tiny
-from comfyui_glm_image.pipeline.models.planner import Planner
+from comfyui_glm_image.pipeline.models.planner import VISION, Planner
 from comfyui_glm_image.training import data, drawing, lora_pictures, lora_score
 from comfyui_glm_image.training.lora import layers, memory, pictures, prepared, residuals
 from comfyui_glm_image.training.lora import train as training
@@ -331,8 +332,60 @@ def test_a_run_learns_what_its_images_show_and_leaves_the_base_alone(settings, t
     assert sorted(p.name for p in (chosen.out / "samples").iterdir()) == ["000000_0.png", "000040_0.png"]
     assert (chosen.out / "loss.png").is_file() == bool(importlib.util.find_spec("matplotlib"))
     after = {key.replace(".base_layer", ""): tensor for key, tensor in run.module.state_dict().items()}
-    assert all(torch.equal(after[key], before[key]) for key in before)
+    kept = {key for key in before if component == "decoder" or not key.startswith(VISION)}
+    assert all(torch.equal(after[key], before[key]) for key in kept)
     assert all(".lora_A." in key or ".lora_B." in key for key in load_file(path))
+
+
+def test_steps_and_samples_of_a_planner_are_the_same_without_its_vision_tokenizer(settings, tmp_path, monkeypatch):
+    pytest.importorskip("peft")
+    seen = []
+
+    def trained(name):
+        ways = {"samples": ('a red sign that says "HI"',), "sample_every": 1, "sample_steps": 2}
+        chosen, model = settings(steps=2, out=tmp_path / name, **ways), small()
+        tokenizer = weakref.ref(model.planner.model.visual), weakref.ref(model.planner.model.vqmodel)
+        run = training.Run(chosen, model, pictures.read_folder(chosen.data), report=lambda _text: None)
+        gc.collect()
+        seen.append([part() is None for part in tokenizer])
+        run.finish()
+        seen[-1].append(model.memory.step is None)  # what plans of samples needed
+        return {path.name: path.read_bytes() for path in chosen.out.rglob("*.[sp][an][fg]*") if path.name != "loss.png"}
+
+    without = trained("without")
+    monkeypatch.setattr(Planner, "drop_vision", lambda self: None)
+    assert trained("with") == without
+    assert seen == [[True, True, True], [False, False, True]]
+    assert "000002_0.png" in without and "adapter_model.safetensors" in without
+
+
+def test_the_needs_of_a_planner_are_those_of_what_its_steps_hold(settings):
+    sizes, planner = CheckpointSizes.of(resolve("small").folder), small().planner
+
+    def needs(device):
+        return memory.training_needs(sizes, settings(), torch.float32, (2, 4), torch.device(device))
+
+    def held():
+        return sum(tensor.nbytes for tensor in planner.parameters())
+
+    whole = held()
+    planner.drop_vision()
+    assert needs("cpu").weights == held() and needs("cpu").preparing > whole
+    planner.leave_on_host(CPU)  # as beside an accelerator
+    assert needs("cuda").weights == held()
+
+
+def test_a_planner_that_can_be_trained_but_not_prepared_for_is_refused(settings, monkeypatch):
+    needs, folder = memory.TrainingNeeds(8 << 30, 4 << 30, 0, 0, layer=1 << 30, layers=9), resolve("small").folder
+    monkeypatch.setattr(memory, "training_needs", lambda *_: needs)
+
+    def check(free):
+        monkeypatch.setattr(memory, "memory_of", lambda device: SimpleNamespace(free=free * 2**30 / (1 - HEADROOM) + 1))
+        return memory.check(folder, settings(), CPU, torch.float32, (2, 4))
+
+    with pytest.raises(InputError, match="about 8.0 GiB to prepare images, then 4.0 GiB: weights 4.0 GiB"):
+        check(7)
+    assert check(8).keep == 4  # there is nothing of preparing when steps run
 
 
 @pytest.mark.parametrize("component", ["planner", "decoder"])

@@ -9,9 +9,11 @@ import torch
 from ...pipeline.devices.memory import memory_of
 from ...pipeline.errors import InputError
 from ...pipeline.geometry import TOKEN, patch_count, preview_grid
+from ...pipeline.loading.checkpoint import PLANNER
 from ...pipeline.loading.memory_needs import ON_HOST, CheckpointSizes
 from ...pipeline.loading.placement import HEADROOM, gib
-from ...pipeline.loading.work_needs import GLYPH_TOKENS
+from ...pipeline.loading.work_needs import GLYPH_TOKENS, ImageBatch, vision_work
+from ...pipeline.models.planner import VISION
 from ...pipeline.text import shown
 from .layers import LOGITS
 from .residuals import APART
@@ -27,8 +29,12 @@ ALLOCATOR = 1.15  # what a block is larger than asked for, on average
 
 @dataclass(frozen=True)
 class TrainingNeeds:
-    """Bytes; `layer` is what one of the `layers` that are recomputed takes where it is kept, as `keep` of them are."""
+    """Bytes: while steps run, the `weights` of what is trained, `adapter` and `work`, and before that, in all, while a
+    planner is `preparing` images. `layer` is what one of the `layers` that are recomputed takes where it is kept, as
+    `keep` of them are.
+    """
 
+    preparing: int
     weights: int
     adapter: int
     work: int
@@ -37,27 +43,34 @@ class TrainingNeeds:
     keep: int = 0
 
     @property
-    def total(self) -> int:
+    def training(self) -> int:
         return self.weights + self.adapter + self.work + self.keep * self.layer
+
+    @property
+    def total(self) -> int:
+        return max(self.preparing, self.training)
 
     def as_text(self) -> str:
         step = self.work + self.keep * self.layer
         kept = f" with {self.keep} of {self.layers} layers kept" if self.layers else ""
-        return f"{gib(self.total)}: weights {gib(self.weights)}, adapter {gib(self.adapter)}, step {gib(step)}{kept}"
+        parts = f"weights {gib(self.weights)}, adapter {gib(self.adapter)}, step {gib(step)}{kept}"
+        if self.preparing > self.training:
+            return f"{gib(self.preparing)} to prepare images, then {gib(self.training)}: {parts}"
+        return f"{gib(self.training)}: {parts}"
 
 
 def training_needs(
-    sizes: CheckpointSizes, settings: LoraSettings, dtype: torch.dtype, grid: tuple[int, int], on_host: bool
+    sizes: CheckpointSizes, settings: LoraSettings, dtype: torch.dtype, grid: tuple[int, int], device: torch.device
 ) -> TrainingNeeds:
-    """For images of `grid`, the largest; `on_host`: the trained component leaves parts of itself in host memory."""
-    numbers = sizes.numbers[settings.folder]
-    staying = ON_HOST.get(settings.folder, ()) if on_host else ()
-    weights = sum(n for key, n in numbers.items() if not staying or not key.startswith(staying)) * dtype.itemsize
-    work = _planner_work if settings.component == "planner" else _decoder_work
-    work, layer, layers = work(sizes, settings, dtype, grid)
+    """For images of `grid`, the largest."""
+    planner = settings.component == "planner"
+    weights = _planner_weights(sizes, device) if planner else sum(sizes.numbers[settings.folder].values())
+    weights *= dtype.itemsize
+    preparing = weights + _vision(sizes, dtype, grid, device) if planner else 0
+    work, layer, layers = (_planner_work if planner else _decoder_work)(sizes, settings, dtype, grid)
     adapter, recomputed = MASTER * _adapter_numbers(sizes, settings), layers if settings.checkpointing else 0
     keep = min(settings.keep_layers or 0, recomputed)
-    return TrainingNeeds(weights, adapter, int(ALLOCATOR * work), int(ALLOCATOR * layer), recomputed, keep)
+    return TrainingNeeds(preparing, weights, adapter, int(ALLOCATOR * work), int(ALLOCATOR * layer), recomputed, keep)
 
 
 def check(folder: Path, settings: LoraSettings, device: torch.device, dtype: torch.dtype, grid) -> TrainingNeeds:
@@ -65,7 +78,7 @@ def check(folder: Path, settings: LoraSettings, device: torch.device, dtype: tor
 
     Raises `InputError` where free memory does not suffice, unless the settings say to try anyway.
     """
-    needs = training_needs(CheckpointSizes.of(folder), settings, dtype, grid, device.type != "cpu")
+    needs = training_needs(CheckpointSizes.of(folder), settings, dtype, grid, device)
     free = int(memory_of(device).free * (1 - HEADROOM))
     if needs.total > free and not settings.anyway:
         raise InputError(
@@ -74,8 +87,25 @@ def check(folder: Path, settings: LoraSettings, device: torch.device, dtype: tor
             f"{', fewer --keep-layers' if needs.keep else ''}, or --anyway to try"
         )
     if settings.keep_layers is None:
-        needs = replace(needs, keep=max(0, min(needs.layers, (free - needs.total) // needs.layer)))
+        needs = replace(needs, keep=max(0, min(needs.layers, (free - needs.training) // needs.layer)))
     return needs
+
+
+def _planner_weights(sizes: CheckpointSizes, device: torch.device) -> int:
+    """Numbers of what a planner without its vision tokenizer has on the device: on an accelerator all but the
+    embeddings of text.
+    """
+    text, numbers = sizes.planner.text_config, sizes.numbers[PLANNER]
+    if device.type == "cpu":
+        return sum(n for key, n in numbers.items() if not key.startswith(VISION))
+    rows = text.vision_vocab_size * text.hidden_size
+    return rows + sum(n for key, n in numbers.items() if not key.startswith(ON_HOST[PLANNER]))
+
+
+def _vision(sizes: CheckpointSizes, dtype: torch.dtype, grid, device: torch.device) -> int:
+    """Bytes of the vision tokenizer, and of turning an image of `grid` into tokens."""
+    weights = sum(n for key, n in sizes.numbers[PLANNER].items() if key.startswith(VISION)) * dtype.itemsize
+    return weights + vision_work(sizes.planner, dtype, ImageBatch(references=(grid,)), device)
 
 
 def _adapter_numbers(sizes: CheckpointSizes, settings: LoraSettings) -> int:

@@ -16,6 +16,13 @@ from .layers import head_loss, run_language_model
 from .prepared import Item
 
 
+def strip(planner: Planner) -> None:
+    """Free what neither a step nor a sample needs, and let adapters stand at q, k and v apart."""
+    planner.drop_vision()
+    for layer in planner.model.language_model.layers:
+        layer.self_attn.fused = None
+
+
 class PlannerLoss:
     """The loss of a batch of items of one size. Each grid counts as much as the other, however many tokens it has:
     the preview decides what is where, and has fewer.

@@ -46,4 +46,6 @@ class Samples:
     def _plans(self) -> list[Plan]:
         self.model.memory = PlanMemory()  # prompts that were read by an earlier adapter
         prompts = self.settings.samples
-        return [self.model.plan(prompt, *self.size, seed=self.settings.seed) for prompt in prompts]
+        plans = [self.model.plan(prompt, *self.size, seed=self.settings.seed) for prompt in prompts]
+        self.model.memory = PlanMemory()  # steps have no room for caches and graphs of plans
+        return plans

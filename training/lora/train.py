@@ -29,7 +29,7 @@ from .decoder_loss import DecoderLoss
 from .layers import streamline
 from .memory import check as check_memory
 from .pictures import Picture, read_folder
-from .planner_loss import PlannerLoss
+from .planner_loss import PlannerLoss, strip
 from .prepared import Item, digest, embed_texts, prepare
 from .run_state import LossLog, RunState, read_log
 from .samples import Samples
@@ -102,9 +102,8 @@ class Run:
     def _loss(self, items: list[Item]) -> PlannerLoss | DecoderLoss:
         kept = self.settings.checkpointing, self.settings.keep_layers or 0
         if self.settings.component == "planner":
+            strip(self.module)
             loss = PlannerLoss(self.module, self.model.settings.prompts, *kept)
-            for layer in self.module.model.language_model.layers:
-                layer.self_attn.fused = None  # adapters stand at q, k and v apart
         else:
             nothing = embed_texts(self.model, [])
             self.model.release(GLYPH)
