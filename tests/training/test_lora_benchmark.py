@@ -24,8 +24,9 @@ def run(monkeypatch, capsys):
     monkeypatch.setitem(lora_benchmark.CONFIGURATIONS, "tiny", {PLANNER: CONFIG})
 
     def run(*words):
-        command = "lora_benchmark --config tiny --side 256 --prompt-tokens 8 --repeats 1 --rank 4 --labels".split()
-        monkeypatch.setattr("sys.argv", [*command, *words])
+        sizes = {"--config": "tiny", "--side": "256", "--prompt-tokens": "8", "--repeats": "1", "--rank": "4"}
+        options = [word for pair in sizes.items() for word in pair]
+        monkeypatch.setattr("sys.argv", ["lora_benchmark", "--labels", *options, *words])
         lora_benchmark.main()
         return json.loads(capsys.readouterr().out.splitlines()[-1])
 
