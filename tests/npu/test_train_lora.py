@@ -3,6 +3,7 @@
 import pytest
 import torch
 from comfyui_glm_image.pipeline import GlmImage
+from comfyui_glm_image.training.lora import layers
 from comfyui_glm_image.training.lora.run_state import read_log
 from comfyui_glm_image.training.lora.settings import LoraSettings
 from PIL import Image
@@ -22,10 +23,10 @@ def data(tmp_path):
     return tmp_path
 
 
-def curve(component, data, device, dtype, steps=2):
+def curve(component, data, device, dtype, steps=2, name="", **more):
     """The losses of a run of `steps` steps, of which each but the first depends on the gradients before it."""
-    words = {"model": "small", "rank": 2, "targets": "all", "steps": steps, "batch": 2, "lr": 1e-2, "warmup": 0}
-    out = data / f"{component}_{str(device).replace(':', '')}_{dtype}"
+    words = {"model": "small", "rank": 2, "targets": "all", "steps": steps, "batch": 2, "lr": 1e-2, "warmup": 0, **more}
+    out = data / f"{component}_{str(device).replace(':', '')}_{dtype}{name}"
     settings = LoraSettings(component, data, out, device=str(device), dtype=dtype, **words)
     model = GlmImage.from_pretrained("small", device=device, dtype=dtype)
     Run(settings, model, read_folder(data), report=lambda _text: None).finish()
@@ -43,6 +44,17 @@ def test_steps_have_the_losses_of_the_cpu(npu, data, component):
 def test_frozen_weights_of_bfloat16_learn_nearly_the_same(npu, data, component):
     ours, theirs = curve(component, data, npu, "bf16"), curve(component, data, "cpu", "fp32")
     assert_close(ours, theirs, rtol=0.1, atol=0.1)
+
+
+def test_attention_that_is_kept_gives_the_losses_of_the_cpu_and_is_not_launched_again(npu, data, cann, monkeypatch):
+    launches, losses = [], []
+    for kept in (False, True):
+        monkeypatch.setattr(layers, "keeps_attention", lambda *_, kept=kept: kept)
+        with cann.count() as seen:
+            losses.append(curve("planner", data, npu, "fp32", name=kept, keep_layers=1))
+        launches.append(seen.launches)
+    assert_close(losses[1], curve("planner", data, "cpu", "fp32", keep_layers=1), rtol=1e-3, atol=1e-3)
+    assert losses[1] == losses[0] and launches[1] < launches[0]
 
 
 def test_a_step_of_the_loop_reads_nothing_back(npu, data, cann):

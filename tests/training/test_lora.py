@@ -39,6 +39,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.conftest import ROOT
 
@@ -400,6 +401,36 @@ def test_recomputing_layers_changes_no_gradient(settings, tmp_path, component):
         assert_close(curve, curves[0], rtol=1e-5, atol=1e-6)
 
 
+class Attentions(TorchDispatchMode):
+    """Counts how often attention is computed, whatever asks for it."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += "attention" in function.name() and "backward" not in function.name()
+        return function(*args, **(kwargs or {}))
+
+
+def test_where_sequences_are_long_a_kept_layer_brings_attention_that_is_computed_once(monkeypatch):
+    torch.manual_seed(0)
+    planner = Planner(tiny.planner_config(layers=4)).requires_grad_(False)
+    tables = planner.rope_tables(torch.arange(6).expand(3, 1, -1))
+    embedded = torch.randn(1, 6, planner.config.text_config.hidden_size, requires_grad=True)
+
+    def step(keep):
+        with Attentions() as seen:
+            hidden = layers.run_language_model(planner.model.language_model, embedded, tables, None, 4, True, keep)
+            return torch.autograd.grad(hidden.square().sum(), embedded)[0], seen.count
+
+    expected, count = step(2)
+    assert count == 4 + 3  # all layers but the last again
+    assert not layers.keeps_attention(1024, 1024) and layers.keeps_attention(1025, 1024)
+    monkeypatch.setattr(layers, "keeps_attention", lambda *_: True)
+    (least, again), (kept, once) = step(0), step(1)
+    assert (again, once) == (7, 4)
+    assert torch.equal(least, expected) and torch.equal(kept, expected)
+
+
 def test_the_gradient_of_the_gate_is_that_of_plain_operators(monkeypatch):
     x = torch.randn(2, 3, 8, requires_grad=True)
 
@@ -454,6 +485,7 @@ def test_as_many_layers_are_kept_as_memory_has_room_for(settings, monkeypatch, c
         monkeypatch.setattr(memory, "memory_of", lambda device: SimpleNamespace(free=free))
         return memory.check(folder, settings(component, **changes), CPU, dtype, grid)
 
+    monkeypatch.setattr(memory, "keeps_attention", lambda *_: False)
     none = needs(keep_layers=0)
     room = int((none.total + 2.5 * none.layer) / (1 - HEADROOM))
     assert (none.keep, needs().keep, needs(room).keep) == (0, none.layers, 2)
@@ -461,6 +493,12 @@ def test_as_many_layers_are_kept_as_memory_has_room_for(settings, monkeypatch, c
     assert needs(checkpointing=False).keep == 0
     with pytest.raises(InputError, match="fewer --keep-layers"):
         needs(room, keep_layers=3)
+    monkeypatch.setattr(memory, "keeps_attention", lambda *_: True)
+    with_attention = needs(keep_layers=1)
+    assert with_attention.total == none.total + none.layer + with_attention.first
+    assert (with_attention.first > 0) == (component == "planner")
+    room = int((with_attention.total + 0.5 * none.layer) / (1 - HEADROOM))
+    assert (needs(room).keep, needs(room - with_attention.first // 2 - none.layer).keep) == (1, 0)
 
 
 @pytest.mark.parametrize("component", ["planner", "decoder"])

@@ -8,10 +8,11 @@ Shapes: B images, T tokens, H hidden size, N tokens that count, V vocabulary.
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from ...pipeline.devices import kernels
 from ...pipeline.devices.kernels import CAUSAL
@@ -79,7 +80,8 @@ def run_language_model(
     with residuals.saving() if checkpointing else nullcontext():
         for i, layer in enumerate(model.layers[:-1], 1):
             residuals.enter(x)
-            attended, fed = _halves(layer, x, about, length, checkpointing, i >= len(model.layers) - keep)
+            kept = i >= len(model.layers) - keep, keep and keeps_attention(*x.shape[1:])
+            attended, fed = _halves(layer, x, about, length, checkpointing, *kept)
             x = _sum(layer, x, attended, fed)
             residuals.leave(attended, fed)
         # The backward pass begins with the last layer: whatever it keeps would be there at that moment anyway.
@@ -89,7 +91,7 @@ def run_language_model(
         return model.norm(_sum(model.layers[-1], x[:, -last:], *given))
 
 
-def _halves(layer: DecoderLayer, x, about: tuple, last: int, checkpointing: bool, keep: bool = True):
+def _halves(layer: DecoderLayer, x, about: tuple, last: int, checkpointing: bool, keep=True, keep_attention=False):
     """What the halves of a decoder layer give to the `last` tokens. That is kept, which no half keeps: the sum between
     them, which the second needs, is computed again.
     """
@@ -104,7 +106,8 @@ def _halves(layer: DecoderLayer, x, about: tuple, last: int, checkpointing: bool
         return layer.mlp.down_proj(swiglu(gate_up))
 
     run = recomputed if checkpointing else (lambda half, *parts: half(*parts))
-    parts = [part[:, -last:] for part in (x, run(attention, x))]
+    attend = partial(recomputed, keep_attention=keep_attention) if checkpointing else run
+    parts = [part[:, -last:] for part in (x, attend(attention, x))]
     fed = run(down, gate_up(*parts)) if keep else run(lambda *parts: down(gate_up(*parts)), *parts)
     return parts[1], fed
 
@@ -155,9 +158,24 @@ def _rows(of: torch.Tensor, gate_up: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return tokens.split(max(1, CACHED // gate_up.shape[-1]) if of.device.type == "cpu" else len(tokens))
 
 
-def recomputed(function, *inputs):
-    """`function(*inputs)`, of which only the inputs are kept; what gradients need is computed again."""
-    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+def keeps_attention(length: int, width: int) -> bool:
+    """Whether what attention gives is worth its memory, H numbers of each token, more than the feed-forward's product
+    is: attention costs T products of a number, the other H.
+    """
+    return length > width
+
+
+def recomputed(function, *inputs, keep_attention: bool = False):
+    """`function(*inputs)`, of which only the inputs are kept, and what attention gives if asked for; what gradients
+    need is computed again.
+    """
+    more = {"context_fn": partial(create_selective_checkpoint_contexts, _policy)} if keep_attention else {}
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False, **more)
+
+
+def _policy(_context, operator, *_, **_more) -> CheckpointPolicy:
+    attends = "attention" in operator.name()  # by whichever kernel
+    return CheckpointPolicy.MUST_SAVE if attends else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def head_loss(hidden, weight, targets, weights) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
