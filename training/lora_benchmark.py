@@ -184,6 +184,8 @@ def most_allocated(step: Callable[[], float]) -> int:
 
 
 def layers_to_keep(text: str) -> int | str:
+    if text != "auto" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not accepted; use auto, or a whole number from 0")
     return text if text == "auto" else int(text)
 
 

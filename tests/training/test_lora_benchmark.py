@@ -1,5 +1,6 @@
 """The benchmark of a LoRA's step: what it counts on either side, and how many layers it keeps."""
 
+import argparse
 import json
 from dataclasses import replace
 
@@ -60,6 +61,13 @@ def test_as_many_layers_are_kept_as_the_peers_memory_has_room_for(run):
 @pytest.mark.parametrize(("limit", "kept"), [(9, 0), (10, 0), (12, 0), (13, 1), (21, 3), (22, 4), (99, 4)])
 def test_the_most_layers_within_a_limit_are_found(limit, kept):
     assert most_layers([10, 13, 15, 21, 22].__getitem__, 4, limit) == kept
+
+
+@pytest.mark.parametrize("text", ["-1", "all", "1.5", ""])
+def test_another_number_of_layers_is_refused(text):
+    assert [lora_benchmark.layers_to_keep(word) for word in ("auto", "0", "19")] == ["auto", 0, 19]
+    with pytest.raises(argparse.ArgumentTypeError, match="use auto, or a whole number from 0"):
+        lora_benchmark.layers_to_keep(text)
 
 
 def test_what_an_accelerator_leaves_in_host_memory_is_not_counted():
