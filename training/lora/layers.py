@@ -1,8 +1,9 @@
 """The passes that training takes through our modules: adapters, recomputed layers and the head, with little memory.
 
 They are cheaper than the modules' own: an adapted layer is three products and nothing between them, the recomputation
-of a half layer ends before its last product, layers that memory has room for keep the widest one, most layers' inputs
-are added up again, the gradient of the feed-forward's gate is written in place, and logits are never kept.
+of a half layer ends before its last product, layers that memory has room for keep the widest one, and then all keep
+what attention gives to long sequences, most layers' inputs are added up again, the gradient of the feed-forward's gate
+is written in place, and logits are never kept.
 Shapes: B images, T tokens, H hidden size, N tokens that count, V vocabulary.
 """
 
@@ -72,7 +73,8 @@ def run_language_model(
     """(B, T, H) embeddings -> (B, N, H) hidden states of the `last` N tokens.
 
     `mask` is (B, 1, T, T), None for a causal one. `keep` of the layers keep their feed-forward's widest
-    product, which costs more to compute again than anything else of its size.
+    product, which costs more to compute again than anything else of its size but attention over long sequences: that is
+    kept in all layers then, unless `keep` is 0.
     """
     x, length = embedded, embedded.shape[1]
     about = (*tables, CAUSAL if mask is None else mask, NoCache, 0, 0, length)
@@ -159,8 +161,10 @@ def _rows(of: torch.Tensor, gate_up: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 def keeps_attention(length: int, width: int) -> bool:
-    """Whether what attention gives is worth its memory, H numbers of each token, more than the feed-forward's product
-    is: attention costs T products of a number, the other H.
+    """Whether keeping what attention gives spares more work for its memory than the feed-forward's product does.
+
+    A number of the first is a sum over half of `length` tokens, twice (scores and values), of the other one over
+    `width` channels.
     """
     return length > width
 
