@@ -11,7 +11,7 @@ import torch
 from ..devices.device import current, require_compiler
 from ..devices.layer_offload import offload_layers
 from ..devices.memory import empty_cache, explaining_out_of_memory
-from ..devices.quantised_products import check_form, slow_reason
+from ..devices.quantised_products import check_form
 from ..errors import InputError
 from ..models.config import DitConfig, GlyphConfig, VaeConfig, VisionLanguageConfig
 from ..models.glyph_encoder import GlyphEncoder
@@ -19,7 +19,7 @@ from ..models.lora import apply_loras
 from ..models.planner import Planner
 from ..models.transformer import Dit
 from ..models.vae import Vae
-from ..models.weight_forms import W4Linear, W8Linear, pack
+from ..models.weight_forms import CodedLinear, pack, slow_reasons
 from ..plan import UsedLora
 from .checkpoint import DECODER, GLYPH, PLANNER, VAE, Checkpoint, title
 from .lora_files import TARGETS, ComponentLoras, LoraFile, by_layer, check_strength, read_lora, used_loras
@@ -75,26 +75,27 @@ class Components:
         device, streamed = self.placement.devices[name], name in self.placement.streamed
         module = self._read(name, torch.device("cpu") if streamed else device)
         apply_loras(module, by_layer(self.loras.get(name, ())))
+        if name == PLANNER and not streamed:
+            module.fuse()
         self._ready_rounded(name, module, device)
         if device.type != "cpu" and name in ON_HOST:
             module.leave_on_host(device)
         if streamed:
             staying = module.on_host if name == PLANNER else ()
             return offload_layers(module, device, self.placement.streamed[name], staying)
-        if name == PLANNER:
-            module.fuse()
         if name == DECODER and self.compile:
             module.compile_blocks()
         return module
 
     def _ready_rounded(self, name: str, module: torch.nn.Module, device: torch.device) -> None:
         """What layers of 8 and 4 bits need to run well, and a warning where they cannot."""
-        forms = {type(layer).form for layer in module.modules() if isinstance(layer, (W8Linear, W4Linear))}
-        for form in forms:
-            check_form(form, device, self.placement.dtypes[name])
-            if name == PLANNER and (reason := slow_reason(form, device, self.placement.dtypes[name])):
+        dtype = self.placement.dtypes[name]
+        for form in {type(layer).form for layer in module.modules() if isinstance(layer, CodedLinear)}:
+            check_form(form, device, dtype)
+        if name == PLANNER:
+            for reason in slow_reasons(module, device, dtype):
                 logger.warning("the planner is slower than with whole weights: %s", reason)
-        if "w4" in forms and (name == PLANNER or device.type == "npu"):
+        if name == PLANNER or device.type == "npu":
             pack(module, device)
 
     def _read(self, name: str, device: torch.device) -> torch.nn.Module:

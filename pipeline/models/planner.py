@@ -15,6 +15,7 @@ from ..devices.layer_offload import visiting
 from .config import RopeConfig, TextConfig, VisionLanguageConfig
 from .kv_cache import KVCache
 from .vision_tokenizer import VisionModel, VQModel
+from .weight_forms import W8Linear, joined, packs_for_cpu
 
 VISION = ("model.visual.", "model.vqmodel.")  # beginnings of the vision tokenizer's keys
 # What an accelerator needs for prompts only: the vision tokenizer, and the embeddings of text.
@@ -36,6 +37,7 @@ class Attention(nn.Module):
         self.v_proj = operations.Linear(config.hidden_size, kv_width, bias=bias, **factory)
         self.o_proj = operations.Linear(width, config.hidden_size, bias=False, **factory)
         self.fused: tuple[torch.Tensor, torch.Tensor | None] | None = None  # weight and bias of all three at once
+        self.qkv_proj: W8Linear | None = None  # of codes, in place of all three
 
     def forward(self, x, cos, sin, mask, cache: KVCache, layer: int, position, read: int) -> torch.Tensor:
         """(B, L, H) -> (B, L, H); keys and values go into the cache from slot `position` on, `read` slots are seen."""
@@ -58,24 +60,31 @@ class Attention(nn.Module):
     def _project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, L, H) -> queries and keys side by side, values."""
         kv_width = self.kv_heads * self.head_dim
-        if self.fused is not None:
-            qkv = F.linear(x, *self.fused)
+        if self.fused is not None or self.qkv_proj is not None:
+            qkv = self.qkv_proj(x) if self.fused is None else F.linear(x, *self.fused)
             return qkv.split((qkv.shape[-1] - kv_width, kv_width), dim=-1)
         return torch.cat((self.q_proj(x), self.k_proj(x)), dim=-1), self.v_proj(x)
 
     def fuse(self) -> None:
         """Join the three projections' weights; the layers' own parameters become views, so no memory is added."""
         layers = (self.q_proj, self.k_proj, self.v_proj)
-        joined = {"weight": None, "bias": None}
-        for name in joined:
+        whole = {"weight": None, "bias": None}
+        for name in whole:
             parts = [getattr(layer, name) for layer in layers]
             if all(part is None for part in parts):
                 continue
             parts = [layer.weight.new_zeros(len(layer.weight)) if p is None else p for layer, p in zip(layers, parts)]
-            joined[name] = torch.cat([part.detach() for part in parts])
-            for layer, view in zip(layers, joined[name].split([len(part) for part in parts])):
+            whole[name] = torch.cat([part.detach() for part in parts])
+            for layer, view in zip(layers, whole[name].split([len(part) for part in parts])):
                 setattr(layer, name, nn.Parameter(view, requires_grad=False))
-        self.fused = joined["weight"], joined["bias"]
+        self.fused = whole["weight"], whole["bias"]
+
+    def join_codes(self) -> None:
+        """Put one layer in place of all three where they are codes that `pack` readies for a CPU, without a LoRA."""
+        layers = [self.q_proj, self.k_proj, self.v_proj]
+        if all(packs_for_cpu(layer) and layer.lora_up is None for layer in layers):
+            self.qkv_proj = joined(layers)
+            self.q_proj = self.k_proj = self.v_proj = None
 
     def _apply(self, function, recurse=True):
         self.fused = None  # moving or casting gives the layers weights of their own again
@@ -106,8 +115,8 @@ class DecoderLayer(nn.Module):
 
     def linears(self) -> list[nn.Module]:
         attention, mlp = self.self_attn, self.mlp
-        own = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
-        return [*own, mlp.gate_up_proj, mlp.down_proj]
+        own = [attention.qkv_proj, attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
+        return [*(layer for layer in own if layer is not None), mlp.gate_up_proj, mlp.down_proj]
 
     def forward(self, x: torch.Tensor, *attention_arguments) -> torch.Tensor:
         x = x + self.post_self_attn_layernorm(self.self_attn(self.input_layernorm(x), *attention_arguments))
@@ -214,9 +223,12 @@ class Planner(nn.Module):
     def fuse(self) -> bool:
         """Compute q, k and v in one product from now on.
 
-        Names, shapes and values stay. False, and nothing is done, where layers are not plain torch ones.
+        Names, shapes and values stay; but codes of 8 bits that `pack` readies for a CPU become one layer. False where
+        layers are not plain torch ones.
         """
         layers = self.model.language_model.layers
+        for layer in layers:
+            layer.self_attn.join_codes()
         linears = [linear for layer in layers for linear in layer.linears()] + [self.lm_head]
         if any(type(linear) is not nn.Linear for linear in linears):
             return False

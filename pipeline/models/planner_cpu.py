@@ -10,10 +10,12 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from ..devices import kernels
 from ..devices.plain_kernels import unit_rms
 from .kv_cache import KVCache
+from .weight_forms import CodedLinear, W8Linear
 
 LARGE = 1 << 19  # numbers of a matrix from which on oneDNN's own overhead of some 12 us is paid back
 ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
@@ -40,8 +42,8 @@ class CpuDecode:
     def __init__(self, planner, cache: KVCache, tables: tuple[torch.Tensor, torch.Tensor]):
         model, text = planner.model.language_model, planner.config.text_config
         self.cache = cache
-        self.embedding, self.norm = model.embed_tokens.weight, model.norm.weight
-        self.layers, self.head = [_layer(layer) for layer in model.layers], product(planner.lm_head.weight)
+        self.embedding, self.norm = model.embed_tokens.weight, model.norm.weight.float()
+        self.layers, self.head = [_layer(layer) for layer in model.layers], _product_of(planner.lm_head)
         self.heads, self.kv_heads, self.head_dim = text.num_attention_heads, text.num_key_value_heads, text.head_dim
         self.eps = text.rms_norm_eps
         cos, sin = (_padded(table, text.head_dim, rest) for table, rest in zip(tables, (1.0, 0.0)))
@@ -52,10 +54,13 @@ class CpuDecode:
 
     @staticmethod
     def suits(planner, device: torch.device) -> bool:
-        """Whether a planner is `fuse`d and computes in float32 on a CPU, whose kernels have no other form."""
-        fused = all(layer.self_attn.fused is not None for layer in planner.model.language_model.layers)
-        plain = device.type == "cpu" and not kernels.registered_kernels("cpu")
-        return fused and plain and planner.lm_head.weight.dtype == torch.float32
+        """Whether a planner is `fuse`d and its products take float32 on a CPU, whose kernels have no other form."""
+        attentions = [layer.self_attn for layer in planner.model.language_model.layers]
+        if device.type != "cpu" or kernels.registered_kernels("cpu"):
+            return False
+        if isinstance(planner.lm_head, W8Linear):
+            return all(a.qkv_proj is not None and a.qkv_proj.packed is not None for a in attentions)
+        return planner.lm_head.weight.dtype == torch.float32 and all(a.fused is not None for a in attentions)
 
     def __call__(self, ids: torch.Tensor, k: int, mask: torch.Tensor | None, slot: int) -> torch.Tensor:
         """Ids (B,) of token `k` of the plan, whose keys go to `slot` -> (B, vision vocabulary) logits after it.
@@ -103,12 +108,12 @@ class CpuDecode:
 
     def _run(self, ids: torch.Tensor, rotation, write, read: int, mask) -> torch.Tensor:
         """Ids (n,), n / B of each plan, their rotations (n, D, D) -> (n, vision vocabulary) logits."""
-        x = F.embedding(ids, self.embedding)
+        x = F.embedding(ids, self.embedding).float()
         seen = self.cache.slots.narrow(4, 0, read).flatten(0, 1).unbind()
         for i, layer in enumerate(self.layers):
             q, k, v = self._project(self._normed(x, layer.input_norm), layer, rotation)
             write(i, k, v)
-            half = layer.out(self._attention(q, seen[2 * i], seen[2 * i + 1], mask))
+            half = layer.out(self._attention(q.to(seen[0].dtype), seen[2 * i], seen[2 * i + 1], mask).float())
             x = torch.addcmul(x, unit_rms(half, self.eps), layer.attention_norm)
             gate, up = layer.gate_up(self._normed(x, layer.mlp_norm)).chunk(2, dim=-1)
             half = layer.down(F.silu(gate).mul_(up))
@@ -144,16 +149,27 @@ def product(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Product:
     return (lambda x: torch.mm(x, matrix)) if bias is None else (lambda x: torch.addmm(bias, x, matrix))
 
 
+def _product_of(layer: nn.Module) -> Product:
+    """Of float32 by a layer, whose codes of 4 bits may be in the order of a product of bfloat16."""
+    if not isinstance(layer, CodedLinear):
+        return product(layer.weight, layer.bias)
+    if layer.form == "w8":
+        return layer.forward
+    dtype = layer.weight_scale.dtype
+    return lambda x: layer(x.to(dtype)).float()
+
+
 def _layer(layer) -> Layer:
+    attention = layer.self_attn
     return Layer(
-        layer.input_layernorm.weight,
-        product(*layer.self_attn.fused),
-        product(layer.self_attn.o_proj.weight, layer.self_attn.o_proj.bias),
-        layer.post_self_attn_layernorm.weight,
-        layer.post_attention_layernorm.weight,
-        product(layer.mlp.gate_up_proj.weight, layer.mlp.gate_up_proj.bias),
-        product(layer.mlp.down_proj.weight, layer.mlp.down_proj.bias),
-        layer.post_mlp_layernorm.weight,
+        layer.input_layernorm.weight.float(),
+        _product_of(attention.qkv_proj) if attention.fused is None else product(*attention.fused),
+        _product_of(attention.o_proj),
+        layer.post_self_attn_layernorm.weight.float(),
+        layer.post_attention_layernorm.weight.float(),
+        _product_of(layer.mlp.gate_up_proj),
+        _product_of(layer.mlp.down_proj),
+        layer.post_mlp_layernorm.weight.float(),
     )
 
 

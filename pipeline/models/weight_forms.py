@@ -8,14 +8,16 @@ they are. In W4 the planner's attention and head have 8 bits, for its choices de
 """
 
 import re
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..devices import kernels
-from ..devices.quantised_products import GROUP, pack_int4, packed_int4_linear, widened_int4
+from ..devices import fbgemm_products, kernels
+from ..devices.quantised_products import GROUP, pack_int4, packed_int4_linear, slow_reason, widened_int4
 
 LARGEST = 127  # of a code of 8 bits, on either side of zero
 STEPS, MIDDLE = 15, 8  # between the smallest and the largest code of 4 bits; the code that stands for its zero
@@ -61,9 +63,13 @@ class CodedLinear(nn.Module):
 
 
 class W8Linear(CodedLinear):
-    """A linear layer of int8 `weight` (out, in) and `weight_scale` (out, 1) in the dtype that it computes in."""
+    """A linear layer of int8 `weight` (out, in) and `weight_scale` (out, 1) in the dtype that it computes in.
+
+    After `pack` on a CPU the codes are in `packed`, in the order of FBGEMM, and `weight` has no rows.
+    """
 
     form = "w8"
+    packed: torch.ScriptObject | None = None
 
     def __init__(self, width: int, out: int, bias: bool, dtype: torch.dtype | None = None):
         super().__init__()
@@ -77,7 +83,14 @@ class W8Linear(CodedLinear):
         return tuple(self.weight.shape)
 
     def product(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        if self.packed is not None:
+            return fbgemm_products.linear(x, self.packed, bias)
         return kernels.int8_linear(x, self.weight, self.weight_scale.view(-1).to(x.dtype), bias)
+
+    def pack(self) -> None:
+        """Bring the codes into the order of a CPU's own product, where `packs_for_cpu` says so."""
+        self.packed = fbgemm_products.pack(self.weight, self.weight_scale)
+        self.weight = _constant(self.weight[:0].clone())
 
     def numbers(self, rows: slice) -> torch.Tensor:
         return self.weight[rows].float() * self.weight_scale[rows].float()
@@ -207,11 +220,43 @@ def round_layers(module: nn.Module, form: str) -> nn.Module:
 
 
 def pack(module: nn.Module, device: torch.device, kind: str | None = None) -> nn.Module:
-    """Ready 4-bit layers for a device: for few rows, as in planning, and on an NPU for the decoder's many too."""
+    """Bring codes into the order of a device's own product: those of the planner, on an NPU of the decoder too."""
     for layer in module.modules():
         if isinstance(layer, W4Linear):
             layer.pack(device, kind)
+    if (kind or device.type) == "cpu":
+        _pack_for_cpu(filter(packs_for_cpu, module.modules()))
     return module
+
+
+def _pack_for_cpu(layers: Iterable[W8Linear]) -> None:
+    """One after the other on every thread, so that few lie in both orders."""
+    with warnings.catch_warnings(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        warnings.filterwarnings("ignore", "torch.quantize_per_tensor", UserWarning)  # deprecated with its whole class
+        list(pool.map(W8Linear.pack, layers))  # raises what a thread raised
+
+
+def slow_reasons(module: nn.Module, device: torch.device, dtype: torch.dtype, packed: bool = True) -> list[str]:
+    """Why planning takes longer with the codes of a planner than with whole weights, if it does."""
+    forms = sorted({layer.form for layer in module.modules() if isinstance(layer, CodedLinear)})
+    return [reason for form in forms if (reason := slow_reason(form, device, dtype, packed))]
+
+
+def packs_for_cpu(layer: nn.Module) -> bool:
+    """Whether a layer's codes have 8 bits and can be brought into the order of a CPU's own product."""
+    ready = isinstance(layer, W8Linear) and layer.packed is None and layer.weight.device.type == "cpu"
+    return ready and fbgemm_products.available()
+
+
+def joined(layers: Sequence[W8Linear]) -> W8Linear:
+    """One layer in place of several that have the same input, no LoRA, and biases all or none of them."""
+    with torch.device("meta"):
+        one = W8Linear(layers[0].weight.shape[1], sum(len(layer.weight) for layer in layers), bias=False)
+    for name in ("weight", "weight_scale", "bias"):
+        parts = [getattr(layer, name) for layer in layers]
+        if parts[0] is not None:
+            setattr(one, name, _constant(torch.cat(parts)))
+    return one
 
 
 def linear_layers(module: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
