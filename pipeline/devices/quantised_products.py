@@ -71,10 +71,11 @@ def pack_int4(
     kind = kind or device.type
     if kind == "npu":
         return _pack_for_npu(weight, scale, zero, device)
-    if kind != "cpu" or scale.dtype != torch.bfloat16 or len(weight) % 16:
+    table = torch.stack((scale, zero), dim=-1).transpose(0, 1).contiguous()  # (in / 32, out, 2)
+    short = table.bfloat16()
+    if kind != "cpu" or len(weight) % 16 or not torch.equal(short.to(table.dtype), table):
         return None
-    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(_codes(weight).int(), 1)
-    return packed, torch.stack((scale, zero), dim=-1).transpose(0, 1).contiguous(), None  # table (in / 32, out, 2)
+    return torch.ops.aten._convert_weight_to_int4pack_for_cpu(_codes(weight).int(), 1), short, None
 
 
 def _pack_for_npu(weight, scale, zero, device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -98,9 +99,9 @@ def _pack_for_npu(weight, scale, zero, device) -> tuple[torch.Tensor, torch.Tens
 
 
 def packed_int4_linear(x, packed, table, bias):
-    """(..., in) times weights of `pack_int4` -> (..., out), plus `bias`."""
+    """(..., in) times weights of `pack_int4` -> (..., out), plus `bias`: of bfloat16, in which alone torch is fast."""
     multiply = torch.ops.aten._weight_int4pack_mm_for_cpu
-    return by_rows(lambda rows: multiply(rows, packed, GROUP, table), x, bias)
+    return by_rows(lambda rows: multiply(rows.bfloat16(), packed, GROUP, table).to(x.dtype), x, bias)
 
 
 def by_rows(product: Callable, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -144,7 +145,7 @@ def slow_reason(form: str, device: torch.device, dtype: torch.dtype, packed: boo
     bits, word = BITS[form], str(dtype).removeprefix("torch.")
     if device.type == "cuda" and not has_triton():
         return f"{bits} weights are widened for every token, because triton is not installed"
-    if packed and (form, device.type) == ("w8", "cpu") and fbgemm_products.available():
+    if packed and device.type == "cpu" and (form == "w4" or fbgemm_products.available()):
         return None
     takes = {"cpu": (torch.bfloat16,), "cuda": HALVES, "npu": HALVES}.get(device.type, ())
     if dtype in takes:

@@ -150,13 +150,7 @@ def product(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Product:
 
 
 def _product_of(layer: nn.Module) -> Product:
-    """Of float32 by a layer, whose codes of 4 bits may be in the order of a product of bfloat16."""
-    if not isinstance(layer, CodedLinear):
-        return product(layer.weight, layer.bias)
-    if layer.form == "w8":
-        return layer.forward
-    dtype = layer.weight_scale.dtype
-    return lambda x: layer(x.to(dtype)).float()
+    return layer.forward if isinstance(layer, CodedLinear) else product(layer.weight, layer.bias)
 
 
 def _layer(layer) -> Layer:
