@@ -71,9 +71,11 @@ def pack_int4(
     kind = kind or device.type
     if kind == "npu":
         return _pack_for_npu(weight, scale, zero, device)
+    if kind != "cpu" or len(weight) % 16:
+        return None
     table = torch.stack((scale, zero), dim=-1).transpose(0, 1).contiguous()  # (in / 32, out, 2)
     short = table.bfloat16()
-    if kind != "cpu" or len(weight) % 16 or not torch.equal(short.to(table.dtype), table):
+    if not torch.equal(short.to(table.dtype), table):
         return None
     return torch.ops.aten._convert_weight_to_int4pack_for_cpu(_codes(weight).int(), 1), short, None
 
