@@ -25,6 +25,7 @@ from comfyui_glm_image.pipeline.geometry import preview_grid
 from comfyui_glm_image.pipeline.loading.checkpoint import resolve
 from comfyui_glm_image.pipeline.loading.memory_needs import CheckpointSizes
 from comfyui_glm_image.pipeline.loading.placement import HEADROOM
+from comfyui_glm_image.pipeline.loading.quantize import Quantization, quantize
 from comfyui_glm_image.pipeline.models import tiny
 from comfyui_glm_image.pipeline.models.planner import VISION, Planner
 from comfyui_glm_image.training import data, drawing, lora_pictures, lora_score
@@ -375,6 +376,17 @@ def test_the_needs_of_a_planner_are_those_of_what_its_steps_hold(settings):
     assert needs("cpu").weights == held() and needs("cpu").preparing > whole
     planner.leave_on_host(CPU)  # as beside an accelerator
     assert needs("cuda").weights == held()
+
+
+@pytest.mark.parametrize("component", ["planner", "decoder"])
+def test_rounded_weights_are_refused_before_anything_is_prepared(settings, tmp_path, component):
+    pytest.importorskip("peft")
+    forms = {"vision_language_encoder": "w8", "transformer": "w4"}
+    rounded = quantize(Quantization(resolve("small"), tmp_path / "small", forms))
+    wanted = settings(component, model=str(rounded))
+    with pytest.raises(InputError, match=f"the {component}'s weights are rounded to w[48]; a LoRA is trained on whole"):
+        training.train(wanted, print)
+    assert not wanted.out.exists()
 
 
 def test_a_planner_that_can_be_trained_but_not_prepared_for_is_refused(settings, monkeypatch):

@@ -15,11 +15,11 @@ import torch
 
 from ...pipeline.devices.device import current, resolve_device
 from ...pipeline.devices.memory import explaining_out_of_memory
-from ...pipeline.errors import GlmImageError
+from ...pipeline.errors import GlmImageError, InputError
 from ...pipeline.files import check_writable
 from ...pipeline.geometry import TOKEN
 from ...pipeline.glm_image import GlmImage
-from ...pipeline.loading.checkpoint import GLYPH, resolve
+from ...pipeline.loading.checkpoint import GLYPH, resolve, title
 from ...pipeline.loading.placement import Placement
 from ...pipeline.progress import Progress
 from ..plots import Panel, write_panels
@@ -51,6 +51,11 @@ def train(settings: LoraSettings, report: Report, progress: Progress | None = No
     pictures = read_folder(settings.data, settings.pixels)
     checkpoint, device = resolve(settings.model, settings.revision), resolve_device(settings.device)
     checkpoint.check()
+    if form := checkpoint.weights(settings.folder).form:
+        raise InputError(
+            f"{checkpoint.folder}: the {title(settings.folder)}'s weights are rounded to {form}; a LoRA is trained on "
+            "whole weights, and works with rounded ones then: give the checkpoint that was rounded"
+        )
     check_writable(settings.out / FILES[settings.component])
     placement = Placement.on(device, settings.dtype)
     largest = max((picture.size for picture in pictures), key=lambda size: size[0] * size[1])
