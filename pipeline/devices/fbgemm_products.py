@@ -13,8 +13,9 @@ ENGINES = ("x86", "fbgemm")  # of torch.backends.quantized, by which weights are
 BASE = 128  # of digits from -64 to 64: two of them times two codes fit into the 16 bits in which FBGEMM adds pairs
 PLACES = 3
 LARGEST = (BASE // 2 - 1) * BASE ** (PLACES - 1)  # of an input in steps
-# Takes an input with its scale and zero.
+# By an input with its scale and zero; and the making of quantised tensors, which torch means to give up one day.
 MULTIPLY = getattr(torch.ops.quantized, "linear_with_input_q_dq_qweight_dq_output_fp32", None)
+CODED = getattr(torch, "_make_per_channel_quantized_tensor", None)
 ROWS = 128  # at once, which bounds the memory of digits in long prompts
 SMALLEST = 2.0**-100  # of largest numbers, so that rows of zeros stay zeros
 
@@ -22,13 +23,13 @@ SMALLEST = 2.0**-100  # of largest numbers, so that rows of zeros stay zeros
 @functools.cache
 def available() -> bool:
     """Whether torch packs for FBGEMM here: not on Arm, nor where another program chose another engine."""
-    return torch.backends.quantized.engine in ENGINES and MULTIPLY is not None
+    return torch.backends.quantized.engine in ENGINES and None not in (MULTIPLY, CODED)
 
 
 def pack(weight: torch.Tensor, scale: torch.Tensor) -> torch.ScriptObject:
     """int8 codes (out, in) and scales (out, 1) -> the same in FBGEMM's order, as many bytes, at some 0.2 GB/s."""
     zeros = torch.zeros(len(weight), dtype=torch.int64)
-    coded = torch._make_per_channel_quantized_tensor(weight, scale.view(-1).double(), zeros, 0)
+    coded = CODED(weight, scale.view(-1).double(), zeros, 0)
     return torch.ops.quantized.linear_prepack(coded, None)
 
 
