@@ -1,7 +1,6 @@
 """The planner and the glyph encoder under ComfyUI's memory management, as their sockets carry them."""
 
 import copy
-import logging
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -18,14 +17,12 @@ from ...pipeline.models.glyph_encoder import GlyphEncoder
 from ...pipeline.models.kv_cache import KVCache
 from ...pipeline.models.planner import Planner
 from ...pipeline.models.vision_tokenizer import all_rows
-from ...pipeline.models.weight_forms import slow_reasons
+from ...pipeline.models.weight_forms import warn_if_slow
 from ...pipeline.plan import UsedLora
 from ...pipeline.planning.make_plan import PlannerSettings
 from ...pipeline.planning.preview import token_colours
 from .loading import open_part
 from .planner_lora import with_loras
-
-logger = logging.getLogger(__name__)
 
 
 class ManagedPlanner(Planner):
@@ -48,8 +45,7 @@ class PlannerPart:
         self.folder = folder
         self.config = VisionLanguageConfig.from_json(folder / "vision_language_encoder" / "config.json")
         self.patcher, dtypes = open_part(ManagedPlanner, self.config, weights, dtype, device)
-        for reason in slow_reasons(self.module, self.patcher.load_device, dtypes.compute, packed=False):
-            logger.warning("the planner is slower than with whole weights: %s", reason)
+        warn_if_slow(self.module, self.patcher.load_device, dtypes.compute)
         self.plain_patcher = self.patcher
         self.module.compute_dtype = dtypes.compute
         self.loras: ComponentLoras = ()

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 
 from ..errors import InputError
-from . import fbgemm_products
 from .capabilities import capabilities
 
 GROUP = 32  # numbers that share a scale and a zero in 4 bits
@@ -139,16 +138,14 @@ def check_form(form: str, device: torch.device, dtype: torch.dtype | None = None
         raise InputError(f"4-bit weights (w4) run on {device} in bf16 and fp16, not in fp32; use another dtype, or w8")
 
 
-def slow_reason(form: str, device: torch.device, dtype: torch.dtype, packed: bool = True) -> str | None:
+def slow_reason(form: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why planning tokens takes longer in a form on a device than with whole weights; None if it does not.
 
-    `packed`: codes lie in the order that the device's own product wants.
+    Of codes as they lie in files; in the order of a CPU's own product they are fast there in any dtype.
     """
     bits, word = BITS[form], str(dtype).removeprefix("torch.")
     if device.type == "cuda" and not has_triton():
         return f"{bits} weights are widened for every token, because triton is not installed"
-    if packed and device.type == "cpu" and (form == "w4" or fbgemm_products.available()):
-        return None
     takes = {"cpu": (torch.bfloat16,), "cuda": HALVES, "npu": HALVES}.get(device.type, ())
     if dtype in takes:
         return None

@@ -1,7 +1,6 @@
 """The four networks of a checkpoint: each loaded when first used, where its placement says, and released again."""
 
 import contextlib
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ from ..models.lora import apply_loras
 from ..models.planner import Planner
 from ..models.transformer import Dit
 from ..models.vae import Vae
-from ..models.weight_forms import CodedLinear, pack, slow_reasons
+from ..models.weight_forms import CodedLinear, pack, warn_if_slow
 from ..plan import UsedLora
 from .checkpoint import DECODER, GLYPH, PLANNER, VAE, Checkpoint, title
 from .lora_files import TARGETS, ComponentLoras, LoraFile, by_layer, check_strength, read_lora, used_loras
@@ -28,7 +27,6 @@ from .placement import Placement
 from .stored import check_rounding
 from .weights import load_module, matching
 
-logger = logging.getLogger(__name__)
 MODULES = {  # folder -> (module, its configuration)
     PLANNER: (Planner, VisionLanguageConfig),
     GLYPH: (GlyphEncoder, GlyphConfig),
@@ -92,11 +90,10 @@ class Components:
         dtype = self.placement.dtypes[name]
         for form in {type(layer).form for layer in module.modules() if isinstance(layer, CodedLinear)}:
             check_form(form, device, dtype)
-        if name == PLANNER:
-            for reason in slow_reasons(module, device, dtype):
-                logger.warning("the planner is slower than with whole weights: %s", reason)
         if name == PLANNER or device.type == "npu":
             pack(module, device)
+        if name == PLANNER:
+            warn_if_slow(module, device, dtype)
 
     def _read(self, name: str, device: torch.device) -> torch.nn.Module:
         def progress(done: int, total: int) -> None:

@@ -59,7 +59,7 @@ class CpuDecode:
         if device.type != "cpu" or kernels.registered_kernels("cpu"):
             return False
         if isinstance(planner.lm_head, W8Linear):
-            return all(a.qkv_proj is not None and a.qkv_proj.packed is not None for a in attentions)
+            return all(a.qkv_proj is not None and a.qkv_proj.packed_for_cpu for a in attentions)
         return planner.lm_head.weight.dtype == torch.float32 and all(a.fused is not None for a in attentions)
 
     def __call__(self, ids: torch.Tensor, k: int, mask: torch.Tensor | None, slot: int) -> torch.Tensor:

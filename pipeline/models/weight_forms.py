@@ -7,6 +7,7 @@ Embeddings, norms, the vision tokenizer and the decoder's first and last layers 
 they are. In W4 the planner's attention and head have 8 bits, for its choices depend on them most.
 """
 
+import logging
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,6 +19,8 @@ from torch import nn
 
 from ..devices import fbgemm_products, kernels
 from ..devices.quantised_products import GROUP, pack_int4, packed_int4_linear, slow_reason, widened_int4
+
+logger = logging.getLogger(__name__)
 
 LARGEST = 127  # of a code of 8 bits, on either side of zero
 STEPS, MIDDLE = 15, 8  # between the smallest and the largest code of 4 bits; the code that stands for its zero
@@ -61,6 +64,11 @@ class CodedLinear(nn.Module):
         """What the codes of some rows stand for, float32 (rows, in); not after `pack`."""
         raise NotImplementedError
 
+    @property
+    def packed_for_cpu(self) -> bool:
+        """Whether the codes are in the order of a CPU's own product."""
+        raise NotImplementedError
+
 
 class W8Linear(CodedLinear):
     """A linear layer of int8 `weight` (out, in) and `weight_scale` (out, 1) in the dtype that it computes in.
@@ -79,11 +87,15 @@ class W8Linear(CodedLinear):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(out, in)."""
+        """(out, in); not after `pack`."""
         return tuple(self.weight.shape)
 
+    @property
+    def packed_for_cpu(self) -> bool:
+        return self.packed is not None
+
     def product(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        if self.packed is not None:
+        if self.packed_for_cpu:
             return fbgemm_products.linear(x, self.packed, bias)
         return kernels.int8_linear(x, self.weight, self.weight_scale.view(-1).to(x.dtype), bias)
 
@@ -122,8 +134,12 @@ class W4Linear(CodedLinear):
         """(out, in); not after `pack`."""
         return len(self.weight), 2 * self.weight.shape[1]
 
+    @property
+    def packed_for_cpu(self) -> bool:
+        return self.weight_zero is None
+
     def product(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        if self.weight_zero is None:
+        if self.packed_for_cpu:
             return packed_int4_linear(x, self.weight, self.weight_scale, bias)
         scale, zero = self.weight_scale.to(x.dtype), self.weight_zero.to(x.dtype)
         return kernels.int4_linear(x, self.weight, scale, zero, bias)
@@ -236,15 +252,17 @@ def _pack_for_cpu(layers: Iterable[W8Linear]) -> None:
         list(pool.map(W8Linear.pack, layers))  # raises what a thread raised
 
 
-def slow_reasons(module: nn.Module, device: torch.device, dtype: torch.dtype, packed: bool = True) -> list[str]:
-    """Why planning takes longer with the codes of a planner than with whole weights, if it does."""
-    forms = sorted({layer.form for layer in module.modules() if isinstance(layer, CodedLinear)})
-    return [reason for form in forms if (reason := slow_reason(form, device, dtype, packed))]
+def warn_if_slow(planner: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Say why planning takes longer with a planner's codes than with whole weights, if it does. After `pack`."""
+    coded = [layer for layer in planner.modules() if isinstance(layer, CodedLinear)]
+    for form in sorted({layer.form for layer in coded if not layer.packed_for_cpu}):
+        if reason := slow_reason(form, device, dtype):
+            logger.warning("the planner is slower than with whole weights: %s", reason)
 
 
 def packs_for_cpu(layer: nn.Module) -> bool:
     """Whether a layer's codes have 8 bits and can be brought into the order of a CPU's own product."""
-    ready = isinstance(layer, W8Linear) and layer.packed is None and layer.weight.device.type == "cpu"
+    ready = isinstance(layer, W8Linear) and not layer.packed_for_cpu and layer.weight.device.type == "cpu"
     return ready and fbgemm_products.available()
 
 

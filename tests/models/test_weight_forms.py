@@ -23,6 +23,7 @@ from comfyui_glm_image.pipeline.models.weight_forms import (
     pack,
     round_layers,
     rounded,
+    warn_if_slow,
 )
 from torch import nn
 from torch.testing import assert_close
@@ -196,13 +197,21 @@ def test_another_form_of_the_product_is_used_where_one_is_registered():
 )
 def test_where_no_product_reads_codes_it_is_said(form, device, dtype, says, monkeypatch):
     monkeypatch.setattr(quantised_products, "has_triton", lambda: True)
-    reason = slow_reason(form, SimpleNamespace(type=device), dtype, packed=False)
+    reason = slow_reason(form, SimpleNamespace(type=device), dtype)
     assert reason is None if says is None else re.search(says, reason)
 
 
 @needs_fbgemm
-def test_packed_weights_of_8_bits_are_not_slow_on_a_cpu_in_any_dtype():
-    assert slow_reason("w8", CPU, torch.float32) is None
+@pytest.mark.parametrize("form", FORMS)
+def test_a_cpus_packed_weights_are_not_slow_in_any_dtype_and_others_are(form, caplog):
+    module = nn.Sequential(small(linear(48, 96), form))
+    warn_if_slow(pack(copy.deepcopy(module), CPU), CPU, torch.float32)
+    assert not caplog.records
+    if form == "w4":
+        module[0].weight_zero += 1e-3  # which bfloat16 does not have, so that these are not packed
+        pack(module, CPU)
+    warn_if_slow(module, CPU, torch.float32)
+    assert re.search("slower than with whole weights: .-bit weights are widened for every token", caplog.text)
 
 
 def test_cuda_without_triton_is_said(monkeypatch):
@@ -312,9 +321,8 @@ def test_the_estimate_counts_what_weights_take(opened, form):
     placement, needs = P.plan_placement(SMALL, request)
     for name, module in ((P.PLANNER, opened(form).planner), (P.DECODER, opened(form).transformer)):
         live = sum(parameter.nbytes for parameter in module.parameters())
-        live += sum(
-            fbgemm_products.unpack(m.packed).nbytes for m in module.modules() if getattr(m, "packed", None) is not None
-        )
+        packed = (layer.packed for layer in module.modules() if getattr(layer, "packed", None) is not None)
+        live += sum(fbgemm_products.unpack(codes).nbytes for codes in packed)
         assert 0.95 * live < needs.weights[name] < 1.05 * live
     assert f"{form} weights" in P.describe(placement, needs)
 
